@@ -1,0 +1,77 @@
+"""The pretext task: what one is (a protocol, held by a frozen dataclass) and the network it builds.
+
+A task holds no parameters, so that it hashes, pickles, diffs and logs; all state lives in its `TaskModel`.
+
+    Raw (uint8, on the device) -> make_batch -> inputs, targets
+    TaskModel(**inputs) -> outputs;  loss(outputs, targets) -> [n], one per example
+
+The mean over examples, gradient accumulation and the reduction over ranks exist once, in `ssl_core.train.loop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Generator, Tensor, nn
+
+from ssl_core.nn.encoders import Encoder
+from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
+
+EncoderFactory = Callable[[Field], Encoder]
+"""Builds the run's encoder for an input of that shape; a task calls it once per network that it needs."""
+
+
+class TaskModel(nn.Module):
+    """Encoder(s) plus whatever the pretext task needs around them; owns all state.
+
+    `forward(**inputs)` takes what `make_batch` made and returns the task's outputs.
+    """
+
+    def represent(self, raw: Raw) -> dict[str, Tensor]:
+        """Layer name -> [n, d] float32, from shallow to deep; what the probes and the users of the encoder get.
+
+        Deterministic in eval mode; accepts the fields of `PretextTask.sample` as the reader delivers them.
+        """
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Runs after each optimizer step under no_grad; MoCo's EMA and queue live here."""
+
+
+@runtime_checkable
+class PretextTask(Protocol):
+    """Implemented by a frozen dataclass: its fields ARE its configuration; `__post_init__` rejects bad values."""
+
+    paper: ClassVar[str]
+    shortcuts: ClassVar[tuple[Shortcut, ...]]
+    search: ClassVar[Mapping[str, Choice | LogUniform | Uniform]]
+
+    @property
+    def sample(self) -> Mapping[str, Field]:
+        """What the reader must deliver for one sample, by name."""
+        ...
+
+    def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Any]:
+        """Inputs of the model and targets, both from the data alone, on raw's device, without synchronising."""
+        ...
+
+    def build(self, encoder: EncoderFactory) -> TaskModel:
+        """A freshly initialised model for this task."""
+        ...
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """[n], one loss per example."""
+        ...
+
+    def metrics(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
+        """Metric name -> [n], one value per example; "accuracy" where the task has an answer."""
+        ...
+
+    def chance(self, batch: int) -> dict[str, float]:
+        """What each metric shows in a model that has learnt nothing, for `batch` samples over all ranks."""
+        ...
+
+    def show(self, inputs: dict[str, Tensor], outputs: Any, targets: Any) -> Panel:
+        """What the model saw and answered, for the run's figures."""
+        ...

@@ -1,0 +1,78 @@
+"""Plain data that every layer speaks: what a reader delivers, what a task declares, what it can show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+Modality: TypeAlias = Literal["image", "video", "audio", "sequence"]
+
+Raw: TypeAlias = Mapping[str, Tensor]
+"""Field name -> [n, *field.shape] on the device. Images are uint8 RGB in [0, 255], channels_last in memory."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One named input: its modality and the shape of a single sample.
+
+    Attributes:
+        modality: what the shape means.
+        shape: image (channels, height, width); further modalities bring their own order.
+    """
+
+    modality: Modality
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A way to solve a pretext task without learning what it is for, and the switch that closes it.
+
+    Attributes:
+        cue: name of the low-level signal; a key of `ssl_core.probes.audit.CUES`.
+        countermeasure: one sentence for the reader of `pretext tasks`.
+        off: field values of the task that disable the countermeasure; the audit measures with and without them.
+    """
+
+    cue: str
+    countermeasure: str
+    off: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Search domain: one of these values."""
+
+    values: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """Search domain: a float whose logarithm is uniform between `low` and `high`."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Search domain: a float uniform between `low` and `high`."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Pictures of what a task saw and answered, one row per example.
+
+    Attributes:
+        columns: column title -> [n, 3, h, w] float in [0, 1]; heights and widths may differ between columns.
+        captions: n short texts, e.g. "rotated 90, answered 270".
+    """
+
+    columns: Mapping[str, Tensor]
+    captions: Sequence[str]
