@@ -1,0 +1,297 @@
+"""The recipe: one YAML file, checked before anything runs, answered in one sentence when it is wrong.
+
+The sections `task`, `encoder`, `optim`, `train` and `corpus.limits` mirror the frozen dataclasses of ssl_core field by
+field, so a new task or option is in the recipe, in `pretext schema` and in `pretext tasks` the moment it exists.
+
+    YAML + --set  ->  check(...)  ->  Recipe  ->  .run() -> ssl_core.train.run.Run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import operator
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from pipelines.source_map import SourceMap, YamlError
+from ssl_core.data.decode import Canon, Limits
+from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.task import PretextTask
+from ssl_core.tasks import TASKS
+from ssl_core.train.run import Optim, Run, Train
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot run; the message says what, where and how to mend it, one problem a line."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, and nothing changes after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Mirror(Section):
+    """A section with the fields of a frozen dataclass; `build` gives the dataclass."""
+
+    _mirrors: typing.ClassVar[type]
+
+    @model_validator(mode="after")
+    def _dataclass_accepts(self) -> Mirror:
+        self.build()
+        return self
+
+    def build(self) -> Any:
+        """The dataclass; its own `__post_init__` judges the values.
+
+        Raises:
+            ValueError: the dataclass refuses a value.
+        """
+        names = {f.name for f in dataclasses.fields(self._mirrors) if f.init}
+        return self._mirrors(**{name: getattr(self, name) for name in names})
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Field name -> its line in the `Attributes:` section of the class docstring."""
+    doc = (cls.__doc__ or "").partition("Attributes:")[2]
+    entries = re.findall(r"^\s+(\w+)(?: \([^)]*\))?: (.+?)(?=^\s+\w+(?: \([^)]*\))?: |\Z)", doc, re.M | re.S)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def mirror(cls: type, **extra: Any) -> type[Mirror]:
+    """The recipe section whose keys are the fields of the dataclass `cls`."""
+    hints, docs = typing.get_type_hints(cls, include_extras=True), field_docs(cls)
+    fields: dict[str, Any] = dict(extra)
+    for f in dataclasses.fields(cls):
+        if f.init:
+            default = {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
+            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            info = Field(description=docs.get(f.name)) if required else Field(description=docs.get(f.name), **default)  # type: ignore[call-overload]
+            fields[f.name] = (hints[f.name], info)
+    model = create_model(cls.__name__, __base__=Mirror, __doc__=(cls.__doc__ or "").split("\n")[0], **fields)
+    model._mirrors = cls
+    return cast(type[Mirror], model)
+
+
+TASK_SECTIONS = {name: mirror(cls, name=(Literal[name], ...)) for name, cls in TASKS.items()}
+TaskSection = Annotated[functools.reduce(operator.or_, TASK_SECTIONS.values()), Field(discriminator="name")]  # type: ignore[arg-type]
+
+
+class LabelledSection(Section):
+    """A labelled corpus for judging; its images never train the encoder."""
+
+    name: str = Field(description="corpus name, path or URI")
+    sources: tuple[str, ...] = Field((), description="what `pretext run` ingests into it first; {home} is the pretext home")
+    labels: Literal["parent"] = Field("parent", description="label = name of the folder that holds the file")
+
+
+class CorpusSection(Section):
+    """The unlabelled corpus, how its samples are kept, and what is ingested into it first."""
+
+    name: str = Field(description="corpus name (below the pretext home), path or URI")
+    sources: tuple[str, ...] = Field((), description="folders, globs, tars, Parquet files or URIs that `pretext run` ingests first")
+    column: str | None = Field(None, description="column of image bytes in Parquet sources")
+    version: int | None = Field(None, ge=0, description="train on this version; newest by default")
+    size: int = Field(256, ge=1, description="short side of the stored images, pixels")
+    payload: Literal["raw", "jpeg"] = Field("raw", description="raw: fastest; jpeg: a fifth of the bytes")
+    quality: int = Field(95, ge=1, le=100, description="JPEG quality of the `jpeg` payload")
+    limits: mirror(Limits) = Field(default_factory=lambda: mirror(Limits)(), description="what a media file may cost")  # type: ignore[valid-type]
+
+    def canon(self) -> Canon:
+        """How images are stored."""
+        return Canon(size=self.size, payload=self.payload, quality=self.quality)
+
+
+class ClusterSection(Section):
+    """Where and how wide training runs."""
+
+    workers: int = Field(1, ge=1, description="DDP workers; part of the run key, since they change the weights")
+    gpus_per_worker: float = Field(0, ge=0, description="0: CPU and gloo; else GPU and nccl")
+    cpus_per_worker: float | None = Field(None, gt=0, description="Ray CPUs a worker reserves; by default all but a margin, shared")
+    max_failures: int = Field(3, ge=0, description="restarts of the worker group after a lost worker or node")
+    address: str | None = Field(None, description="Ray cluster; none: RAY_ADDRESS, else a local one")
+    storage: str | None = Field(None, description="checkpoints: a folder or URI that all nodes reach; default <home>/runs")
+
+
+class EvaluateSection(Section):
+    """How the encoder is judged."""
+
+    train: LabelledSection | None = Field(None, description="labelled images that fit the probes; none: label-free measures only")
+    test: LabelledSection | None = Field(None, description="labelled images that score the probes")
+    draws: int = Field(20, ge=2, description="draws of the 1- and 5-label probes")
+    batch_size: int = Field(256, ge=1, description="images a forward pass when representing")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> EvaluateSection:
+        if (self.train is None) != (self.test is None):
+            raise ValueError("train and test come together: give both labelled corpora or neither")
+        return self
+
+
+class RegisterSection(Section):
+    """The registered model."""
+
+    model: str = Field(pattern=r"^[^/:]+$", description="name in the MLflow registry")
+    margin: float = Field(0.0, description="a new champion's gain must exceed this, at the lower confidence bound (percentage points)")
+
+
+class TrackingSection(Section):
+    """Where runs are recorded."""
+
+    uri: str | None = Field(None, description="MLflow server; none: MLFLOW_TRACKING_URI, else SQLite in the pretext home")
+    experiment: str = Field("pretext", description="MLflow experiment")
+
+
+class Recipe(Section):
+    """One pretraining, from media to a registered encoder."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?$", description="short name: lower case, digits, dashes; at most 36")
+    corpus: CorpusSection
+    task: TaskSection  # type: ignore[valid-type]
+    encoder: mirror(EncoderSpec)  # type: ignore[valid-type]
+    optim: mirror(Optim)  # type: ignore[valid-type]
+    train: mirror(Train)  # type: ignore[valid-type]
+    cluster: ClusterSection = Field(default_factory=ClusterSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    register_: RegisterSection | None = Field(None, alias="register")
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+    def run(self) -> Run:
+        """What ssl_core trains."""
+        return Run(task=self.pretext_task(), encoder=self.encoder.build(), optim=self.optim.build(), train=self.train.build())
+
+    def pretext_task(self) -> PretextTask:
+        """The task's dataclass."""
+        return cast(PretextTask, self.task.build())
+
+    def plain(self) -> dict[str, Any]:
+        """The whole recipe with its defaults, as JSON data."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def learning(self) -> dict[str, Any]:
+        """The part that determines the weights, given corpus and code: what the run key hashes."""
+        whole = self.plain()
+        return {key: whole[key] for key in ("name", "task", "encoder", "optim", "train")} | {"workers": self.cluster.workers}
+
+
+def find_recipe(name: str) -> Path:
+    """A file, or the name of a recipe that comes with the package.
+
+    Raises:
+        RecipeError: there is neither; the nearest name is offered.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    built_in = {p.stem: p for p in sorted(RECIPES.glob("*.yaml"))}
+    if name in built_in:
+        return built_in[name]
+    near = difflib.get_close_matches(path.stem, built_in, 1)
+    hint = f"did you mean {near[0]}?" if near else f"built-in recipes: {', '.join(built_in)}"
+    raise RecipeError(f"{name}: no such recipe file, and no built-in recipe of that name; {hint}")
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        name: file or built-in name.
+        overrides: `section.key=value` assignments, applied in order.
+
+    Raises:
+        RecipeError: every problem, a line each, with file and line.
+    """
+    path = find_recipe(name)
+    try:
+        source = SourceMap.read(path)
+        for assignment in overrides:
+            source.override(assignment)
+    except (YamlError, OSError) as error:
+        raise RecipeError(str(error)) from None
+    try:
+        return Recipe.model_validate(source.data)
+    except ValidationError as error:
+        raise RecipeError("\n".join(explain(error, source))) from None
+
+
+def explain(error: ValidationError, source: SourceMap) -> Iterator[str]:
+    """One sentence for each problem: where, what, and the nearest right key."""
+    for problem in error.errors():
+        path = tuple(part for part in problem["loc"] if not _is_union_tag(part, problem["loc"]))
+        dotted = ".".join(map(str, path))
+        yield f"{source.where(path)}: {_sentence(problem, dotted, source.data)}"
+
+
+def _is_union_tag(part: str | int, loc: tuple[str | int, ...]) -> bool:
+    # pydantic puts the chosen task's name between `task` and the key
+    return len(loc) > 1 and loc[0] == "task" and part is loc[1] and part in TASKS
+
+
+def _sentence(problem: Any, dotted: str, data: dict[str, Any]) -> str:
+    kind, given = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        return f"`{dotted}` is no key of a recipe; {_nearest_key(dotted, data)}"
+    if kind == "missing":
+        return f"`{dotted}` is missing; add it"
+    if kind == "union_tag_not_found":
+        return f"`{dotted}.name` is missing; one of {', '.join(TASKS)}"
+    if kind == "union_tag_invalid":
+        tag = str(problem["ctx"]["tag"])
+        return f"`{dotted}.name` is {tag!r}; {_nearest(tag, list(TASKS))}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"`{dotted}`: {message}" if dotted else message
+    return f"`{dotted}` is {given!r}: {message[0].lower()}{message[1:]}"
+
+
+def keys_of(model: Any, prefix: str = "", task: str | None = None) -> Iterator[str]:
+    """Every dotted key of the schema; below `task` those of the named task, or of all."""
+    for name, info in model.model_fields.items():
+        dotted = f"{prefix}{info.alias or name}"
+        yield dotted
+        for inner in _sections_in(info.annotation):
+            if inner not in TASK_SECTIONS.values() or task is None or inner is TASK_SECTIONS.get(task):
+                yield from keys_of(inner, f"{dotted}.", task)
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _sections_in(argument)
+
+
+def _nearest_key(dotted: str, data: dict[str, Any]) -> str:
+    """The nearest key of the same section; else the same word in another section; else what the section holds."""
+    chosen = data.get("task")
+    known = list(keys_of(Recipe, task=chosen.get("name") if isinstance(chosen, dict) else None))
+    section, _, word = dotted.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    near = difflib.get_close_matches(word, siblings, 1, cutoff=0.6)
+    if near:
+        return f"did you mean `{siblings[near[0]]}`?"
+    elsewhere = {k.rpartition(".")[2]: k for k in reversed(known)}
+    near = difflib.get_close_matches(word, elsewhere, 1, cutoff=0.75)
+    if near:
+        return f"did you mean `{elsewhere[near[0]]}`?"
+    return f"`{section}` takes {', '.join(siblings)}" if section else f"the sections are {', '.join(siblings)}"
+
+
+def _nearest(word: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(word, choices, 1)
+    return f"did you mean {near[0]}?" if near else f"one of {', '.join(choices)}"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the recipe, for editors."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pretext recipe"} | schema
