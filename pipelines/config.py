@@ -226,17 +226,21 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def explain(error: ValidationError, source: SourceMap) -> Iterator[str]:
     """One sentence for each problem: where, what, and the nearest right key."""
     for problem in error.errors():
-        path = tuple(part for part in problem["loc"] if not _is_union_tag(part, problem["loc"]))
-        dotted = ".".join(map(str, path))
-        yield f"{source.where(path)}: {_sentence(problem, dotted, source.data)}"
+        path = tuple(part for i, part in enumerate(problem["loc"]) if not _is_union_tag(problem["loc"], i))
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        named = re.match(r"`?([a-z_]+)\.([a-z_]+)", message) if problem["type"] == "value_error" else None
+        if named:  # a dataclass names its own key
+            yield f"{source.where(named.groups())}: {message}"
+        else:
+            yield f"{source.where(path)}: {_sentence(problem, message, '.'.join(map(str, path)), source.data)}"
 
 
-def _is_union_tag(part: str | int, loc: tuple[str | int, ...]) -> bool:
+def _is_union_tag(loc: tuple[str | int, ...], i: int) -> bool:
     # pydantic puts the chosen task's name between `task` and the key
-    return len(loc) > 1 and loc[0] == "task" and part is loc[1] and part in TASKS
+    return i == 1 and loc[0] == "task" and loc[1] in TASKS
 
 
-def _sentence(problem: Any, dotted: str, data: dict[str, Any]) -> str:
+def _sentence(problem: Any, message: str, dotted: str, data: dict[str, Any]) -> str:
     kind, given = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
         return f"`{dotted}` is no key of a recipe; {_nearest_key(dotted, data)}"
@@ -247,7 +251,6 @@ def _sentence(problem: Any, dotted: str, data: dict[str, Any]) -> str:
     if kind == "union_tag_invalid":
         tag = str(problem["ctx"]["tag"])
         return f"`{dotted}.name` is {tag!r}; {_nearest(tag, list(TASKS))}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
     if kind == "value_error":
         return f"`{dotted}`: {message}" if dotted else message
     return f"`{dotted}` is {given!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,122 @@
+"""`pretext doctor`: is this machine fit to pretrain on, and if not, what mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from components.corpus import Corpus, pretext_home
+from components.machine import accelerators, collective_backend, decode_in_sandbox, ray_answers, tracking_answers
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        subject: what was looked at.
+        state: ok; warn: works, with a limit; fail: runs will stop.
+        detail: what was found, and how to mend it where the state is not ok.
+    """
+
+    subject: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
+
+
+def examine(tracking_uri: str | None = None) -> Iterator[Finding]:
+    """Look at everything a run needs, one finding after the other; a check that raises is a `fail`."""
+    checks: dict[str, Callable[[], Finding]] = {
+        "python": _python,
+        "packages": _packages,
+        "home": _home,
+        "memory": _memory,
+        "shared memory": _shared_memory,
+        "accelerators": _accelerators,
+        "collectives": _collectives,
+        "decoding": _decoding,
+        "ray": _ray,
+        "mlflow": lambda: _mlflow(tracking_uri),
+        "corpora": _corpora,
+    }
+    for subject, check in checks.items():
+        try:
+            yield check()
+        except Exception as error:  # any failure is the finding
+            yield Finding(subject, "fail", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    fit = sys.version_info >= (3, 11)
+    return Finding("python", "ok" if fit else "fail", version if fit else f"{version}; pretext needs 3.11 or newer")
+
+
+def _packages() -> Finding:
+    names = ("torch", "ray", "mlflow", "pyarrow", "deltalake")
+    return Finding("packages", "ok", ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names))
+
+
+def _home() -> Finding:
+    home = pretext_home()
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=home):
+        pass
+    free = shutil.disk_usage(home).free / GIB
+    shown = f"{home} is writable, {free:.0f} GiB free"
+    return Finding("home", "ok" if free > 5 else "warn", shown if free > 5 else f"{shown}; free some, or set PRETEXT_HOME")
+
+
+def _memory() -> Finding:
+    total, cores = psutil.virtual_memory().total / GIB, len(os.sched_getaffinity(0))
+    state: Literal["ok", "warn"] = "ok" if total >= 4 else "warn"
+    hint = "" if state == "ok" else "; two workers want 4 GiB, use --set cluster.workers=1"
+    return Finding("memory", state, f"{total:.0f} GiB, {cores} cores{hint}")
+
+
+def _shared_memory() -> Finding:
+    shm = Path("/dev/shm")
+    if not shm.is_dir():
+        return Finding("shared memory", "warn", "no /dev/shm; Ray will keep objects on disk, which is slow")
+    free = shutil.disk_usage(shm).free / GIB
+    hint = "" if free >= 1 else "; give the container a larger /dev/shm (docker --shm-size)"
+    return Finding("shared memory", "ok" if free >= 1 else "warn", f"{free:.1f} GiB free in /dev/shm{hint}")
+
+
+def _accelerators() -> Finding:
+    found = accelerators()
+    return Finding("accelerators", "ok", ", ".join(found) if found else "none; training runs on the CPU")
+
+
+def _collectives() -> Finding:
+    return Finding("collectives", "ok", f"{collective_backend()} summed a tensor")
+
+
+def _decoding() -> Finding:
+    return Finding("decoding", "ok", decode_in_sandbox())
+
+
+def _ray() -> Finding:
+    return Finding("ray", "ok", ray_answers())
+
+
+def _mlflow(uri: str | None) -> Finding:
+    return Finding("mlflow", "ok", tracking_answers(uri))
+
+
+def _corpora() -> Finding:
+    folder = pretext_home() / "corpora"
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    shown = ", ".join(f"{n} (version {Corpus.open(n).version})" for n in names)
+    return Finding("corpora", "ok", shown or "none yet; `pretext ingest SOURCE --corpus NAME` makes one")

@@ -1,0 +1,87 @@
+"""The identity of a run: same key, same weights; so the same key resumes, and other data or code never does."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.corpus import Corpus, pretext_home
+from pipelines.config import Recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one `pretext run` is about to do.
+
+    Attributes:
+        key: hash of recipe, learning code and corpus version.
+        name: recipe name and key; names the run in MLflow, on Ray and on disk.
+        corpus: the corpus as the recipe names it.
+        version: of the corpus.
+        digest: of that version's content.
+        samples: rows of that version.
+        code: digest of the learning code.
+        folder: what the run leaves on this machine.
+    """
+
+    key: str
+    name: str
+    corpus: str
+    version: int
+    digest: str
+    samples: int
+    code: str
+    folder: Path
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Resolve the corpus version and name the run.
+
+    Raises:
+        CorpusError: there is no such corpus or version.
+    """
+    corpus = Corpus.open(recipe.corpus.name)
+    version = corpus.version if recipe.corpus.version is None else recipe.corpus.version
+    pinned = corpus.at(version)
+    digest, code = pinned.digest(), code_digest()
+    key = run_key(recipe, digest, code)
+    name = f"{recipe.name}-{key[:10]}"
+    return Plan(key, name, recipe.corpus.name, version, digest, pinned.count(), code, pretext_home() / "runs" / name)
+
+
+def run_key(recipe: Recipe, corpus_digest: str, code: str) -> str:
+    """Hash of everything that determines the weights."""
+    parts = {"recipe": recipe.learning(), "corpus": corpus_digest, "code": code}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the sources that determine the weights: ssl_core, in any checkout or installation."""
+    whole = hashlib.sha256()
+    for path in sorted((ROOT / "ssl_core").rglob("*.py")):
+        whole.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return whole.hexdigest()[:16]
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """Commit of this checkout, with "+changes" where it differs; None in an installation without git."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
