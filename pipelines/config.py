@@ -63,7 +63,9 @@ class Mirror(Section):
 def field_docs(cls: type) -> dict[str, str]:
     """Field name -> its line in the `Attributes:` section of the class docstring."""
     doc = (cls.__doc__ or "").partition("Attributes:")[2]
-    entries = re.findall(r"^\s+(\w+)(?: \([^)]*\))?: (.+?)(?=^\s+\w+(?: \([^)]*\))?: |\Z)", doc, re.M | re.S)
+    entries = re.findall(
+        r"^\s+(\w+)(?: \([^)]*\))?: (.+?)(?=^\s+\w+(?: \([^)]*\))?: |\Z)", doc, re.MULTILINE | re.DOTALL
+    )
     return {name: " ".join(text.split()) for name, text in entries}
 
 
@@ -73,7 +75,9 @@ def mirror(cls: type, **extra: Any) -> type[Mirror]:
     fields: dict[str, Any] = dict(extra)
     for f in dataclasses.fields(cls):
         if f.init:
-            default = {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
+            default = (
+                {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
+            )
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             info = Field(description=docs.get(f.name)) if required else Field(description=docs.get(f.name), **default)  # type: ignore[call-overload]
             fields[f.name] = (hints[f.name], info)
@@ -90,7 +94,9 @@ class LabelledSection(Section):
     """A labelled corpus for judging; its images never train the encoder."""
 
     name: str = Field(description="corpus name, path or URI")
-    sources: tuple[str, ...] = Field((), description="what `pretext run` ingests into it first; {home} is the pretext home")
+    sources: tuple[str, ...] = Field(
+        (), description="what `pretext run` ingests into it first; {home} is the pretext home"
+    )
     labels: Literal["parent"] = Field("parent", description="label = name of the folder that holds the file")
 
 
@@ -98,7 +104,9 @@ class CorpusSection(Section):
     """The unlabelled corpus, how its samples are kept, and what is ingested into it first."""
 
     name: str = Field(description="corpus name (below the pretext home), path or URI")
-    sources: tuple[str, ...] = Field((), description="folders, globs, tars, Parquet files or URIs that `pretext run` ingests first")
+    sources: tuple[str, ...] = Field(
+        (), description="folders, globs, tars, Parquet files or URIs that `pretext run` ingests first"
+    )
     column: str | None = Field(None, description="column of image bytes in Parquet sources")
     version: int | None = Field(None, ge=0, description="train on this version; newest by default")
     size: int = Field(256, ge=1, description="short side of the stored images, pixels")
@@ -116,16 +124,22 @@ class ClusterSection(Section):
 
     workers: int = Field(1, ge=1, description="DDP workers; part of the run key, since they change the weights")
     gpus_per_worker: float = Field(0, ge=0, description="0: CPU and gloo; else GPU and nccl")
-    cpus_per_worker: float | None = Field(None, gt=0, description="Ray CPUs a worker reserves; by default all but a margin, shared")
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="Ray CPUs a worker reserves; by default all but a margin, shared"
+    )
     max_failures: int = Field(3, ge=0, description="restarts of the worker group after a lost worker or node")
     address: str | None = Field(None, description="Ray cluster; none: RAY_ADDRESS, else a local one")
-    storage: str | None = Field(None, description="checkpoints: a folder or URI that all nodes reach; default <home>/runs")
+    storage: str | None = Field(
+        None, description="checkpoints: a folder or URI that all nodes reach; default <home>/runs"
+    )
 
 
 class EvaluateSection(Section):
     """How the encoder is judged."""
 
-    train: LabelledSection | None = Field(None, description="labelled images that fit the probes; none: label-free measures only")
+    train: LabelledSection | None = Field(
+        None, description="labelled images that fit the probes; none: label-free measures only"
+    )
     test: LabelledSection | None = Field(None, description="labelled images that score the probes")
     draws: int = Field(20, ge=2, description="draws of the 1- and 5-label probes")
     batch_size: int = Field(256, ge=1, description="images a forward pass when representing")
@@ -141,20 +155,28 @@ class RegisterSection(Section):
     """The registered model."""
 
     model: str = Field(pattern=r"^[^/:]+$", description="name in the MLflow registry")
-    margin: float = Field(0.0, description="a new champion's gain must exceed this, at the lower confidence bound (percentage points)")
+    margin: float = Field(
+        0.0,
+        description="a new champion's gain must exceed this, at the lower confidence bound (percentage points)",
+    )
 
 
 class TrackingSection(Section):
     """Where runs are recorded."""
 
-    uri: str | None = Field(None, description="MLflow server; none: MLFLOW_TRACKING_URI, else SQLite in the pretext home")
+    uri: str | None = Field(
+        None, description="MLflow server; none: MLFLOW_TRACKING_URI, else SQLite in the pretext home"
+    )
     experiment: str = Field("pretext", description="MLflow experiment")
 
 
 class Recipe(Section):
     """One pretraining, from media to a registered encoder."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?$", description="short name: lower case, digits, dashes; at most 36")
+    name: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?$",
+        description="short name: lower case, digits, dashes; at most 36",
+    )
     corpus: CorpusSection
     task: TaskSection  # type: ignore[valid-type]
     encoder: mirror(EncoderSpec)  # type: ignore[valid-type]
@@ -167,7 +189,12 @@ class Recipe(Section):
 
     def run(self) -> Run:
         """What ssl_core trains."""
-        return Run(task=self.pretext_task(), encoder=self.encoder.build(), optim=self.optim.build(), train=self.train.build())
+        return Run(
+            task=self.pretext_task(),
+            encoder=self.encoder.build(),
+            optim=self.optim.build(),
+            train=self.train.build(),
+        )
 
     def pretext_task(self) -> PretextTask:
         """The task's dataclass."""
@@ -180,7 +207,9 @@ class Recipe(Section):
     def learning(self) -> dict[str, Any]:
         """The part that determines the weights, given corpus and code: what the run key hashes."""
         whole = self.plain()
-        return {key: whole[key] for key in ("name", "task", "encoder", "optim", "train")} | {"workers": self.cluster.workers}
+        return {key: whole[key] for key in ("name", "task", "encoder", "optim", "train")} | {
+            "workers": self.cluster.workers
+        }
 
 
 def find_recipe(name: str) -> Path:

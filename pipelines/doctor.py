@@ -15,7 +15,13 @@ from typing import Literal
 import psutil
 
 from components.corpus import Corpus, pretext_home
-from components.machine import accelerators, collective_backend, decode_in_sandbox, ray_answers, tracking_answers
+from components.machine import (
+    accelerators,
+    collective_backend,
+    decode_in_sandbox,
+    ray_answers,
+    tracking_answers,
+)
 
 GIB = 2**30
 
@@ -54,7 +60,9 @@ def examine(tracking_uri: str | None = None) -> Iterator[Finding]:
         try:
             yield check()
         except Exception as error:  # any failure is the finding
-            yield Finding(subject, "fail", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            yield Finding(
+                subject, "fail", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
 
 
 def _python() -> Finding:
@@ -75,7 +83,11 @@ def _home() -> Finding:
         pass
     free = shutil.disk_usage(home).free / GIB
     shown = f"{home} is writable, {free:.0f} GiB free"
-    return Finding("home", "ok" if free > 5 else "warn", shown if free > 5 else f"{shown}; free some, or set PRETEXT_HOME")
+    return Finding(
+        "home",
+        "ok" if free > 5 else "warn",
+        shown if free > 5 else f"{shown}; free some, or set PRETEXT_HOME",
+    )
 
 
 def _memory() -> Finding:
