@@ -41,7 +41,8 @@ class Residual(nn.Module):
         residual: Tensor = self.branch(x)
         if self.gain is not None:
             residual = residual * self.gain.to(residual.dtype)
-        return (residual + self.shortcut(x)).relu_()
+        out: Tensor = (residual + self.shortcut(x)).relu_()
+        return out
 
 
 def conv(before: int, after: int, kernel: int, stride: int, norm: Norm) -> list[nn.Module]:
