@@ -1,7 +1,7 @@
 """The child process of `components.sandbox`: decodes one image file after the other and can do nothing else.
 
-Frames on stdin and stdout: two big-endian uint32 (length of the JSON, length of the data), the JSON, the data. The first
-frame brings limits and canon; the answer {"ready": true} follows once the process has locked itself in:
+Frames on stdin and stdout: two big-endian uint32 (length of the JSON, length of the data), the JSON, the data.
+The first frame brings limits and canon; the answer {"ready": true} follows once the process has locked itself in:
   no new file descriptor (so no file, no socket), no file growth, no core dump, no new privileges, its own network
   namespace where the kernel allows it, memory and CPU seconds bounded, and death together with its parent.
 Imports neither torch nor ray.

@@ -3,9 +3,9 @@
     with Sandbox(Limits(), Canon(size=256)) as sandbox:
         image = sandbox.decode(data)        # or raises Rejected(reason, message)
 
-One persistent child per Sandbox (`components.decoder`). This side trusts nothing the child says: lengths, geometry and
-codes are checked against what limits and canon allow. A file whose child died is tried once more in a fresh child, since
-an operator, the OOM killer or the end of the thread that started it may have taken the first one.
+One persistent child per Sandbox (`components.decoder`). This side trusts nothing the child says: lengths, geometry
+and codes are checked against what limits and canon allow. A file whose child died is tried once more in a fresh child,
+since an operator, the OOM killer or the end of the thread that started it may have taken the first one.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class _Died(Exception):
 class Sandbox:
     """`decode` with all of `Limits` enforced. May be shared by threads (one file at a time), not pickled.
 
-    The child starts with the first file and again after a death; `close`, garbage collection and the end of this process
-    (also by SIGKILL) end it.
+    The child starts with the first file and again after a death; `close`, garbage collection and the end of this
+    process (also by SIGKILL) end it.
     """
 
     def __init__(self, limits: Limits, canon: Canon) -> None:
@@ -249,7 +249,7 @@ class _Child:
 class _Watch:
     """The time one file may take: `seconds` of the child's CPU, thrice that by the clock.
 
-    By CPU, because a picture put aside as too slow stays out of the corpus, and a busy machine is not the picture's fault.
+    By CPU, because a picture put aside as too slow stays out of the corpus, and a busy machine is not its fault.
     """
 
     def __init__(self, pid: int, seconds: float) -> None:

@@ -6,10 +6,10 @@ and only then pixels. Only the seven formats named in `_FORMATS` are reachable: 
 `components.sandbox`, which calls this function.
 
 What comes out is RGB uint8 with short side exactly `Canon.size`, aspect kept:
-  antialiased bicubic down (JPEG by DCT scaling to no less than twice the size first), bicubic up; EXIF orientation applied;
-  alpha and transparent colours composited over white; 16-bit greys scaled from [0, 65535], float and 32-bit greys from
-  [0, 1] (float only), [0, 255] or [0, 65535], the first that holds all values, else from their own minimum and maximum;
-  CMYK by (1 - c)(1 - k), Adobe's inverted CMYK included; the first frame of a GIF, APNG, WebP or TIFF.
+  antialiased bicubic down (JPEG by DCT scaling to no less than twice the size first), bicubic up; EXIF orientation
+  applied; alpha and transparent colours composited over white; 16-bit greys scaled from [0, 65535], float and 32-bit
+  greys from [0, 1] (float only), [0, 255] or [0, 65535], the first that holds all values, else from their own minimum
+  and maximum; CMYK by (1 - c)(1 - k), Adobe's inverted CMYK included; the first frame of a GIF, APNG, WebP or TIFF.
 ICC profiles are ignored: a wide-gamut photo comes out with its numbers as they are.
 
 Nothing here imports torch: the child starts in a fifth of a second. Pillow's warnings on odd metadata are passed on.
@@ -147,7 +147,7 @@ class Canon:
 
 @dataclass(frozen=True)
 class Image:
-    """One canonical sample: `payload` is H*W*3 bytes of RGB, row by row (codec "raw"), or a JPEG file (codec "jpeg")."""
+    """One canonical sample: `payload` is H*W*3 bytes of RGB row by row (codec "raw") or a JPEG file (codec "jpeg")."""
 
     payload: bytes
     codec: str
@@ -158,7 +158,7 @@ class Image:
 def decode(data: bytes, limits: Limits, canon: Canon) -> Image:
     """The canonical sample of an image file; raises `Rejected` and nothing else, whatever the bytes are.
 
-    Two exceptions to 'nothing else': KeyboardInterrupt and friends, and an ImportError, which is our fault, not the file's.
+    Two exceptions to 'nothing else': KeyboardInterrupt and friends, and an ImportError, which is our fault.
     """
     check_size(len(data), limits)
     name, plugin = _recognise(data)
@@ -210,7 +210,7 @@ def _recognise(data: bytes) -> tuple[str, Callable[[BytesIO], ImageFile]]:
 
 
 def _announced(name: str, data: bytes) -> tuple[int, int] | None:
-    """(width, height) where opening alone may already allocate the canvas; None elsewhere: opening reads the header only."""
+    """(width, height) where opening may already allocate the canvas; None elsewhere: opening reads the header only."""
 
     def number(start: int, length: int) -> int:
         return int.from_bytes(data[start : start + length], "little")
@@ -282,7 +282,8 @@ def _with_alpha(image: ImageFile) -> PIL.Image.Image:
 
 def _over_white(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
     pixels = np.asarray(image).astype(np.uint16)
-    return np.minimum(pixels[:, :, :3] + (255 - pixels[:, :, 3:]), 255).astype(np.uint8)
+    over: npt.NDArray[np.uint16] = np.minimum(pixels[:, :, :3] + (255 - pixels[:, :, 3:]), 255)
+    return over.astype(np.uint8)
 
 
 def _deep_grey(image: ImageFile, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -342,5 +343,4 @@ def _verdict(name: str, error: Exception) -> Rejected:
         return Rejected(Reason.TOO_LARGE, f"The {name} carries far more text than picture ({text}).")
     if any(hint in lower for hint in ("unknown pixel mode", "unsupported", "illegal conversion", "no decoder")):
         return Rejected(Reason.UNSUPPORTED, f"The {name} is of a kind that is not supported ({text}).")
-    kind = type(error).__name__ if not text else text
-    return Rejected(Reason.CORRUPT, f"The {name} is damaged ({kind}).")
+    return Rejected(Reason.CORRUPT, f"The {name} is damaged ({text or type(error).__name__}).")
