@@ -25,7 +25,7 @@ class Optim:
     Attributes:
         name: sgd (with momentum), adamw, or lars (for batches of 1024 and more).
         lr: peak learning rate; see scale_lr.
-        scale_lr: lr is meant for 256 samples, so the peak is lr * batch_size / 256 (Goyal 2017); false takes lr as it is.
+        scale_lr: lr is meant for 256 samples: the peak is lr * batch_size / 256 (Goyal 2017). False takes lr as it is.
         weight_decay: pulls weights to zero; never applied to biases, norms and other one-dimensional parameters.
         momentum: of sgd and lars.
         nesterov: look-ahead momentum; sgd only.

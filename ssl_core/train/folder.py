@@ -1,0 +1,143 @@
+"""Folders that survive a kill at any instant: safetensors and JSON, never pickle.
+
+A folder is written under a temporary name, its marker COMPLETE last, synced and renamed. The marker lists every file
+with its size and SHA-256, so that a half-deleted, half-uploaded or damaged folder is told from a whole one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+MARKER = "COMPLETE"
+
+
+class DamagedError(Exception):
+    """A checkpoint or model folder cannot be used; the message says which and why."""
+
+
+def write_folder(
+    folder: Path, tensors: Mapping[str, Tensor], documents: Mapping[str, Mapping[str, Any]], tensors_name: str
+) -> None:
+    """Atomically writes one safetensors file and some JSON files as `folder`, marker last."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.parent / f".{folder.name}.{uuid4().hex}.part"
+    part.mkdir()
+    try:
+        save_file(_storable(tensors), part / tensors_name)
+        for name, document in documents.items():
+            (part / name).write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False))
+        files = {path.name: _synced(path) for path in sorted(part.iterdir())}
+        (part / MARKER).write_text(json.dumps({"files": files}, indent=1, sort_keys=True))
+        _sync(part / MARKER)
+        _sync(part)
+        _replace(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def verify(folder: Path) -> None:
+    """Reads every file and compares it with the marker.
+
+    Raises:
+        DamagedError: not complete, or bytes have changed since they were written.
+    """
+    if not is_complete(folder):
+        raise DamagedError(f"{folder} is not complete: its {MARKER} marker or a file that it lists is missing.")
+    listing = json.loads((folder / MARKER).read_text())["files"]
+    for name, entry in listing.items():
+        if _sha256(folder / name) != entry["sha256"]:
+            raise DamagedError(f"{folder / name} has changed since it was written; use an older checkpoint.")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the marker is there and every file has the size that it states; reads no tensors."""
+    try:
+        listing = json.loads((folder / MARKER).read_text())["files"]
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in listing.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def remove(folder: Path) -> None:
+    """Deletes a checkpoint, marker first, so that a kill in between leaves no folder that looks complete."""
+    (folder / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU.
+
+    Raises:
+        DamagedError: the file is missing or is no safetensors file.
+    """
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{path} cannot be read as safetensors: {error}.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DamagedError: the file is missing or is no JSON object.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise DamagedError(f"{path} holds no JSON object.")
+    return document
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors without shared memory, as safetensors wants them."""
+    seen: set[int] = set()
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().to("cpu").contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        stored[name] = plain.clone() if storage in seen else plain
+        seen.add(storage)
+    return stored
+
+
+def _synced(path: Path) -> dict[str, Any]:
+    _sync(path)
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """fsync of a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(part: Path, folder: Path) -> None:
+    old = part.with_suffix(".old")
+    if folder.exists():
+        os.rename(folder, old)
+    os.replace(part, folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
