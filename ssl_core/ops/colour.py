@@ -1,0 +1,121 @@
+"""Colour: jitter in the standard order semantics, grey, dropped and projected channels; RGB float [n, 3, h, w].
+
+Brightness, contrast and saturation are one operation, a blend with black, with the image's mean grey and with its
+grey: `clamp(f x + (1 - f) other)`. So a batch in which every image has its own order of the three is three blends.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from ssl_core.ops.images import uniform
+
+
+def grey(x: Tensor) -> Tensor:
+    """Luma (ITU-R 601, as Pillow's "L"): [n, 3, h, w] -> [n, 1, h, w]."""
+    red, green, blue = x.unbind(1)
+    return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114).unsqueeze(1)
+
+
+def blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """clamp(factor x + (1 - factor) other, 0, 1), factor [n]; a factor above 1 moves away from `other`."""
+    factor = factor.view(-1, 1, 1, 1)
+    return (x * factor).add_(other * (1 - factor)).clamp_(0, 1)
+
+
+def brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with black."""
+    return blend(x, torch.zeros((), device=x.device), factor)
+
+
+def contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the mean of the image's grey."""
+    return blend(x, grey(x).mean((2, 3), keepdim=True), factor)
+
+
+def saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the image's grey."""
+    return blend(x, grey(x), factor)
+
+
+def rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue by `turns` [n] of the full circle; value and saturation (HSV) stay.
+
+    With h in sixths of a turn, channel c is V - VS clamp(2 - |k - 2|, 0, 1), k = (n_c + h) mod 6, n = 5, 3, 1.
+    """
+    red, green, blue = x.unbind(1)
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    inverse = chroma.clamp_min(1e-8).reciprocal_()
+    hue = torch.where(value == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse)
+    hue = torch.where(value == red, (green - blue) * inverse, hue).div_(6).add_(turns.view(-1, 1, 1) + 1)
+    out = torch.empty_like(x)
+    for channel, shift in enumerate((5, 3, 1)):
+        k = (hue + shift / 6).frac_().mul_(6).sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
+        torch.addcmul(value, k, chroma, value=-1, out=out[:, channel])
+    return out
+
+
+def colour_jitter(
+    x: Tensor,
+    rng: Generator,
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    chance: float = 1.0,
+) -> Tensor:
+    """Brightness, contrast, saturation and hue in an order drawn per image, to each image with probability `chance`.
+
+    Factors are uniform in [max(0, 1 - strength), 1 + strength], the turn of the hue in [-hue, hue]. x in [0, 1].
+    All 24 orders are equally likely for an image. Where the hue's turn comes is stratified: a random quarter of the
+    batch has it first, another second and so on, which costs one turn of the hue instead of four.
+    """
+    n = len(x)
+    applied = uniform((n, 1), 0, 1, rng) < chance
+    ranges = [(max(0.0, 1 - s), 1 + s) for s in (brightness, contrast, saturation)]
+    factors = torch.where(applied, torch.cat([uniform((n, 1), low, high, rng) for low, high in ranges], 1), 1)
+    turns = torch.where(applied, uniform((n, 1), -hue, hue, rng), 0)
+    order = uniform((n, 3), 0, 1, rng).argsort(1)
+    shuffle = uniform((n,), 0, 1, rng).argsort()
+    x, factors, turns = x[shuffle], factors[shuffle], turns[shuffle]
+    for slot in range(4):
+        quarter = slice(slot * n // 4, (slot + 1) * n // 4)
+        if hue > 0 and quarter.start < quarter.stop:
+            x[quarter] = rotate_hue(x[quarter], turns[quarter])
+        if slot < 3:
+            which = order[:, slot, None]
+            x = _one_of_three(x, which, factors.gather(1, which))
+    return x[shuffle.argsort()]
+
+
+def _one_of_three(x: Tensor, which: Tensor, factor: Tensor) -> Tensor:
+    """Brightness where `which` [n, 1] is 0, contrast where 1, saturation where 2."""
+    luma = grey(x)
+    mean = luma.mean((2, 3), keepdim=True) * (which == 1).view(-1, 1, 1, 1)
+    return blend(x, luma.mul_((which == 2).view(-1, 1, 1, 1)).add_(mean), factor)
+
+
+def random_grey(x: Tensor, rng: Generator, chance: float) -> Tensor:
+    """With probability `chance` the grey image in all three channels."""
+    return torch.where(uniform((len(x), 1, 1, 1), 0, 1, rng) < chance, grey(x), x)
+
+
+def drop_channels(x: Tensor, rng: Generator, noise: float = 0.01) -> Tensor:
+    """Keep one random channel, replace the others by Gaussian noise of `noise` times the kept one's deviation.
+
+    Doersch et al. 2015, section 3.1: without two channels there is no chromatic aberration to read.
+    """
+    kept = torch.randint(3, (len(x), 1, 1, 1), generator=rng, device=x.device)
+    deviation = x.std((2, 3), keepdim=True).gather(1, kept)
+    static = torch.randn(x.shape, generator=rng, device=x.device).mul_(noise * deviation)
+    return torch.where(torch.arange(3, device=x.device).view(1, 3, 1, 1) == kept, x, static)
+
+
+def project_green_magenta(x: Tensor) -> Tensor:
+    """x B with B = I - a^T a / (a a^T), a = [-1, 2, -1]: shifts green and magenta towards grey (Doersch 2015)."""
+    red, green, blue = x.unbind(1)
+    along = (2 * green - red - blue).div_(6)
+    return torch.stack([red + along, green - 2 * along, blue + along], 1)

@@ -1,0 +1,41 @@
+"""Grids of patches with gap and jitter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+
+def grid_span(cells: int, patch: int, gap: int, jitter: int) -> int:
+    """Side in pixels of the square that a jittered grid of cells x cells patches may touch."""
+    return cells * patch + (cells - 1) * gap + 2 * jitter
+
+
+def random_grids(
+    n: int, side: int, rng: Generator, *, cells: int, patch: int, gap: int, jitter: int
+) -> tuple[Tensor, Tensor]:
+    """Corners of n grids placed uniformly in a square of `side` px, each patch moved by up to +-jitter px on each axis.
+
+    -> top, left: [n, cells * cells] whole pixels, row by row. The caller makes sure that the grid fits.
+    """
+    room = side - grid_span(cells, patch, gap, jitter) + 1
+    origin = torch.randint(room, (n, 2, 1), generator=rng, device=rng.device)
+    moved = torch.randint(2 * jitter + 1, (n, 2, cells * cells), generator=rng, device=rng.device)
+    cell = torch.arange(cells * cells, device=rng.device)
+    place = torch.stack([cell // cells, cell % cells]) * (patch + gap)
+    top, left = (origin + moved + place).unbind(1)
+    return top, left
+
+
+def even_grid(side: int, patch: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Corners of cells x cells patches spread evenly over a square, border to border: top, left [cells * cells]."""
+    cell = torch.arange(cells * cells, device=device)
+    steps = max(1, cells - 1)
+    return (cell // cells) * (side - patch) // steps, (cell % cells) * (side - patch) // steps
+
+
+def cut(x: Tensor, top: Tensor, left: Tensor, patch: int) -> Tensor:
+    """Square patches with the given corners; x [n, c, h, w] of any dtype, top and left [n, k] -> [n, k, c, p, p]."""
+    windows = x.unfold(2, patch, 1).unfold(3, patch, 1)
+    owner = torch.arange(len(x), device=x.device).unsqueeze(1)
+    return windows[owner, :, top, left]

@@ -1,0 +1,61 @@
+"""Small affine warps: rotation, shear, scale and translation about the centre, bilinear."""
+
+from __future__ import annotations
+
+from math import radians
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from ssl_core.ops.images import uniform
+
+Fill = Literal["zeros", "border", "reflection"]
+
+
+def affine_matrices(angle: Tensor, shear: Tensor, scale: Tensor, translate: Tensor) -> Tensor:
+    """[n, 2, 3] forward maps, in pixels from the image's centre (x right, y down): rotate after shear after scale.
+
+    angle and shear [n] in radians (a positive angle turns the picture clockwise on the screen), scale [n],
+    translate [n, 2] pixels right and down.
+    """
+    cos, sin, slant = angle.cos(), angle.sin(), shear.tan()
+    top = torch.stack([cos * scale, (cos * slant - sin) * scale, translate[:, 0]], 1)
+    bottom = torch.stack([sin * scale, (sin * slant + cos) * scale, translate[:, 1]], 1)
+    return torch.stack([top, bottom], 1)
+
+
+def warp(x: Tensor, matrices: Tensor, fill: Fill = "zeros") -> Tensor:
+    """Move each image by its forward map [n, 2, 3] (see `affine_matrices`); x [n, c, h, w] float, same shape back.
+
+    Bilinear without antialiasing: meant for scales near 1.
+    """
+    h, w = x.shape[-2:]
+    a, b, c, d = matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 1, 0], matrices[:, 1, 1]
+    determinant = a * d - b * c
+    a, b, c, d = d / determinant, -b / determinant, -c / determinant, a / determinant
+    right, down = matrices[:, 0, 2], matrices[:, 1, 2]
+    top = torch.stack([a, b * (h / w), -(a * right + b * down) * (2 / w)], 1)
+    bottom = torch.stack([c * (w / h), d, -(c * right + d * down) * (2 / h)], 1)
+    grid = F.affine_grid(torch.stack([top, bottom], 1), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode=fill, align_corners=False)
+
+
+def random_affine(
+    x: Tensor,
+    rng: Generator,
+    *,
+    degrees: float = 0.0,
+    shear: float = 0.0,
+    translate: float = 0.0,
+    zoom: float = 1.0,
+    fill: Fill = "zeros",
+) -> Tensor:
+    """Rotation and shear up to +-degrees, shift up to +-translate of the side, scale log-uniform in [1/zoom, zoom]."""
+    n, side = len(x), x.shape[-1]
+    angle = uniform((n,), -radians(degrees), radians(degrees), rng)
+    slant = uniform((n,), -radians(shear), radians(shear), rng)
+    scale = torch.full((n,), zoom, device=rng.device) ** uniform((n,), -1, 1, rng)
+    shift = uniform((n, 2), -translate * side, translate * side, rng)
+    return warp(x, affine_matrices(angle, slant, scale, shift), fill)
