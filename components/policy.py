@@ -1,0 +1,71 @@
+"""What a pipeline decides, apart from what it does: plain values in, a typed decision out, nothing read or written.
+
+may this version become the champion?   promotion
+whose run is dead?                      is_stale
+which of several runs is the run?       oldest_run
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Candidate minus champion, judged on the same samples in the same job; in the unit of the margin.
+
+    Attributes:
+        mean: the gain.
+        low: lower bound of its confidence interval.
+        high: upper bound of its confidence interval.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """Whether a version becomes the champion.
+
+    Attributes:
+        verdict: "promote"; "keep" leaves the champion; "judge" asks for a paired judgement against it first.
+        reason: one sentence for the person who asks why.
+    """
+
+    verdict: Literal["promote", "keep", "judge"]
+    reason: str
+
+    @property
+    def promoted(self) -> bool:
+        return self.verdict == "promote"
+
+
+def promotion(candidate: int, champion: int | None, gain: Gain | None, margin: float = 0.0) -> Promotion:
+    """The first version is the champion; a later one where even the lower bound of its gain exceeds the margin."""
+    if champion is None:
+        return Promotion("promote", "the first version of this model")
+    if champion == candidate:
+        return Promotion("keep", "is the champion already")
+    if gain is None:
+        return Promotion("judge", f"not yet judged beside version {champion}")
+    if not all(math.isfinite(value) for value in (gain.mean, gain.low, gain.high)):
+        return Promotion("keep", f"its gain over version {champion} is not a number")
+    interval = f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    if gain.low > margin:
+        return Promotion("promote", f"gains {interval} on version {champion}, surely more than the margin {margin:g}")
+    return Promotion("keep", f"gains {interval} on version {champion}, not surely more than the margin {margin:g}")
+
+
+def is_stale(heartbeat_ms: int | None, started_ms: int, now_ms: int, minutes: float) -> bool:
+    """A RUNNING run is dead where its last sign of life (heartbeat, else start) is more than `minutes` old."""
+    return now_ms - (heartbeat_ms if heartbeat_ms is not None else started_ms) > minutes * 60_000
+
+
+def oldest_run(runs: Sequence[tuple[int, str]]) -> str | None:
+    """Of (start time, run id), the run that every process agrees on: the first started, then the smaller id."""
+    return min(runs)[1] if runs else None

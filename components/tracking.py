@@ -1,0 +1,378 @@
+"""The driver's hand on MLflow: one run per run key, held by `Tracker`, and the sweep of runs that died without a word.
+
+    with Tracker(key, folder, name=..., experiment=...) as tracker:
+        tracker.params(recipe); tracker.dataset(...); tracker.point(step, time_ms, metrics); tracker.figure(...)
+
+No method raises because a server is away: all that is logged goes to the run's journal first (`components.spool`), and
+a thread carries it on (`components.delivery`). A set-up that can never work is refused when the Tracker is made.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from components.locks import exclusive
+from components.policy import is_stale
+from components.spool import Shipper, Spool, last_header
+from components.vitals import Sampler
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger("pretext.tracking")
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+SERVERS = ("http", "https")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def tracking_uri(given: str | None = None) -> str:
+    """Where runs are recorded: `given`, else MLFLOW_TRACKING_URI, else SQLite in the pretext home. Paths made absolute.
+
+    Raises:
+        ValueError: MLflow no longer keeps runs there.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or _default_uri()
+    scheme = urlsplit(uri).scheme.split("+")[0]
+    if scheme not in SERVERS + DATABASES:
+        raise ValueError(
+            f"tracking URI {uri!r}: MLflow has given up folders of files such as ./mlruns; use a server "
+            "(https://host), a database (sqlite:////path/mlflow.db), or name none for SQLite in the pretext home"
+        )
+    if scheme != "sqlite":
+        return uri.rstrip("/")
+    path = uri.split(":///", 1)[-1]
+    if path in ("", ":memory:"):
+        raise ValueError(f"tracking URI {uri!r} names no file, so nothing would outlive the process; name one")
+    return f"{uri.split(':///', 1)[0]}:///{Path(path).expanduser().absolute()}"
+
+
+def _default_uri() -> str:
+    from components.corpus import pretext_home
+
+    return f"sqlite:///{Path(pretext_home()).absolute() / 'mlflow.db'}"
+
+
+def _database(uri: str) -> Path | None:
+    return Path(uri.split(":///", 1)[1]) if uri.startswith("sqlite") else None
+
+
+def connect_tracking(given: str | None = None) -> tuple[MlflowClient, str]:
+    """A client for `tracking_uri(given)`, and that URI. An embedded database is made where missing, by one process.
+
+    Raises:
+        ValueError: see `tracking_uri`.  mlflow.exceptions.MlflowException: the database or server does not answer.
+    """
+    uri = tracking_uri(given)
+    _quieten()
+    from mlflow import MlflowClient
+
+    database = _database(uri)
+    if database is None:
+        return MlflowClient(uri, uri), uri
+    with exclusive(database.with_name(database.name + ".lock"), wait=120):
+        client = MlflowClient(uri, uri)
+        client.search_experiments(max_results=1)  # makes or checks the tables
+    return client, uri
+
+
+def _quieten() -> None:
+    """No usage reports, no printed links, no tales of migrations, no minutes of silent retries; also imports mlflow."""
+    for name, value in (
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+        ("MLFLOW_PRINT_MODEL_URLS_ON_CREATION", "false"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+        ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1"),
+    ):
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401  (sets its loggers up, which would undo what follows)
+
+    for name, level in (
+        ("mlflow", logging.WARNING),
+        ("alembic", logging.WARNING),
+        ("mlflow.store.db.utils", logging.CRITICAL),  # a locked database: retried here, no trace of it needed
+    ):
+        logging.getLogger(name).setLevel(level)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Closed:
+    """How a run was closed.
+
+    Attributes:
+        status: of the run.
+        left: records that the tracker has not taken; they wait in the run folder.
+        sentence: the same for a person; empty where nothing is left.
+    """
+
+    status: Status
+    left: int
+    sentence: str
+
+
+class Tracker:
+    """The MLflow run of `run_key`: adopted where one exists, whatever its status, else created.
+
+    Attributes:
+        uri: the tracking store.
+        folder: the run folder; the journal and copies of all that is logged stay in its `tracking` folder.
+    """
+
+    def __init__(
+        self,
+        run_key: str,
+        folder: Path,
+        *,
+        name: str | None = None,
+        experiment: str = "pretext",
+        uri: str | None = None,
+        tags: Mapping[str, str | None] | None = None,
+        system_metrics: float = 10.0,
+        wait: float = 30.0,
+        pulse_every: float = 30.0,
+    ) -> None:
+        """`tags`: code version and the like, None left out. `system_metrics`: seconds between samples, 0 for none.
+
+        `wait`: seconds given to the tracker to answer; afterwards the run goes on and its record follows later.
+
+        Raises:
+            ValueError: the URI, the key or the experiment cannot work.
+            Busy: another process on this machine is at this run.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,250}", run_key):
+            raise ValueError(f"run key {run_key!r}: letters, digits and _.:- only")
+        self.uri = tracking_uri(uri)
+        self.folder = Path(folder).absolute()
+        self._spool = Spool(self.folder / "tracking")
+        self._closed: Closed | None = None
+        self._lost = 0
+        given = {key: value for key, value in (tags or {}).items() if value is not None}
+        header = {"kind": "run", "run_key": run_key, "experiment": experiment, "name": name or run_key, "tags": given}
+        self._introduce(header | {"uri": self.uri})
+        self._receiver, self._shipper = _start(self.uri, self._spool, attempt=True, pulse_every=pulse_every)
+        self._await_answer(wait)
+        self._sampler = Sampler(self.point, system_metrics) if system_metrics else None
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the MLflow run; None while the tracker has never answered."""
+        run_id: str | None = self._receiver.run_id
+        return run_id
+
+    @property
+    def link(self) -> str:
+        """Where a person sees the run: its page on a server, else the command that opens the embedded database."""
+        if _database(self.uri) is None and self.run_id:
+            return f"{self.uri}/#/experiments/{self._receiver.experiment_id}/runs/{self.run_id}"
+        return f"mlflow ui --backend-store-uri {self.uri}"
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Parameters of the run; nested mappings become dotted names."""
+        self._append({"kind": "params", "values": {key: _shown(value, 6000) for key, value in _flat(values)}})
+
+    def tag(self, values: Mapping[str, Any]) -> None:
+        if values:
+            self._append({"kind": "tags", "values": {key: _shown(value, 5000) for key, value in values.items()}})
+
+    def dataset(
+        self, name: str, uri: str, version: int, digest: str, *, samples: int = 0, context: str = "training"
+    ) -> None:
+        """The corpus version that goes in; `context` is what for ("training", "probe train", "probe test")."""
+        what = {"name": name, "uri": uri, "version": version, "digest": digest, "samples": samples, "context": context}
+        self._append({"kind": "dataset", **what})
+        prefix = "pretext.corpus" if context == "training" else f"pretext.{context.replace(' ', '_')}"
+        self.tag({prefix: name, f"{prefix}.version": version, f"{prefix}.digest": digest})
+
+    def point(self, step: int, time_ms: int, metrics: Mapping[str, float]) -> None:
+        """Points of the curves at `step`; `time_ms` since the epoch. A (metric, step) logged before is dropped."""
+        self._guarded(lambda: self._spool.append_point(step, time_ms, metrics))
+
+    def figure(self, name: str, png: bytes, step: int | None = None) -> None:
+        """A PNG as figures/<name>.png; with `step`, one of a series that MLflow shows with a slider."""
+        if step is None:
+            self._stage(f"figures/{name}.png", png)
+            return
+        stem = f"images/{name.replace('/', '~')}+step+{step}+timestamp+{time.time_ns() // 1_000_000}+{uuid.uuid4()}"
+        self._stage(f"{stem}+compressed.webp", _thumbnail(png))
+        self._stage(f"{stem}.png", png, "image")
+
+    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """A table as tables/<name>.json, in the form that MLflow's evaluation page shows; columns of equal length."""
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        content = json.dumps({"columns": list(columns), "data": rows}, default=str)
+        self._stage(f"tables/{name}.json", content.encode(), "table")
+
+    def html(self, name: str, text: str) -> None:
+        """A self-contained page as <name>.html."""
+        self._stage(f"{name}.html", text.encode())
+
+    def file(self, path: Path, to: str = "") -> None:
+        """A file or folder that stays where it is until it is shipped; `to` is the folder among the run's artefacts."""
+        self._append({"kind": "file", "path": str(Path(path).absolute()), "to": to})
+
+    def flush(self, seconds: float = 60.0) -> bool:
+        """Waits until the tracker has everything logged so far. False: it has not within `seconds`."""
+        deadline, target = time.monotonic() + seconds, self._spool.size
+        while self._spool.acked < target and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self._spool.acked >= target
+
+    def close(self, status: Status = "FINISHED", seconds: float = 30.0) -> Closed:
+        """Ends the run. What is not taken within `seconds` waits in the folder for `deliver` or the next attempt."""
+        if self._closed is not None:
+            return self._closed
+        if self._sampler is not None:
+            self._sampler.stop()
+        self._append({"kind": "end", "status": status, "time_ms": time.time_ns() // 1_000_000})
+        drained = self._shipper.drain(seconds)
+        left = 0 if drained else self._spool.left()
+        self._spool.close(in_use=self._shipper.is_alive())
+        sentence = ""
+        if left or self._lost:
+            lost = f" {self._lost} could not be written to disk and are lost." if self._lost else ""
+            sentence = (
+                f"{left} records of this run wait in {self._spool.folder} because {self.uri} does not take them "
+                f"({self._shipper.trouble or 'too slow'}); the next attempt or `deliver` sends them.{lost}"
+            )
+            log.warning("%s", sentence)
+        self._closed = Closed(status, left, sentence)
+        return self._closed
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        stopped = kind is not None and not issubclass(kind, Exception)  # KeyboardInterrupt, SystemExit of a SIGTERM
+        self.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
+
+    def _introduce(self, header: dict[str, Any]) -> None:
+        """Writes whose journal this is; a changed experiment or server sends the whole of it there."""
+        before = last_header(self._spool)
+        if before is not None and before["run_key"] != header["run_key"]:
+            self._spool.close()
+            raise ValueError(
+                f"{self.folder} belongs to the run key {before['run_key']}, not {header['run_key']}; "
+                "give each run a folder of its own"
+            )
+        start = before["time_ms"] if before is not None else time.time_ns() // 1_000_000
+        if before != (header := header | {"time_ms": start}):
+            self._append(header)
+        if before is not None:
+            self.tag(header["tags"])
+
+    def _await_answer(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not (self._receiver.connected.wait(0.02) or self._shipper.trouble or time.monotonic() > deadline):
+            pass
+        if self._receiver.fatal is not None:
+            self._shipper.drain(0)
+            self._spool.close(in_use=self._shipper.is_alive())
+            raise self._receiver.fatal
+
+    def _stage(self, artifact: str, content: bytes, kind: str = "file") -> None:
+        """Keeps a copy in the run folder and logs it; the same name again replaces it."""
+        path = self._spool.folder / "artifacts" / artifact
+
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(content)
+            temporary.replace(path)
+            to = artifact.rpartition("/")[0]
+            self._spool.append({"kind": kind, "path": f"artifacts/{artifact}", "to": to})
+
+        self._guarded(write)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self._guarded(lambda: self._spool.append(record))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:  # the disk is full: the training may still get to its checkpoint
+            self._lost += 1
+            if self._lost == 1:
+                log.warning("Cannot write to %s (%s); the run goes on without its record", self._spool.folder, error)
+
+
+def _start(uri: str, spool: Spool, attempt: bool, pulse_every: float = 30.0) -> tuple[Any, Shipper]:
+    _quieten()
+    from components.delivery import MlflowRun  # imports mlflow
+
+    database = _database(uri)
+    artifacts = (database.parent / "mlartifacts").as_uri() if database else None
+    receiver = MlflowRun(lambda: connect_tracking(uri)[0], spool, artifacts, attempt)
+    shipper = Shipper(spool, receiver, pulse_every=pulse_every)
+    shipper.start()
+    return receiver, shipper
+
+
+def deliver(folder: Path, uri: str | None = None, seconds: float = 60.0) -> int:
+    """Sends what an ended run left in its folder and closes it as it said. Returns records still left. Raises Busy."""
+    spool = Spool(Path(folder).absolute() / "tracking")
+    header = last_header(spool) or {}
+    shipper = None
+    if spool.acked < spool.size:
+        _, shipper = _start(tracking_uri(uri or header.get("uri")), spool, attempt=False)
+        shipper.drain(seconds)
+    left = spool.left()
+    spool.close(in_use=shipper is not None and shipper.is_alive())
+    return left
+
+
+def sweep(uri: str | None = None, minutes: float = 15.0, now_ms: int | None = None) -> list[str]:
+    """Closes as KILLED our RUNNING runs whose heartbeat is older than `minutes`; returns their ids."""
+    client, _ = connect_tracking(uri)
+    from components.delivery import HEARTBEAT, RUN_KEY
+
+    def dead(run: Any) -> bool:
+        beat = run.data.tags.get(HEARTBEAT)
+        now = now_ms or time.time_ns() // 1_000_000
+        return run.info.status == "RUNNING" and is_stale(int(beat) if beat else None, run.info.start_time, now, minutes)
+
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    ours = f"attributes.status = 'RUNNING' and tags.`{RUN_KEY}` LIKE '%'"
+    closed = []
+    for run in client.search_runs(experiments, ours, max_results=1000):
+        if dead(run) and dead(client.get_run(run.info.run_id)):  # it may have beaten since the search
+            client.set_tag(run.info.run_id, "pretext.swept", f"no heartbeat for {minutes:g} minutes")
+            client.set_terminated(run.info.run_id, "KILLED")
+            closed.append(run.info.run_id)
+    return closed
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        pairs += _flat(value, f"{name}.") if isinstance(value, Mapping) and value else [(name, value)]
+    return pairs
+
+
+def _shown(value: Any, limit: int) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _thumbnail(png: bytes) -> bytes:
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail((256, 256))
+    coded = io.BytesIO()
+    picture.save(coded, "WEBP")
+    return coded.getvalue()
