@@ -1,0 +1,18 @@
+"""The pretext tasks: one paper, one file; `TASKS` is the whole list.
+
+TASKS[name](**fields) -> a task; its fields are its configuration, its docstring explains them
+"""
+
+from collections.abc import Mapping
+
+from ssl_core.task import PretextTask
+from ssl_core.tasks.context_prediction import ContextPrediction
+from ssl_core.tasks.rotation import Rotation
+from ssl_core.tasks.simclr import SimCLR
+
+TASKS: Mapping[str, type[PretextTask]] = {
+    "rotation": Rotation,
+    "context_prediction": ContextPrediction,
+    "simclr": SimCLR,
+}
+"""Name in recipes -> task class."""

@@ -71,9 +71,7 @@ def test_every_image_gets_one_of_the_24_orders_and_all_orders_occur():
 
 def test_jitter_with_chance_zero_is_the_identity():
     x = pixels() / 255
-    kept = colour.colour_jitter(
-        x, generator(), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, chance=0
-    )
+    kept = colour.colour_jitter(x, generator(), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, chance=0)
     assert torch.allclose(kept, x, atol=1e-6)
 
 

@@ -15,7 +15,9 @@ def fields(height: int = 25, width: int = 31) -> torch.Tensor:
     return torch.from_numpy(ndimage.gaussian_filter(noise, (0, 0, 1.5, 1.5))).float()
 
 
-@pytest.mark.parametrize(("fill", "mode"), [("zeros", "grid-constant"), ("border", "nearest"), ("reflection", "reflect")])
+@pytest.mark.parametrize(
+    ("fill", "mode"), [("zeros", "grid-constant"), ("border", "nearest"), ("reflection", "reflect")]
+)
 def test_a_warp_equals_scipys(fill, mode):
     x = fields()
     angle, shear = torch.tensor([0.3, -0.2, 0.0]), torch.tensor([0.1, 0.0, -0.3])
