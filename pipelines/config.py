@@ -187,6 +187,22 @@ class Recipe(Section):
     register_: RegisterSection | None = Field(None, alias="register")
     tracking: TrackingSection = Field(default_factory=TrackingSection)
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        for name, wanted in self.pretext_task().sample.items():
+            if wanted.modality == "image" and max(wanted.shape[1:]) > self.corpus.size:
+                raise ValueError(
+                    f"task.canvas asks for {name} of {wanted.shape[1]}x{wanted.shape[2]} pixels, but corpus.size stores a "
+                    f"short side of {self.corpus.size}; raise corpus.size or lower task.canvas"
+                )
+        pieces = self.cluster.workers * self.train.accumulate
+        if self.train.batch_size % pieces:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} cannot be cut into {pieces} equal parts (cluster.workers x "
+                "train.accumulate); change one of them"
+            )
+        return self
+
     def run(self) -> Run:
         """What ssl_core trains."""
         return Run(

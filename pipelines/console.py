@@ -1,0 +1,97 @@
+"""What a person sees: results on stdout, progress and complaints on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+OUT = Console(soft_wrap=True, highlight=False)
+ERR = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def say(sentence: str) -> None:
+    """A line of progress, on stderr."""
+    ERR.print(Text(sentence))
+
+
+def complain(sentence: str) -> None:
+    """What went wrong, on stderr."""
+    ERR.print(Text("error: ", style="bold red") + Text(sentence))
+
+
+def emit(data: Any) -> None:
+    """Machine-readable result, on stdout."""
+    sys.stdout.write(json.dumps(data, indent=2, default=str) + "\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> None:
+    """A table on stdout; `right` names the columns of numbers."""
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    for name in columns:
+        drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    OUT.print(drawn)
+
+
+def pairs(title: str, values: Mapping[str, Any]) -> None:
+    """Names and values, one a line, on stdout."""
+    OUT.print(Text(title, style="bold"))
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        OUT.print(Text(f"  {name:<{width}}  {value}"))
+
+
+class Bar:
+    """Progress of one step on stderr: a bar on a terminal, else a line every few seconds."""
+
+    def __init__(self, title: str, quiet_seconds: float = 10.0) -> None:
+        self.title, self.quiet_seconds = title, quiet_seconds
+        self._last = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=ERR, transient=True) if ERR.is_terminal else None
+        self._task = self._bar.add_task(title, total=None, note="") if self._bar else None
+
+    def __enter__(self) -> Bar:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: float, total: float | None, note: str) -> None:
+        """Show how far the step is.
+
+        Args:
+            done: of `total`, in any unit.
+            total: None where it is not known.
+            note: rate, time left, latest figures.
+        """
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, note=note)
+        elif time.monotonic() - self._last >= self.quiet_seconds:
+            self._last = time.monotonic()
+            share = f" {done / total:4.0%}" if total else ""
+            say(f"{self.title}{share}  {note}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 8 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,144 @@
+"""A recipe is checked whole, and every complaint says what, where and how to mend it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from pipelines.config import RECIPES, RecipeError, field_docs, find_recipe, json_schema, load_recipe
+from ssl_core.data.decode import Limits
+from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.tasks import TASKS
+from ssl_core.train.run import Optim, Train
+
+GOOD = """\
+name: tiny
+corpus:
+  name: photos
+  size: 64
+task:
+  name: rotation
+  canvas: 64
+encoder:
+  name: resnet18
+optim:
+  lr: 0.1
+train:
+  batch_size: 64
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "tiny.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def complaint(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(folder, text), overrides)
+    return str(caught.value)
+
+
+def test_a_good_recipe_builds_the_run_it_describes(tmp_path: Path) -> None:
+    run = load_recipe(write(tmp_path, GOOD)).run()
+    assert type(run.task) is TASKS["rotation"]
+    assert run.encoder == EncoderSpec(name="resnet18")
+    assert (run.optim.lr, run.train.batch_size) == (0.1, 64)
+
+
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in RECIPES.glob("*.yaml")))
+def test_every_recipe_of_the_package_is_valid_and_says_how_to_run_it(recipe: str) -> None:
+    load_recipe(recipe)
+    head = [line for line in find_recipe(recipe).read_text().splitlines() if line.startswith("#")]
+    assert any(f"pretext run {recipe}" in line for line in head), "the header gives the command"
+    assert any("time" in line.lower() for line in head), "the header gives the expected time"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "hint"),
+    [
+        ("batch_size", "bach_size", 13, "did you mean `train.batch_size`?"),
+        ("  canvas", "  canvass", 7, "did you mean `task.canvas`?"),
+        ("  size: 64", "  batch_size: 64", 4, "did you mean `train.batch_size`?"),
+        ("name: rotation", "name: rotaton", 5, "did you mean rotation?"),
+        ("optim:", "optimizer:", 10, "did you mean `optim`?"),
+    ],
+)
+def test_a_wrong_key_names_the_nearest_right_one_with_file_and_line(
+    tmp_path: Path, old: str, new: str, line: int, hint: str
+) -> None:
+    text = complaint(tmp_path, GOOD.replace(old, new))
+    assert f"tiny.yaml:{line}: " in text
+    assert hint in text
+
+
+def test_a_refused_value_names_its_own_line(tmp_path: Path) -> None:
+    assert "tiny.yaml:11: optim.lr is 0" in complaint(tmp_path, GOOD.replace("lr: 0.1", "lr: 0"))
+    assert "tiny.yaml:13: " in complaint(tmp_path, GOOD.replace("batch_size: 64", "batch_size: many"))
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    text = complaint(tmp_path, GOOD.replace("lr:", "lrr:").replace("batch_size", "bach_size"))
+    assert len(text.splitlines()) == 2
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    assert "tiny.yaml:14: `batch_size` stands here a second time (first at" in complaint(
+        tmp_path, GOOD + "  batch_size: 32\n"
+    )
+
+
+def test_text_that_is_not_yaml_names_the_line(tmp_path: Path) -> None:
+    assert "tiny.yaml:2: not valid YAML" in complaint(tmp_path, "name: x\ncorpus: ] 1\n")
+    assert "a recipe is a mapping" in complaint(tmp_path, "- just\n- a list\n")
+
+
+def test_set_overrides_a_value_and_is_blamed_for_a_bad_one(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, GOOD), ["optim.lr=1e-3", "train.seed=7"]).run().optim.lr == 1e-3
+    assert "--set train.sed=7: `train.sed` is no key" in complaint(tmp_path, GOOD, "train.sed=7")
+    assert "write it as section.key=value" in complaint(tmp_path, GOOD, "train.seed")
+
+
+def test_a_canvas_larger_than_the_stored_images_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    text = complaint(tmp_path, GOOD.replace("canvas: 64", "canvas: 96"))
+    assert "tiny.yaml:7: task.canvas asks for image of 96x96" in text
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
+    assert "cannot be cut into 3 equal parts" in complaint(tmp_path, GOOD, "cluster.workers=3")
+
+
+def test_an_unknown_recipe_names_the_nearest_built_in_one() -> None:
+    with pytest.raises(RecipeError, match="did you mean digits?"):
+        load_recipe("digit")
+
+
+def test_every_field_of_a_mirrored_dataclass_is_documented() -> None:
+    for cls in (*TASKS.values(), EncoderSpec, Optim, Train, Limits):
+        missing = {f.name for f in dataclasses.fields(cls)} - set(field_docs(cls))
+        assert not missing, f"{cls.__name__}: no text for {missing}"
+
+
+def test_the_schema_accepts_the_recipes_and_refuses_a_wrong_key() -> None:
+    schema = json_schema()
+    for path in RECIPES.glob("*.yaml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(GOOD.replace("canvas", "canvass")), schema)
+
+
+def test_the_key_depends_on_what_determines_the_weights_and_on_nothing_else(tmp_path: Path) -> None:
+    from pipelines.plan import run_key
+
+    path = write(tmp_path, GOOD)
+    key = run_key(load_recipe(path), "data", "code")
+    assert key == run_key(load_recipe(path, ["evaluate.draws=5", "tracking.experiment=other"]), "data", "code")
+    changed = [["optim.lr=0.2"], ["task.canvas=32"], ["train.seed=1"], ["cluster.workers=2"]]
+    keys = {run_key(load_recipe(path, change), "data", "code") for change in changed}
+    keys |= {run_key(load_recipe(path), "other data", "code"), run_key(load_recipe(path), "data", "other code")}
+    assert len(keys) == 6 and key not in keys
