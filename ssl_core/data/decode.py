@@ -168,8 +168,8 @@ def decode(data: bytes, limits: Limits, canon: Canon) -> Image:
         raise
     except MemoryError as error:
         raise Rejected(Reason.MEMORY, f"Decoding the {name} needs more memory than there is.") from error
-    except PIL.Image.DecompressionBombError as error:
-        raise Rejected(Reason.TOO_MANY_PIXELS, f"Pillow refuses the {name} as a bomb: {error}") from error
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise Rejected(Reason.TOO_MANY_PIXELS, f"Pillow refuses the {name} as a bomb ({error}).") from error
     except Exception as error:
         raise _verdict(name, error) from error
 
@@ -185,6 +185,8 @@ def check_size(length: int, limits: Limits) -> None:
 def _decode(data: bytes, name: str, plugin: Callable[[BytesIO], ImageFile], limits: Limits, canon: Canon) -> Image:
     if announced := _announced(name, data):
         _check_pixels(name, announced, limits)
+    if name == "WebP" and len(data) < int.from_bytes(data[4:8], "little") + 8:
+        raise Rejected(Reason.TRUNCATED, "The WebP is shorter than its header says.")
     with plugin(BytesIO(data)) as image:
         _check_pixels(name, image.size, limits)
         size = _canonical_size(image.size, canon.size)
@@ -205,7 +207,8 @@ def _recognise(data: bytes) -> tuple[str, Callable[[BytesIO], ImageFile]]:
     kind = next((kind for magic, kind in _STRANGERS if start.startswith(magic)), None)
     if data[4:8] == b"ftyp":
         kind = "an ISO media file (MP4, HEIC or AVIF)"
-    looks = f"looks like {kind}" if kind else f"starts with the bytes {data[:8].hex(' ')}"
+    first = f'"{data[:12].decode()}"' if data[:12].isascii() and data[:12].decode().isprintable() else data[:8].hex(" ")
+    looks = f"looks like {kind}" if kind else f"starts with {first}"
     raise Rejected(Reason.UNSUPPORTED, f"The file {looks}; JPEG, PNG, WebP, GIF, BMP and TIFF can be read.")
 
 
@@ -337,7 +340,7 @@ def _verdict(name: str, error: Exception) -> Rejected:
     """Name the damage from what Pillow raised; its texts are the only thing that tells the kinds apart."""
     text = " ".join(str(error).split())[:200].rstrip(".")
     lower = text.lower()
-    if "truncat" in lower or "end of" in lower or isinstance(error, EOFError):
+    if isinstance(error, EOFError) or any(hint in lower for hint in ("truncat", "end of", "requires a buffer")):
         return Rejected(Reason.TRUNCATED, f"The {name} ends before its picture does ({text}).")
     if "decompressed data too large" in lower or "too much memory used" in lower:
         return Rejected(Reason.TOO_LARGE, f"The {name} carries far more text than picture ({text}).")
