@@ -8,7 +8,10 @@ follows from the footer and the lengths.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ssl_core.data.layout import CODECS, Rows, ShardError, read_footer, read_rows
+from ssl_core.data.mapping import Bytes, map_file, will_need
+
+__all__ = ["CODECS", "SCHEMA", "Places", "ShardError", "Shards", "write_shard"]
+
 Ints = npt.NDArray[np.int64]
 
+RESIDENT_BYTES = 1 << 30
+"""Payload bytes read through the maps after which these are dropped and made anew, so that a corpus larger than this
+does not count as this process's memory; the page cache keeps the bytes."""
+READAHEAD_BYTES = 16 << 10
+"""Payloads from this size on are announced to the kernel; smaller ones come with what it reads anyway."""
 SHARD_BYTES = 256 << 20
 """Payload bytes after which ingest starts the next shard."""
 ROW_GROUP_BYTES = 32 << 20
@@ -40,8 +53,9 @@ SCHEMA = pa.schema(
         pa.field("batch", pa.int64(), nullable=False),
     ]
 )
-"""One row is one canonical sample. `hash`: sha256 (hex) of the source bytes, its identity. `source_mtime`: ns, 0 if unknown.
-`payload`: for codec "raw" height x width x 3 bytes of RGB, rows first; for "jpeg" a JPEG file. `batch`: the commit it came with."""
+"""One row is one canonical sample. `hash`: sha256 (hex) of the source bytes, its identity. `source_mtime`: ns, 0 if
+unknown. `payload`: for codec "raw" height x width x 3 bytes of RGB, rows first; for "jpeg" a JPEG file. `batch`: the
+commit it came with."""
 
 
 def write_shard(path: Path, rows: pa.Table) -> None:
@@ -94,11 +108,7 @@ def _row_groups(lengths: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
 
 def _check_rows(path: Path, rows: pa.Table) -> None:
     if not rows.schema.remove_metadata().equals(SCHEMA):
-        wrong = [
-            f"{f.name}: {f.type}"
-            for f in rows.schema
-            if f.name not in SCHEMA.names or f != SCHEMA.field(f.name)
-        ]
+        wrong = [f"{f.name}: {f.type}" for f in rows.schema if f.name not in SCHEMA.names or f != SCHEMA.field(f.name)]
         lack = [name for name in SCHEMA.names if name not in rows.schema.names]
         raise ValueError(
             f"Cannot write shard {path}: its rows do not follow the schema of a shard "
@@ -124,8 +134,8 @@ def _check_payloads(path: Path, rows: pa.Table) -> None:
         row = int(bad[0])
         codec, height, width = (rows[name][row].as_py() for name in ("codec", "height", "width"))
         raise ValueError(
-            f"Cannot write shard {path}: row {row} says codec {codec!r}, height {height}, width {width}, but its payload "
-            f"has {lengths[row]} bytes; 'raw' needs height x width x 3 bytes of RGB, 'jpeg' a JPEG file."
+            f"Cannot write shard {path}: row {row} says codec {codec!r}, height {height}, width {width}, "
+            f"but its payload has {lengths[row]} bytes; 'raw' needs height x width x 3 bytes of RGB, 'jpeg' a JPEG file."
         )
 
 
@@ -136,3 +146,161 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a number of samples lie: [n] each.
+
+    Attributes:
+        shard: index into `Shards.paths`.
+        offset: first byte of the payload in the file of its shard.
+        length: bytes of the payload.
+        height: in pixels.
+        width: in pixels.
+        codec: index into `CODECS`.
+    """
+
+    shard: Ints
+    offset: Ints
+    length: Ints
+    height: npt.NDArray[np.int32]
+    width: npt.NDArray[np.int32]
+    codec: npt.NDArray[np.int8]
+
+
+class Shards:
+    """The samples of a corpus version as one sequence: shards in the order of their names, rows in theirs.
+
+    Opening reads each shard's footer; a shard is mapped and its geometry read when a sample of it is first asked for.
+    May be used from several threads. Every method raises ShardError for a shard that cannot be used.
+    """
+
+    def __init__(self, paths: Sequence[Path], counts: Sequence[int]) -> None:
+        self.paths = tuple(paths)
+        self.starts: Ints = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        n = int(self.starts[-1])
+        self._rows = Rows.empty(n)
+        self._placed = np.zeros(len(self.paths), dtype=bool)
+        self._maps: list[Bytes | None] = [None] * len(self.paths)
+        self._mapped = self._touched = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, paths: Sequence[Path]) -> Shards:
+        """The shards at `paths`, sorted by file name. Raises ValueError for none, or two of one name."""
+        ordered = sorted((Path(path) for path in paths), key=lambda path: path.name)
+        if not ordered:
+            raise ValueError("There are no shards to read: ingest something into the corpus first.")
+        for one, other in pairwise(ordered):
+            if one.name == other.name:
+                raise ValueError(f"Two shards share a name, so their order is not defined: {one} and {other}.")
+        return cls(ordered, [read_footer(path).num_rows for path in ordered])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def locate(self, i: int) -> tuple[Path, int]:
+        """The shard of sample `i` and its row there."""
+        shard = int(np.searchsorted(self.starts, i, side="right")) - 1
+        if not 0 <= i < len(self):
+            raise IndexError(f"Sample {i} of {len(self)} does not exist.")
+        return self.paths[shard], i - int(self.starts[shard])
+
+    def payload(self, i: int) -> Bytes:
+        """The bytes of sample `i`, [length], read-only and not copied."""
+        self.locate(i)
+        place = self.places(np.array([i]))
+        start = int(place.offset[0])
+        return self.mapped(int(place.shard[0]))[start : start + int(place.length[0])]
+
+    def places(self, ids: Ints) -> Places:
+        """Where the samples `ids` lie; every id must be in [0, len)."""
+        shard = np.searchsorted(self.starts, ids, side="right") - 1
+        if not self._placed[shard].all():
+            for one in np.unique(shard):
+                self._place(int(one))
+        rows = self._rows
+        return Places(shard, rows.offset[ids], rows.length[ids], rows.height[ids], rows.width[ids], rows.codec[ids])
+
+    def mapped(self, shard: int) -> Bytes:
+        """The whole file of a shard, memory-mapped."""
+        found = self._maps[shard]
+        if found is not None:
+            return found
+        with self._lock:
+            return self._map(shard)
+
+    def will_need(self, places: Places) -> None:
+        """Announce a read of these samples: starts the disk, and keeps what is mapped within `RESIDENT_BYTES`."""
+        self._account(int(places.length.sum()))
+        large = places.length >= READAHEAD_BYTES
+        for shard in np.unique(places.shard[large]):
+            mine = large & (places.shard == shard)
+            will_need(self.mapped(int(shard)), places.offset[mine], places.length[mine])
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of `SCHEMA` for all samples, in their order. Reads it from every shard."""
+        chunks = [pq.ParquetFile(path).read(columns=[name])[name] for path in self.paths]
+        return pa.chunked_array([part for chunk in chunks for part in chunk.chunks], type=SCHEMA.field(name).type)
+
+    @property
+    def height(self) -> npt.NDArray[np.int32]:
+        """[n] in pixels."""
+        return self._all().height
+
+    @property
+    def width(self) -> npt.NDArray[np.int32]:
+        """[n] in pixels."""
+        return self._all().width
+
+    @property
+    def codec(self) -> npt.NDArray[np.str_]:
+        """[n] of "raw" or "jpeg"."""
+        return np.array(CODECS)[self._all().codec]
+
+    @property
+    def hashes(self) -> npt.NDArray[np.object_]:
+        """[n] sha256 (hex) of the sources."""
+        return np.array(self.column("hash").to_pylist(), dtype=object)
+
+    @property
+    def labels(self) -> npt.NDArray[np.object_]:
+        """[n] texts, None where a sample has no label."""
+        return np.array(self.column("label").to_pylist(), dtype=object)
+
+    def _all(self) -> Rows:
+        for shard in range(len(self.paths)):
+            self._place(shard)
+        return self._rows
+
+    def _place(self, shard: int) -> None:
+        with self._lock:
+            if self._placed[shard]:
+                return
+            found = read_rows(self.paths[shard], self._map(shard), SCHEMA)
+            rows = slice(int(self.starts[shard]), int(self.starts[shard + 1]))
+            if len(found.offset) != rows.stop - rows.start:
+                raise ShardError(f"Shard {self.paths[shard]} was replaced while it was in use; shards must not change.")
+            for name in Rows.__dataclass_fields__:
+                getattr(self._rows, name)[rows] = getattr(found, name)
+            self._placed[shard] = True
+
+    def _map(self, shard: int) -> Bytes:
+        found = self._maps[shard]
+        if found is None:
+            try:
+                found = map_file(self.paths[shard])
+            except OSError as error:
+                raise ShardError(f"Shard {self.paths[shard]} cannot be mapped: {error.strerror}.") from None
+            self._maps[shard] = found
+            self._mapped += len(found)
+        return found
+
+    def _account(self, size: int) -> None:
+        """Forget the maps when they may hold too much; views that are out keep theirs."""
+        with self._lock:
+            self._touched += size
+            if min(self._touched, self._mapped) > RESIDENT_BYTES:
+                self._maps = [None] * len(self.paths)
+                self._mapped = self._touched = 0

@@ -1,0 +1,127 @@
+"""From mapped payloads to a batch of image crops."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import simplejpeg
+from torch import Tensor
+
+from ssl_core.data.layout import CODECS
+from ssl_core.data.mapping import Bytes
+from ssl_core.data.order import Ints, draw
+from ssl_core.data.shards import Places, Shards
+from ssl_core.types import Field
+
+Crop = Callable[[Bytes, int, int, int, int, Bytes], None]
+"""Put rows `top:` and columns `left:` of a payload of some width and height into a [h, w * 3] block."""
+
+GATHER_BYTES = 8 << 10
+"""Crops up to this size are gathered in one call; above it a copy each is as fast and needs no second buffer."""
+
+_scratch = threading.local()
+
+
+class ReadError(RuntimeError):
+    """A sample that cannot be delivered; the message names its shard and row."""
+
+
+def memory(field: Field) -> tuple[int, ...]:
+    """The shape of one sample as it lies in memory: rows, columns, colours. Raises ValueError for no RGB image."""
+    if len(field.shape) != 3 or field.shape[0] != 3 or min(field.shape) < 1:
+        raise ValueError(
+            f"The corpus holds RGB images, so a field of shape {field.shape} cannot be read; ask for (3, h, w)."
+        )
+    return (*field.shape[1:], field.shape[0])
+
+
+def view(batch: Tensor) -> Tensor:
+    """[n, h, w, 3] memory as [n, 3, h, w], which makes it channels_last."""
+    return batch.permute(0, 3, 1, 2)
+
+
+def check(shards: Shards, ids: Ints, field: Field) -> None:
+    """Raise ValueError if a crop of the field's size cannot be cut from one of the samples."""
+    places = shards.places(ids)
+    _, h, w = field.shape
+    small = np.flatnonzero((places.height < h) | (places.width < w))
+    if len(small):
+        j = int(small[0])
+        path, row = shards.locate(int(ids[j]))
+        raise ValueError(
+            f"The task asks for crops of {h}x{w} pixels, but the corpus is smaller: "
+            f"{places.height[j]}x{places.width[j]} in row {row} of shard {path}; ingest it with a larger size or lower the task's canvas."
+        )
+
+
+def fetch(shards: Shards, ids: Ints, field: Field, key: str | None, out: Bytes) -> None:
+    """Fill `out` [n, h, w, 3] with a crop of each sample: where `key` and its id say, or of the centre if None."""
+    check(shards, ids, field)
+    places = shards.places(ids)
+    shards.will_need(places)
+    tops, lefts = _corners(places, ids, field, key)
+    _, h, w = field.shape
+    blocks = out.reshape(len(ids), h, w * 3)
+    if _alike(places, blocks):
+        _gather(shards, places, places.offset + (tops * places.width + lefts) * 3, blocks)
+    else:
+        _cut(shards, ids, places, tops, lefts, blocks)
+
+
+def _alike(places: Places, blocks: Bytes) -> bool:
+    """Small crops of raw images of one width, many from each shard: one gather is cheaper than n copies."""
+    small = blocks[0].size <= GATHER_BYTES and len(blocks) >= 4 * len(np.unique(places.shard))
+    return bool(small and not places.codec.any() and (places.width == places.width[0]).all())
+
+
+def _gather(shards: Shards, places: Places, starts: Ints, blocks: Bytes) -> None:
+    _, h, bytes_w = blocks.shape
+    stride = 3 * int(places.width[0])
+    for shard in np.unique(places.shard):
+        mine, mapped = places.shard == shard, shards.mapped(int(shard))
+        # every block of the file: block i starts at byte i, so neighbours overlap
+        shape = (len(mapped) - (h - 1) * stride - bytes_w + 1, h, bytes_w)
+        windows: Bytes = np.ndarray(shape, np.uint8, mapped, strides=(1, stride, 1))
+        blocks[mine] = windows[starts[mine]]
+
+
+def _cut(shards: Shards, ids: Ints, places: Places, tops: Ints, lefts: Ints, blocks: Bytes) -> None:
+    columns = (places.shard, places.offset, places.length, places.height, places.width, places.codec, tops, lefts)
+    j = 0
+    try:
+        for j, place in enumerate(zip(*(column.tolist() for column in columns))):
+            shard, start, length, height, width, codec, top, left = place
+            payload = shards.mapped(shard)[start : start + length]
+            _CROPS[codec](payload, height, width, top, left, blocks[j])
+    except Exception as error:
+        path, row = shards.locate(int(ids[j]))
+        raise ReadError(f"Cannot read sample {ids[j]} (row {row} of shard {path}): {error}") from error
+
+
+def _corners(places: Places, ids: Ints, field: Field, key: str | None) -> tuple[Ints, Ints]:
+    _, h, w = field.shape
+    down, right = places.height.astype(np.int64) - h, places.width.astype(np.int64) - w
+    if key is None:
+        return down // 2, right // 2
+    return draw(ids, f"{key}/top", down + 1), draw(ids, f"{key}/left", right + 1)
+
+
+def _crop_raw(payload: Bytes, height: int, width: int, top: int, left: int, block: Bytes) -> None:
+    h, bytes_w = block.shape
+    stride = 3 * width
+    block[:] = payload[top * stride : (top + h) * stride].reshape(h, stride)[:, 3 * left : 3 * left + bytes_w]
+
+
+def _crop_jpeg(payload: Bytes, height: int, width: int, top: int, left: int, block: Bytes) -> None:
+    size = height * width * 3
+    if len(getattr(_scratch, "pixels", b"")) < size:
+        _scratch.pixels = np.empty(size, dtype=np.uint8)
+    pixels = simplejpeg.decode_jpeg(payload, "RGB", buffer=_scratch.pixels)
+    if pixels.shape[:2] != (height, width):
+        raise ValueError(f"the JPEG is {pixels.shape[0]}x{pixels.shape[1]}, its row says {height}x{width}")
+    _crop_raw(pixels.reshape(-1), height, width, top, left, block)
+
+
+_CROPS: tuple[Crop, ...] = tuple({"raw": _crop_raw, "jpeg": _crop_jpeg}[name] for name in CODECS)
