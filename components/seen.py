@@ -1,0 +1,131 @@
+"""What a corpus already holds and what this ingest has met: an index on disk, so that its size costs no memory.
+
+One process holds it (a Ray actor in an ingest). Every question may be asked again with the same answer, because Ray
+repeats a task whose worker died.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.storage import text
+
+_TABLES = """
+PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;
+CREATE TABLE files (key BLOB, size INTEGER, PRIMARY KEY (key, size)) WITHOUT ROWID;
+CREATE TABLE hashes (hash BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE claims (hash BLOB PRIMARY KEY, claimant BLOB) WITHOUT ROWID;
+CREATE TABLE listed (uri BLOB PRIMARY KEY, part INTEGER) WITHOUT ROWID;
+"""
+
+Listed = tuple[str, int, int | None, int]
+"""(uri, place within it, bytes or None where they are not known before reading, mtime in ns). The place tells apart two
+members of one name in a tar; elsewhere it is 0."""
+Claim = tuple[str, str, int]
+"""(hash, uri, place)."""
+
+
+class Seen:
+    """Files known by (uri, size, mtime), contents known by hash, and contents claimed by a file of this ingest."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="pretext-seen-")
+        self._db = sqlite3.connect(Path(self._folder.name) / "seen.sqlite", isolation_level=None)
+        self._db.executescript(_TABLES)
+        self._tally: Counter[str] = Counter()
+        self._failure: str | None = None
+
+    def close(self) -> None:
+        """Delete the index."""
+        self._db.close()
+        self._folder.cleanup()
+
+    def load(self, rows: Sequence[tuple[str, int, int, str | None]]) -> None:
+        """Learn committed rows: (uri, size, mtime, hash); rows without a hash stand for files, not for contents."""
+        self._db.execute("BEGIN")
+        files = ((_key(uri, mtime), size) for uri, size, mtime, _ in rows if mtime)
+        self._db.executemany("INSERT OR IGNORE INTO files VALUES (?, ?)", files)
+        hashes = ((bytes.fromhex(digest),) for *_, digest in rows if digest)
+        self._db.executemany("INSERT OR IGNORE INTO hashes VALUES (?)", hashes)
+        self._db.execute("COMMIT")
+
+    def fresh(self, part: int, files: Sequence[Listed]) -> list[bool]:
+        """Which files are to be read: not known, and not listed by another part of the sources before."""
+        self._db.execute("BEGIN")
+        answers = [
+            self._list(part, uri, place) and not self._known(uri, size, mtime) for uri, place, size, mtime in files
+        ]
+        self._db.execute("COMMIT")
+        return answers
+
+    def held(self, hashes: Iterable[str]) -> list[bool]:
+        """Which contents the corpus holds by commits other than this ingest's."""
+        return [self._holds(digest) for digest in hashes]
+
+    def settled(self, claims: Iterable[Claim]) -> list[bool]:
+        """Which files need no decoding: the corpus holds their content, or another file of this ingest stands for it."""
+        return [
+            self._holds(digest) or self._claimant(digest) not in (None, _key(uri, place))
+            for digest, uri, place in claims
+        ]
+
+    def known(self, files: Iterable[Listed]) -> list[bool]:
+        """Which files are known by uri, size and mtime."""
+        return [self._known(uri, size, mtime) for uri, _, size, mtime in files]
+
+    def claim(self, claims: Iterable[Claim]) -> list[bool]:
+        """Whether each file stands for its content in this ingest. The first to ask does, and may ask again."""
+        return [self._claim(digest, _key(uri, place)) for digest, uri, place in claims]
+
+    def tally(self, **counts: int) -> None:
+        """Count for the display of progress; repeated tasks count twice."""
+        self._tally.update(counts)
+
+    def counts(self) -> dict[str, int]:
+        """What was tallied, and `seen`: distinct files listed."""
+        return dict(self._tally)
+
+    def fail(self, message: str) -> None:
+        """Keep the first storage error of a worker: Ray wraps exceptions and drops their causes."""
+        self._failure = self._failure or message
+
+    def failure(self) -> str | None:
+        """The first storage error, if any."""
+        return self._failure
+
+    def _list(self, part: int, uri: str, place: int) -> bool:
+        key = _key(uri, place)
+        new = self._db.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (key, part)).rowcount > 0
+        self._tally["seen"] += new
+        return new or self._one("SELECT part FROM listed WHERE uri = ?", key) == part
+
+    def _known(self, uri: str, size: int | None, mtime: int) -> bool:
+        if not mtime:
+            return False
+        if size is None:
+            return self._one("SELECT 1 FROM files WHERE key = ?", _key(uri, mtime)) is not None
+        return self._one("SELECT 1 FROM files WHERE key = ? AND size = ?", _key(uri, mtime), size) is not None
+
+    def _claim(self, digest: str, claimant: bytes) -> bool:
+        self._db.execute("INSERT OR IGNORE INTO claims VALUES (?, ?)", (bytes.fromhex(digest), claimant))
+        return bool(self._claimant(digest) == claimant)
+
+    def _claimant(self, digest: str) -> Any:
+        return self._one("SELECT claimant FROM claims WHERE hash = ?", bytes.fromhex(digest))
+
+    def _holds(self, digest: str) -> bool:
+        return self._one("SELECT 1 FROM hashes WHERE hash = ?", bytes.fromhex(digest)) is not None
+
+    def _one(self, query: str, *values: Any) -> Any:
+        row = self._db.execute(query, values).fetchone()
+        return None if row is None else row[0]
+
+
+def _key(uri: str, number: int) -> bytes:
+    return hashlib.blake2b(f"{number} {text(uri)}".encode(), digest_size=16).digest()

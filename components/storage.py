@@ -1,0 +1,230 @@
+"""Files wherever they are: local paths by the operating system, what has a scheme by fsspec; errors name the URI.
+
+A local file's URI is its absolute path as it stands, so '#', '%', '?' and blanks mean themselves; only what a user
+writes as file://… is percent-decoded, as RFC 8089 says. Credentials and endpoints come from the environment
+(AWS_ENDPOINT_URL, …).
+"""
+
+from __future__ import annotations
+
+import os
+import stat as modes
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, cast
+from urllib.parse import unquote, urlsplit
+
+SORTED_AT_ONCE = 65_536
+"""Names of one folder that are sorted together; a larger folder comes in sorted stretches, so memory stays bounded."""
+
+
+class StorageError(RuntimeError):
+    """A source or a corpus cannot be read or written; the message names the URI."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file or folder.
+
+    Attributes:
+        uri: absolute path, or URI with scheme.
+        folder: whether it holds entries of its own.
+        size: bytes.
+        mtime: last change, ns since 1970; 0 where the storage does not tell.
+        identity: (device, inode) of a local folder, by which a loop of links is seen.
+    """
+
+    uri: str
+    folder: bool
+    size: int = 0
+    mtime: int = 0
+    identity: tuple[int, int] | None = None
+
+
+def is_remote(uri: str) -> bool:
+    """Whether fsspec serves it."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """The one spelling of a location: an absolute path, or a URI without a trailing slash."""
+    if is_remote(uri):
+        return uri.rstrip("/")
+    path = unquote(urlsplit(uri).path) if uri.startswith("file://") else os.path.expanduser(uri)
+    return os.path.abspath(path)
+
+
+def join(folder: str, *names: str) -> str:
+    """`folder`/name/… in either notation."""
+    return "/".join([folder.rstrip("/"), *names])
+
+
+def text(uri: str) -> str:
+    """The URI as valid Unicode: a file name of other bytes shows them as \\x…."""
+    return uri.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+@contextmanager
+def naming(uri: str) -> Iterator[None]:
+    """Turn whatever a storage raises inside the block into a StorageError that says which URI and why."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StorageError(f"{uri}: there is no such file or folder ({_line(error)})") from error
+    except PermissionError as error:
+        raise StorageError(f"{uri}: permission denied; check its mode or the credentials") from error
+    except Exception as error:
+        if isinstance(error, OSError) or is_remote(uri):  # a remote client raises types of its own
+            raise StorageError(f"{uri}: {_line(error)}") from error
+        raise
+
+
+def _line(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:300] or type(error).__name__
+
+
+def remote(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI, without its listing cache (which would hide new files), and the path in it."""
+    import fsspec
+
+    with naming(uri):
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(uri, use_listings_cache=False))
+
+
+def stat(uri: str) -> Entry | None:
+    """The entry at `uri`, links followed; None where there is none, or neither file nor folder (a pipe, a device)."""
+    with naming(uri):
+        if not is_remote(uri):
+            try:
+                return _local_entry(uri, os.stat(uri))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        fs, path = remote(uri)
+        try:
+            return _remote_entry(fs, fs.info(path))
+        except FileNotFoundError:
+            return None
+
+
+def entries(uri: str) -> Iterator[Entry]:
+    """What a folder holds, links followed, by name; raises StorageError where it cannot be read."""
+    with naming(uri):
+        if is_remote(uri):
+            fs, path = remote(uri)
+            found = (e for e in fs.ls(path, detail=True) if e["name"].rstrip("/") != path.rstrip("/"))
+            yield from (_remote_entry(fs, info) for info in sorted(found, key=lambda info: info["name"]))
+            return
+        with os.scandir(uri) as names:
+            while stretch := [entry.path for entry in islice(names, SORTED_AT_ONCE)]:
+                yield from filter(None, map(stat, sorted(stretch)))
+
+
+def _local_entry(path: str, found: os.stat_result) -> Entry | None:
+    folder = modes.S_ISDIR(found.st_mode)
+    if not folder and not modes.S_ISREG(found.st_mode):
+        return None
+    identity = (found.st_dev, found.st_ino) if folder else None
+    return Entry(path, folder, found.st_size, found.st_mtime_ns, identity)
+
+
+def _remote_entry(fs: Any, info: dict[str, Any]) -> Entry:
+    uri = str(fs.unstrip_protocol(info["name"]))
+    return Entry(uri.rstrip("/"), info["type"] == "directory", int(info.get("size") or 0), _mtime(info))
+
+
+def _mtime(info: dict[str, Any]) -> int:
+    """Each storage has its own name and type for it."""
+    for key in ("LastModified", "mtime", "updated", "last_modified"):
+        value = info.get(key)
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return round(value.replace(tzinfo=value.tzinfo or UTC).timestamp() * 1000) * 1_000_000
+        if isinstance(value, int | float):
+            return int(value * 1e9)
+    return 0
+
+
+def open_file(uri: str) -> IO[bytes]:
+    """The file for reading; FileNotFoundError passes as it is, for the caller to judge."""
+    if not is_remote(uri):
+        return open(uri, "rb")
+    fs, path = remote(uri)
+    return cast("IO[bytes]", fs.open(path, "rb"))
+
+
+def read(uri: str) -> bytes | None:
+    """The whole file, without asking for its type; None where there is none."""
+    with naming(uri):
+        try:
+            with open_file(uri) as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+
+def write(uri: str, data: bytes) -> None:
+    """A small file, whole or not at all."""
+    with naming(uri):
+        if is_remote(uri):
+            fs, path = remote(uri)
+            fs.pipe_file(path, data)
+            return
+        folder = os.path.dirname(uri)
+        os.makedirs(folder, exist_ok=True)
+        temporary = os.path.join(folder, f".{os.path.basename(uri)}.{os.getpid()}.tmp")
+        Path(temporary).write_bytes(data)
+        os.replace(temporary, uri)
+
+
+@contextmanager
+def outgoing(uri: str) -> Iterator[Path]:
+    """A local path to write a file at; on leaving the block it is at `uri`. The writer sees to its own atomicity."""
+    with naming(uri):
+        if not is_remote(uri):
+            os.makedirs(os.path.dirname(uri), exist_ok=True)
+            yield Path(uri)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / uri.rsplit("/", 1)[1]
+            yield path
+            fs, target = remote(uri)
+            fs.put_file(str(path), target)
+
+
+def download(uri: str, path: Path) -> None:
+    """Copy a remote file to `path`, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(uri):
+        fs, source = remote(uri)
+        try:
+            fs.get_file(source, str(temporary))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove(uri: str) -> None:
+    """Delete a file or an empty local folder; nothing there is fine."""
+    with naming(uri):
+        if is_remote(uri):
+            fs, path = remote(uri)
+            try:
+                fs.rm_file(path)
+            except FileNotFoundError:
+                return
+        elif os.path.isdir(uri) and not os.path.islink(uri):
+            try:
+                os.rmdir(uri)
+            except FileNotFoundError:
+                return
+        else:
+            Path(uri).unlink(missing_ok=True)
