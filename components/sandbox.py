@@ -149,9 +149,10 @@ class _Child:
             if answer != {"ready": True}:
                 raise self._lied("its greeting was out of protocol")
         except _Died as death:
-            raise RuntimeError(f"The image decoder does not start: {death.message} {self._last_words()}") from None
-        finally:
-            self._process.stderr.close()  # type: ignore[union-attr]
+            words = self._last_words()
+            self.end()
+            raise RuntimeError(f"The image decoder does not start: {death.message} {words}") from None
+        self._process.stderr.close()  # type: ignore[union-attr]
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
