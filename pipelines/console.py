@@ -58,7 +58,12 @@ class Bar:
     def __init__(self, title: str, quiet_seconds: float = 10.0) -> None:
         self.title, self.quiet_seconds = title, quiet_seconds
         self._last = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=ERR, transient=True) if ERR.is_terminal else None
         self._task = self._bar.add_task(title, total=None, note="") if self._bar else None
 
@@ -67,7 +72,9 @@ class Bar:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 

@@ -6,24 +6,14 @@ alone, and a run that was stopped goes on where it stood.
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from components.corpus import Corpus, pretext_home
-from components.ingest import IngestReport, ingest
-from pipelines.config import CorpusSection, LabelledSection, Recipe, RecipeError
-from pipelines.console import Bar, say
-from pipelines.plan import Plan, git_commit, plan
+from components.corpus import pretext_home
+from components.ingest import IngestReport
+from pipelines.config import CorpusSection, LabelledSection, Recipe
 
 if TYPE_CHECKING:
-    from components.evaluate import Judgement
-    from components.pretrain import Outcome
-    from components.register import Registered
-    from components.tracking import Tracker
+    pass
 
 
 class AlreadyRunningError(RuntimeError):

@@ -1,0 +1,265 @@
+"""`pretext`: the commands. Results go to stdout, progress and complaints to stderr.
+
+Exit status: 0 done; 1 failed; 2 bad use or recipe; 3 nothing to do; 4 a gate refused; 130 / 143 stopped by SIGINT / SIGTERM.
+Imports that cost seconds (torch, Ray, MLflow) stand inside the commands that need them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from pipelines import console
+
+app = typer.Typer(
+    help="Unlabelled images, video and audio in; a registered, judged encoder out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+corpus_app = typer.Typer(help="Look at corpora.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(corpus_app, name="corpus")
+
+FAILED, BAD_USE, NOTHING_TO_DO, GATE_REFUSED = 1, 2, 3, 4
+
+
+class Output(StrEnum):
+    """How a result is printed."""
+
+    table = "table"
+    json = "json"
+
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a built-in recipe.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe.")]
+OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Print a table or JSON.")]
+CorpusArgument = Annotated[str, typer.Argument(metavar="CORPUS", help="Corpus name, path or URI.")]
+
+
+@app.command()
+def quickstart(output: OutputOption = Output.table) -> None:
+    """Write the digits, pretrain on them, judge and register the encoder."""
+    from components.corpus import pretext_home
+    from components.samples import write_digits
+
+    folder = pretext_home() / "samples" / "digits"
+    counts = write_digits(folder)
+    console.say(f"digits: {counts['unlabelled']} unlabelled, {counts['test']} to test with, as PNG files in {folder}")
+    _run("digits", None, output)
+
+
+@app.command()
+def run(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
+    """Ingest, pretrain, evaluate and register; a stopped run goes on where it stood."""
+    _run(recipe, set_, output)
+
+
+def _run(recipe: str, set_: list[str] | None, output: Output) -> None:
+    from pipelines.config import load_recipe
+    from pipelines.local import run_pipeline
+    from pipelines.summary import show_summary
+
+    summary = run_pipeline(load_recipe(recipe, set_ or ()))
+    show_summary(summary, as_json=output is Output.json)
+
+
+@app.command()
+def ingest(
+    sources: Annotated[list[str], typer.Argument(help="Folder, glob, tar, Parquet file, or a URI of one.")],
+    corpus: Annotated[str, typer.Option("--corpus", help="Corpus name, path or URI; made if missing.")],
+    size: Annotated[int | None, typer.Option(help="Short side of the stored images, pixels [256].")] = None,
+    payload: Annotated[str | None, typer.Option(help="raw (fastest) or jpeg (a fifth of the bytes) [raw].")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="`parent`: label = name of the folder that holds the file.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Column of image bytes in Parquet sources.")] = None,
+    retry_quarantined: Annotated[bool, typer.Option(help="Try quarantined files again.")] = False,
+    output: OutputOption = Output.table,
+) -> None:
+    """Take new content from the sources into a corpus; what is known is not read again."""
+    from pipelines.local import ingest_alone
+    from pipelines.summary import show_ingest
+
+    report = ingest_alone(sources, corpus, size, payload, labels, column, retry_quarantined)
+    show_ingest(corpus, report, as_json=output is Output.json)
+    if not report.added:
+        raise typer.Exit(NOTHING_TO_DO)
+
+
+@app.command()
+def pretrain(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Train the encoder of a recipe on its corpus as it is; no ingest."""
+    from pipelines.config import load_recipe
+    from pipelines.local import pretrain_alone
+
+    plan = pretrain_alone(load_recipe(recipe, set_ or ()))
+    console.say(f"trained {plan.name}; next: pretext evaluate {recipe}")
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
+    """Judge the trained encoder of a recipe: probes, figures, report."""
+    from pipelines.config import load_recipe
+    from pipelines.local import evaluate_alone
+    from pipelines.summary import show_judgement
+
+    judgement, plan = evaluate_alone(load_recipe(recipe, set_ or ()))
+    show_judgement(judgement, plan, as_json=output is Output.json)
+
+
+@app.command()
+def register(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
+    """Register the judged encoder of a recipe; it becomes champion only if it is better."""
+    from pipelines.config import load_recipe
+    from pipelines.local import register_alone
+    from pipelines.summary import show_registered
+
+    registered = register_alone(load_recipe(recipe, set_ or ()))
+    show_registered(registered, as_json=output is Output.json)
+    if not registered.promoted:
+        raise typer.Exit(GATE_REFUSED)
+
+
+@app.command()
+def embed(
+    source: Annotated[str, typer.Argument(help="Folder, glob, tar, Parquet file, URI, or a corpus name.")],
+    model: Annotated[str, typer.Option("--model", help="models:/NAME@champion, models:/NAME/3, or a model folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write: uri, hash, embedding.")],
+    layer: Annotated[str | None, typer.Option(help="Layer to read; by default the one that judged best.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 64,
+) -> None:
+    """Embed images with a registered encoder."""
+    from pipelines.local import embed_alone
+    from pipelines.summary import show_embedded
+
+    show_embedded(embed_alone(model, source, out, layer, batch_size))
+
+
+@corpus_app.command("ls")
+def corpus_ls(output: OutputOption = Output.table) -> None:
+    """The corpora below the pretext home."""
+    from pipelines.summary import show_corpora
+
+    show_corpora(as_json=output is Output.json)
+
+
+@corpus_app.command("show")
+def corpus_show(
+    corpus: CorpusArgument,
+    version: Annotated[int | None, typer.Option(help="Version to show; the newest by default.")] = None,
+    output: OutputOption = Output.table,
+) -> None:
+    """What a corpus holds, and its versions."""
+    from pipelines.summary import show_corpus
+
+    show_corpus(corpus, version, as_json=output is Output.json)
+
+
+@corpus_app.command("quarantine")
+def corpus_quarantine(corpus: CorpusArgument, output: OutputOption = Output.table) -> None:
+    """Files that could not be used, and why."""
+    from pipelines.summary import show_quarantine
+
+    show_quarantine(corpus, as_json=output is Output.json)
+
+
+@app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="A task, to see its fields.")] = None,
+    output: OutputOption = Output.table,
+) -> None:
+    """The pretext tasks; with a name: its fields, shortcuts and search domains."""
+    from pipelines.catalogue import show_task, show_tasks
+
+    if name is None:
+        show_tasks(as_json=output is Output.json)
+    else:
+        show_task(name, as_json=output is Output.json)
+
+
+@app.command()
+def validate(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...")], set_: SetOption = None) -> None:
+    """Check recipes without running them."""
+    from pipelines.config import RecipeError, load_recipe
+
+    bad = 0
+    for recipe in recipes:
+        try:
+            load_recipe(recipe, set_ or ())
+            console.OUT.print(f"{recipe}: valid")
+        except RecipeError as error:
+            bad += 1
+            console.complain(str(error))
+    if bad:
+        raise typer.Exit(BAD_USE)
+
+
+@app.command()
+def schema() -> None:
+    """JSON Schema of a recipe, for editors."""
+    from pipelines.config import json_schema
+
+    console.emit(json_schema())
+
+
+@app.command()
+def doctor(output: OutputOption = Output.table) -> None:
+    """Try everything a run needs on this machine, and say what mends what is missing."""
+    from pipelines.doctor import examine
+    from pipelines.summary import show_findings
+
+    if not show_findings(examine(), as_json=output is Output.json):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
+    """Serve the MLflow UI on the runs of this pretext home."""
+    from components.tracking import ui_command
+
+    command = ui_command(port)
+    console.say(f"MLflow UI: http://127.0.0.1:{port}  (stop with Ctrl-C)")
+    os.execv(command[0], command)
+
+
+def main() -> NoReturn:
+    """Entry point: every failure becomes one sentence and an exit status; PRETEXT_DEBUG=1 shows the trace."""
+    try:
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+    except TyperException as error:
+        error.show()
+        code = BAD_USE
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    except Exception as error:
+        code = _failed(error)
+    sys.exit(code)
+
+
+def _failed(error: Exception) -> int:
+    """Tell the user; what is not meant for users is a bug of ours, with its trace kept in a file."""
+    if os.environ.get("PRETEXT_DEBUG"):
+        traceback.print_exception(error)
+    ours = type(error).__module__.partition(".")[0] in ("ssl_core", "components", "pipelines")
+    if ours or isinstance(error, ValueError | OSError):
+        console.complain(str(error))
+        return BAD_USE if type(error).__name__ == "RecipeError" else FAILED
+    with tempfile.NamedTemporaryFile("w", prefix="pretext-", suffix=".txt", delete=False) as trace:
+        traceback.print_exception(error, file=trace)
+    first = (str(error).splitlines() or [""])[0]
+    console.complain(f"unexpected {type(error).__name__}: {first}; this is a bug, its trace is in {trace.name}")
+    return FAILED
