@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,10 @@ from ssl_core.train.optim import make_optimizer, set_lr
 from ssl_core.train.run import Run
 from ssl_core.train.team import State, Team
 from ssl_core.types import Raw
+
+_NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if _NEW else "broadcast_buffers"
+"""DDP's name for sending rank 0's buffers around before every forward pass, which batch norm does not need."""
 
 
 class Learner:
@@ -52,7 +57,7 @@ class Learner:
             # would start from the first order, and with 3 ranks or more sum its gradients in another order.
             devices = [self.team.device] if self.team.device.type == "cuda" else None
             forward = DistributedDataParallel(
-                forward, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
+                forward, device_ids=devices, find_unused_parameters=True, **{_SYNC_BUFFERS: False}
             )
         self.forward = forward
 
@@ -86,10 +91,10 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.meter.add({"grad_norm": norm})
         self.optimizer.step()
-        if self.average:
-            self.average.update(self.model, self.step_count)
         with torch.no_grad():
             self.model.after_step()
+        if self.average:
+            self.average.update(self.model, self.step_count)
 
     def _randomness(self, micro: int) -> torch.Generator:
         """Seeds dropout and friends, and the generator of make_batch, each with its own stream."""

@@ -1,0 +1,140 @@
+"""Checkpoints and models on disk: whole or not there, and read back as they were."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ENCODER, Upside
+
+from ssl_core.train import checkpoint
+from ssl_core.train.folder import MARKER, DamagedError, is_complete, write_folder
+
+
+def _save(parent: Path, step: int) -> Path:
+    folder = parent / checkpoint.name_of(step)
+    checkpoint.save(folder, {"weight": torch.full((3,), float(step))}, {"step": step})
+    return folder
+
+
+def test_tensors_and_meta_come_back_as_they_were(tmp_path: Path) -> None:
+    images = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    tied = torch.arange(4)
+    tensors = {"a": images, "b": tied, "c": tied, "count": torch.tensor(7), "empty": torch.zeros(0, 2)}
+    checkpoint.save(tmp_path / "checkpoint_00000001", tensors, {"step": 1, "digest": "é"})
+    loaded, meta = checkpoint.load(tmp_path / "checkpoint_00000001")
+    assert meta == {"step": 1, "digest": "é"}
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("harm", ["no marker", "short file", "missing file", "broken marker"])
+def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path, harm: str) -> None:
+    _save(tmp_path, 5)
+    newest = _save(tmp_path, 10)
+    state = newest / "state.safetensors"
+    if harm == "no marker":
+        (newest / MARKER).unlink()
+    elif harm == "short file":
+        state.write_bytes(state.read_bytes()[:-1])
+    elif harm == "missing file":
+        state.unlink()
+    else:
+        (newest / MARKER).write_text('{"files": {')
+    assert checkpoint.newest_complete(tmp_path) == tmp_path / "checkpoint_00000005"
+    with pytest.raises(DamagedError, match="not complete"):
+        checkpoint.load(newest)
+
+
+def test_changed_bytes_are_found_and_the_checkpoint_before_is_loaded(tmp_path: Path) -> None:
+    _save(tmp_path, 5)
+    state = _save(tmp_path, 10) / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    with pytest.raises(DamagedError, match="has changed since it was written"):
+        checkpoint.load(state.parent)
+    loaded = checkpoint.load_newest(tmp_path)
+    assert loaded is not None and loaded[1] == {"step": 5}
+
+
+def test_saving_replaces_what_stands_there(tmp_path: Path) -> None:
+    folder = _save(tmp_path, 5)
+    (folder / MARKER).unlink()
+    assert is_complete(_save(tmp_path, 5))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_00000005"]
+
+
+def test_pruning_keeps_the_newest_and_sweeps_leftovers(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        _save(tmp_path, step)
+    (tmp_path / "checkpoint_00000003" / MARKER).unlink()
+    (tmp_path / ".checkpoint_00000009.abc.part").mkdir()
+    (tmp_path / "model").mkdir()
+    checkpoint.prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_00000002", "checkpoint_00000004", "model"]
+
+
+def test_an_empty_or_absent_folder_has_no_checkpoint(tmp_path: Path) -> None:
+    assert checkpoint.newest_complete(tmp_path / "absent") is None
+    assert checkpoint.load_newest(tmp_path) is None
+
+
+def test_nan_in_the_meta_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_folder(tmp_path / "x", {"a": torch.zeros(1)}, {"meta.json": {"loss": float("nan")}}, "t.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+TASKS = {"Upside": Upside}
+
+
+def _save_model(folder: Path) -> None:
+    task = Upside(canvas=8, dropout=0.5)
+    checkpoint.save_model(folder, task, ENCODER, task.build(ENCODER.build).state_dict(), {"step": 3})
+
+
+def test_a_model_is_rebuilt_from_its_folder_alone(tmp_path: Path) -> None:
+    _save_model(tmp_path / "model")
+    task, model = checkpoint.load_model(tmp_path / "model", tasks=TASKS)
+    assert task == Upside(canvas=8, dropout=0.5)
+    raw = {"image": torch.randint(0, 255, (2, 3, 8, 8), dtype=torch.uint8)}
+    again = checkpoint.load_model(tmp_path / "model", tasks=TASKS)[1]
+    assert all(torch.equal(one, two) for one, two in zip(model.represent(raw).values(), again.represent(raw).values()))
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    """Rewrites config.json together with its marker, as another version would have written it."""
+    tensors = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
+    config = {**json.loads((folder / checkpoint.CONFIG).read_text()), **changes}
+    tensors = {name: value for name, value in tensors.items() if name not in changes}
+    write_folder(folder, tensors, {checkpoint.CONFIG: config}, checkpoint.WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"format": 9}, "has format 9 and this version of pretext reads 1"),
+        ({"task": "jigsaw"}, "trained on the task 'jigsaw'; this version knows Upside"),
+        ({"task_fields": {"canvas": 8, "colour": 1}}, "Upside has no field colour"),
+        ({"head.weight": None}, "lacks head.weight"),
+        ({"encoder": {"name": "resnet18", "width": 0.25, "stem": "cifar"}}, "has in another shape encoder"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_in_a_sentence(
+    tmp_path: Path, changes: dict[str, object], sentence: str
+) -> None:
+    _save_model(tmp_path / "model")
+    _edit(tmp_path / "model", **changes)
+    with pytest.raises(DamagedError, match=sentence):
+        checkpoint.load_model(tmp_path / "model", tasks=TASKS)
+
+
+def test_json_lists_become_tuples_and_objects_dataclasses() -> None:
+    @dataclass(frozen=True)
+    class Outer:
+        sizes: tuple[int, ...]
+        name: str = "x"
+
+    assert checkpoint.from_fields(Outer, {"sizes": [1, 2]}) == Outer((1, 2))

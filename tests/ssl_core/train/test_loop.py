@@ -1,0 +1,184 @@
+"""The loop: it learns, resumes bit for bit, averages over micro-batches, and knows when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ENCODER, Upside, tiny_run, tiny_shards, weights_of
+
+from ssl_core.data.shards import Shards
+from ssl_core.train import checkpoint
+from ssl_core.train.learner import Learner
+from ssl_core.train.loop import Folder, Outcome, Point, pretrain
+from ssl_core.train.run import Run
+from ssl_core.train.team import Team
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Shards:
+    return tiny_shards(tmp_path / "corpus")
+
+
+def train(
+    run: Run, shards: Shards, folder: Path, stop: Callable[[], str] = str, digest: str = "d1"
+) -> tuple[Outcome, list[Point]]:
+    points: list[Point] = []
+    outcome = pretrain(run, shards, digest, Folder(folder, run.train.keep), on_point=points.append, stop=stop)
+    return outcome, points
+
+
+def stop_after(steps: int) -> Callable[[], str]:
+    calls = iter(range(1, 10**9))
+    return lambda: "asked to" if next(calls) == steps else ""
+
+
+def test_learns_the_task_and_leaves_a_model_that_answers_like_the_checkpoint(shards: Shards, tmp_path: Path) -> None:
+    outcome, points = train(tiny_run(steps=60, log_every=2), shards, tmp_path / "run")
+    assert outcome == Outcome("FINISHED", 60, 60)
+    assert points[-1].metrics["accuracy"] > 0.9 > points[0].metrics["accuracy"]
+    task, model = checkpoint.load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
+    assert task == Upside() and not model.training
+    tensors, _ = checkpoint.load(tmp_path / "run" / "checkpoint_00000060")
+    assert all(torch.equal(tensor, tensors[f"model/{name}"]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_a_stopped_run_resumes_to_the_same_bits(shards: Shards, tmp_path: Path, optimizer: str) -> None:
+    run = tiny_run(optim={"name": optimizer, "clip": 1.0}, ema=0.9, accumulate=2)
+    _, straight = train(run, shards, tmp_path / "straight")
+    outcome, first = train(run, shards, tmp_path / "broken", stop_after(7))
+    assert outcome == Outcome("KILLED", 7, 12, "asked to")
+    outcome, second = train(run, shards, tmp_path / "broken")
+    assert outcome.status == "FINISHED"
+
+    ours, meta = checkpoint.load(tmp_path / "broken" / "checkpoint_00000012")
+    theirs, expected = checkpoint.load(tmp_path / "straight" / "checkpoint_00000012")
+    assert meta == expected and meta["ids_digests"][0]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert _curve(first + second) == _curve(straight)
+
+
+def _curve(points: list[Point]) -> dict[int, tuple[float, float]]:
+    return {point.step: (point.metrics["loss"], point.metrics["grad_norm"]) for point in points}
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(shards: Shards, tmp_path: Path) -> None:
+    run = tiny_run(steps=12)
+    train(run, shards, tmp_path / "straight")
+    train(run, shards, tmp_path / "broken", stop_after(11))
+    newest = tmp_path / "broken" / "checkpoint_00000011" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    train(run, shards, tmp_path / "broken")
+    ours, _ = checkpoint.load(tmp_path / "broken" / "checkpoint_00000012")
+    theirs, _ = checkpoint.load(tmp_path / "straight" / "checkpoint_00000012")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_accumulation_takes_the_mean_over_all_micro_batches(shards: Shards, tmp_path: Path) -> None:
+    """Without batch norm and dropout, four micro-batches of 4 move the weights as one batch of 16."""
+
+    def after_one_step(accumulate: int) -> dict[str, torch.Tensor]:
+        run = replace(
+            tiny_run(_ByContent(dropout=0.0), {"momentum": 0.0, "nesterov": False}, steps=1, accumulate=accumulate),
+            encoder=replace(ENCODER, norm="group"),
+        )
+        train(run, shards, tmp_path / str(accumulate))
+        return weights_of(checkpoint.load(tmp_path / str(accumulate) / "checkpoint_00000001")[0])
+
+    whole, pieces = after_one_step(1), after_one_step(4)
+    assert all(torch.allclose(whole[name], pieces[name], atol=1e-6) for name in whole)
+
+
+class _ByContent(Upside):
+    """Targets from the image alone, so that they do not depend on the micro-batch's generator."""
+
+    def make_batch(self, raw, rng):  # type: ignore[no-untyped-def]
+        images = raw["image"].float() / 255 - 0.5
+        return {"image": images}, (raw["image"].int().sum((1, 2, 3)) % 2).long()
+
+
+def test_points_are_means_over_the_window_with_rate_and_time_left(shards: Shards, tmp_path: Path) -> None:
+    _, every = train(tiny_run(log_every=1), shards, tmp_path / "every")
+    _, points = train(tiny_run(log_every=4), shards, tmp_path / "fourth")
+    assert [point.step for point in points] == [4, 8, 12]
+    window = [point.metrics["loss"] for point in every[4:8]]
+    assert points[1].metrics["loss"] == pytest.approx(sum(window) / 4)
+    assert points[-1].metrics["seconds_left"] == 0 < points[0].metrics["seconds_left"]
+    assert points[0].metrics["samples_per_s"] > 0
+    assert points[0].metrics["epoch"] == pytest.approx(4 / 3)
+    assert {"accuracy", "lr", "grad_norm"} <= points[0].metrics.keys()
+
+
+def test_nan_stops_the_run_and_never_reaches_a_checkpoint(shards: Shards, tmp_path: Path) -> None:
+    outcome, _ = train(tiny_run(Upside(nan=True), log_every=100), shards, tmp_path / "run")
+    assert outcome.status == "FAILED" and "NaN" in outcome.reason and "optim.lr" in outcome.reason
+    assert checkpoint.newest_complete(tmp_path / "run") is None
+    outcome, _ = train(tiny_run(Upside(nan=True), log_every=1), shards, tmp_path / "run")
+    assert outcome == Outcome("FAILED", 1, 12, outcome.reason)
+
+
+def test_a_collapsed_representation_stops_the_run_with_the_reason(shards: Shards, tmp_path: Path) -> None:
+    run = tiny_run(Upside(collapse=True), steps=200, check_every=5, collapse_std=0.02)
+    run = replace(run, encoder=replace(ENCODER, norm="none"), optim=replace(run.optim, weight_decay=0.3))
+    outcome, points = train(run, shards, tmp_path / "run")
+    assert outcome.status == "FAILED" and "collapsed" in outcome.reason
+    assert outcome.step < 200
+    assert any("spread" in point.metrics for point in points)
+
+
+def test_a_healthy_run_is_not_taken_for_collapsed(shards: Shards, tmp_path: Path) -> None:
+    outcome, points = train(tiny_run(steps=20, check_every=2, log_every=2), shards, tmp_path / "run")
+    assert outcome.status == "FINISHED"
+    assert min(point.metrics["spread"] for point in points) > 0.01
+
+
+def test_the_average_of_the_weights_is_what_the_model_holds(shards: Shards, tmp_path: Path) -> None:
+    train(tiny_run(ema=0.9), shards, tmp_path / "run")
+    _, model = checkpoint.load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
+    tensors, _ = checkpoint.load(tmp_path / "run" / "checkpoint_00000012")
+    own = model.state_dict()
+    assert all(torch.equal(own[name], tensors[f"average/{name}"]) for name in own)
+    assert not torch.equal(own["head.weight"], tensors["model/head.weight"])
+    assert own["steps"] == 12
+
+
+def test_bf16_computes_under_autocast_with_float32_weights(shards: Shards, tmp_path: Path) -> None:
+    outcome, points = train(tiny_run(steps=60, log_every=20, precision="bf16"), shards, tmp_path / "run")
+    assert outcome.status == "FINISHED" and points[-1].metrics["accuracy"] > 0.9
+    _, model = checkpoint.load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_another_corpus_version_or_encoder_does_not_resume(shards: Shards, tmp_path: Path) -> None:
+    run = tiny_run(steps=5)
+    train(run, shards, tmp_path / "run")
+    with pytest.raises(ValueError, match="another corpus version"):
+        train(run, shards, tmp_path / "run", digest="d2")
+    with pytest.raises(ValueError, match="another run"):
+        train(replace(run, encoder=replace(ENCODER, width=0.25)), shards, tmp_path / "run")
+
+
+def test_a_finished_run_only_writes_its_model_again(shards: Shards, tmp_path: Path) -> None:
+    train(tiny_run(), shards, tmp_path / "run")
+    checkpoint.remove(tmp_path / "run" / "model")
+    outcome, points = train(tiny_run(), shards, tmp_path / "run")
+    assert outcome == Outcome("FINISHED", 12, 12) and not points
+    checkpoint.load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
+
+
+def test_batches_that_cannot_be_shared_and_sync_bn_on_a_cpu_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 12"):
+        Learner(tiny_run(batch_size=16, accumulate=4), Team(0, 3, torch.device("cpu")))
+    with pytest.raises(ValueError, match="sync_bn works on GPUs only"):
+        Learner(tiny_run(sync_bn=True), Team(0, 1, torch.device("cpu")))
+
+
+def test_channels_last_reaches_kernels_and_inputs(shards: Shards) -> None:
+    learner = Learner(tiny_run(), Team(0, 1, torch.device("cpu")))
+    kernels = [weight for weight in learner.model.parameters() if weight.ndim == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
