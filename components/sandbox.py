@@ -132,7 +132,9 @@ class _Child:
 
     def quiet(self) -> bool:
         """Alive, and has said nothing unasked."""
-        return not select.select([self._from], [], [], 0)[0]
+        poll = select.poll()  # not select(), which knows no descriptor above 1023
+        poll.register(self._from, select.POLLIN)
+        return not poll.poll(0)
 
     def decode(self, data: bytes | bytearray | memoryview) -> Image:
         self._files += 1
@@ -288,9 +290,14 @@ def _search_path() -> list[str]:
 
 
 def _scrubbed_environment() -> dict[str, str]:
-    """No keys, tokens or endpoints; one thread, since threads of OpenBLAS each reserve address space."""
+    """No keys, tokens or endpoints; one thread, since threads of OpenBLAS each reserve address space.
+
+    glibc is told to keep up to 64 MiB between files: fresh pages for every picture cost a tenth of the time.
+    """
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    heap = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**24), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
+    return kept | threads | heap
 
 
 def _widen(pipe: int) -> None:

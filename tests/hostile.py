@@ -191,7 +191,7 @@ def _webps() -> dict[str, bytes]:
         chunk = kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
         return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
 
-    lossless = struct.pack("<BI", 0x2F, 16383 | 16383 << 14)
+    lossless = struct.pack("<BI", 0x2F, 8999 | 8999 << 14)  # under Pillow's own limit
     lossy = b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", 16383, 16383)
     canvas = bytes([0x12, 0, 0, 0]) + (2**24 - 1).to_bytes(3, "little") * 2
     return {

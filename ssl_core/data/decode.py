@@ -193,8 +193,6 @@ def _decode(data: bytes, name: str, plugin: Callable[[BytesIO], ImageFile], limi
         if isinstance(image, JpegImageFile):
             image.draft(image.mode, (2 * size[0], 2 * size[1]))
         image.load()
-        if isinstance(image, TiffImageFile):  # Pillow turns a TIFF while loading it
-            size = _canonical_size(image.size, canon.size)
         pixels = _oriented(image, _resized(image, size))
     return _pack(pixels, canon)
 
@@ -315,7 +313,7 @@ def _value_range(image: PIL.Image.Image) -> tuple[float, float]:
 
 
 def _oriented(image: ImageFile, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Apply EXIF orientation (Pillow has already done so for a TIFF, and removed the tag)."""
+    """Apply EXIF orientation (Pillow announces and loads a TIFF turned already, and removes the tag)."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # broken metadata of a good picture: it has no orientation

@@ -97,6 +97,12 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
         assert np.array_equal(pixels_of(data), expected)
 
 
+def test_a_dark_sixteen_bit_picture_stays_dark() -> None:
+    dark = np.full((SIZE, 64), 200 * 3, np.uint16)
+    assert (pixels_of(saved(PIL.Image.fromarray(dark), "PNG")) == 2).all()
+    assert (pixels_of(saved(PIL.Image.fromarray(dark // 3), "PNG")) == 1).all()
+
+
 def test_the_transparent_grey_of_a_sixteen_bit_png_is_white() -> None:
     deep = np.full((SIZE, 64), 1000, ">u2")
     deep[:, :20] = 30000
@@ -298,6 +304,7 @@ def test_hostile_files_are_refused_in_one_sentence(hostile: dict[str, bytes]) ->
         ("bomb-507-MB-in-21-kB.png", Reason.TOO_MANY_PIXELS),
         ("bomb-65500.jpg", Reason.TOO_MANY_PIXELS),
         ("bomb-canvas.webp", Reason.TOO_MANY_PIXELS),
+        ("bomb-lossless.webp", Reason.TOO_MANY_PIXELS),
         ("bomb-frame.gif", Reason.TOO_MANY_PIXELS),
         ("bomb-deflate.tif", Reason.TOO_MANY_PIXELS),
         ("text-of-100-MB.png", Reason.TOO_LARGE),
