@@ -9,13 +9,16 @@ a thread carries it on (`components.delivery`). A set-up that can never work is 
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +56,10 @@ def tracking_uri(given: str | None = None) -> str:
         )
     if scheme != "sqlite":
         return uri.rstrip("/")
-    path = uri.split(":///", 1)[-1]
+    kind, _, path = uri.partition(":///")
     if path in ("", ":memory:"):
         raise ValueError(f"tracking URI {uri!r} names no file, so nothing would outlive the process; name one")
-    return f"{uri.split(':///', 1)[0]}:///{Path(path).expanduser().absolute()}"
+    return f"{kind}:///{Path(path).expanduser().absolute()}"
 
 
 def _default_uri() -> str:
@@ -76,7 +79,7 @@ def connect_tracking(given: str | None = None) -> tuple[MlflowClient, str]:
         ValueError: see `tracking_uri`.  mlflow.exceptions.MlflowException: the database or server does not answer.
     """
     uri = tracking_uri(given)
-    _quieten()
+    _quieten(server=_database(uri) is None)
     from mlflow import MlflowClient
 
     database = _database(uri)
@@ -88,7 +91,7 @@ def connect_tracking(given: str | None = None) -> tuple[MlflowClient, str]:
     return client, uri
 
 
-def _quieten() -> None:
+def _quieten(server: bool) -> None:
     """No usage reports, no printed links, no tales of migrations, no minutes of silent retries; also imports mlflow."""
     for name, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
@@ -98,8 +101,12 @@ def _quieten() -> None:
         ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1"),
     ):
         os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401  (sets its loggers up, which would undo what follows)
-
+    with warnings.catch_warnings():  # deprecations inside MLflow are not our user's business
+        warnings.simplefilter("ignore")
+        importlib.import_module("mlflow")  # sets its loggers up, which would undo what follows
+        if not server:
+            importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+            importlib.import_module("mlflow.store.model_registry.sqlalchemy_store")
     for name, level in (
         ("mlflow", logging.WARNING),
         ("alembic", logging.WARNING),
@@ -212,8 +219,8 @@ class Tracker:
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """A table as tables/<name>.json, in the form that MLflow's evaluation page shows; columns of equal length."""
-        rows = [list(row) for row in zip(*columns.values(), strict=True)]
-        content = json.dumps({"columns": list(columns), "data": rows}, default=str)
+        rows = [[_plain(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
+        content = json.dumps({"columns": list(columns), "data": rows})
         self._stage(f"tables/{name}.json", content.encode(), "table")
 
     def html(self, name: str, text: str) -> None:
@@ -310,7 +317,7 @@ class Tracker:
 
 
 def _start(uri: str, spool: Spool, attempt: bool, pulse_every: float = 30.0) -> tuple[Any, Shipper]:
-    _quieten()
+    _quieten(server=_database(uri) is None)
     from components.delivery import MlflowRun  # imports mlflow
 
     database = _database(uri)
@@ -366,6 +373,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _shown(value: Any, limit: int) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _plain(cell: Any) -> Any:
+    """What JSON knows: NumPy's scalars as Python's, NaN and infinities as null, anything else as text."""
+    value = cell.item() if hasattr(cell, "item") else cell
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 def _thumbnail(png: bytes) -> bytes:

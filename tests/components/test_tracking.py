@@ -1,0 +1,346 @@
+"""The Tracker against real stores: SQLite in this process, and an `mlflow server` that is frozen, killed, restarted."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from components.locks import Busy
+from components.tracking import Tracker, connect_tracking, deliver, sweep, tracking_uri
+
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    connect_tracking(uri)
+    return uri
+
+
+def tracker(store: str, folder: Path, key: str | None = None, **settings: object) -> Tracker:
+    """A Tracker whose run key is the test's own folder name, so that tests share a database but no run."""
+    key = key or folder.parent.name
+    return Tracker(key, folder, uri=store, **({"system_metrics": 0} | settings))  # type: ignore[arg-type]
+
+
+def history(client: MlflowClient, run_id: str, key: str) -> list[int]:
+    return [metric.step for metric in client.get_metric_history(run_id, key)]
+
+
+def png(colour: str = "red") -> bytes:
+    coded = io.BytesIO()
+    Image.new("RGB", (600, 300), colour).save(coded, "PNG")
+    return coded.getvalue()
+
+
+def test_a_run_shows_what_went_in_and_what_came_out(store: str, tmp_path: Path) -> None:
+    with tracker(store, tmp_path / "run", name="digits-1", tags={"pretext.code": "c0ffee", "commit": None}) as run:
+        run.params({"optim": {"lr": 0.1, "betas": [0.9, 0.99]}, "note": "x" * 9_000})
+        run.dataset("digits", "/corpora/digits", 3, "ab" * 32, samples=1_347)
+        run.point(7, 1_700_000_000_123, {"loss": 0.5, "nan": float("nan")})
+        run.figure("neighbours", png())
+        run.figure("saw", png("blue"), step=7)
+        run.table("judgement", {"row": ["ours", "raw"], "knn": [np.float32(0.5), float("nan")]})
+        run.html("report", "<html></html>")
+    client, _ = connect_tracking(store)
+    assert run.run_id is not None
+    found = client.get_run(run.run_id)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "digits-1")
+    assert found.data.params["optim.lr"] == "0.1" and found.data.params["optim.betas"] == "[0.9, 0.99]"
+    assert found.data.tags["pretext.code"] == "c0ffee" and "commit" not in found.data.tags
+    dataset = found.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest, json.loads(dataset.source)["delta_table_version"]) == ("digits", "ab" * 18, 3)
+    (point,) = client.get_metric_history(run.run_id, "loss")
+    assert (point.step, point.timestamp, point.value) == (7, 1_700_000_000_123, 0.5)
+    table = json.loads(Path(client.download_artifacts(run.run_id, "tables/judgement.json")).read_text())
+    assert table == {"columns": ["row", "knn"], "data": [["ours", 0.5], ["raw", None]]}
+    assert "tables/judgement.json" in found.data.tags["mlflow.loggedArtifacts"]
+    names = [file.path for folder in ("", "figures", "images") for file in client.list_artifacts(run.run_id, folder)]
+    assert {"report.html", "figures/neighbours.png"} <= set(names)
+    assert [name.split("+timestamp")[0] for name in names if name.endswith(".png")][1:] == ["images/saw+step+7"]
+
+
+@pytest.mark.parametrize("ended", ["KILLED", "FAILED", "FINISHED", None])
+def test_the_same_key_adopts_its_run_whatever_became_of_it(store: str, tmp_path: Path, ended: str | None) -> None:
+    client, _ = connect_tracking(store)
+    first = tracker(store, tmp_path / "run", key=f"adopt-{ended}")
+    first.point(1, 1_000, {"loss": 1.0})
+    assert first.flush(10)
+    assert first.run_id is not None
+    if ended is None:  # SIGKILL of the driver: nobody closes anything
+        first._shipper.drain(5)
+        first._spool.close()
+    else:
+        first.close(ended)  # type: ignore[arg-type]
+        assert client.get_run(first.run_id).info.status == ended
+    second = tracker(store, tmp_path / "run", key=f"adopt-{ended}")
+    assert second.run_id == first.run_id
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    second.point(1, 2_000, {"loss": 1.0})
+    second.point(2, 2_001, {"loss": 0.9})
+    second.close()
+    assert history(client, first.run_id, "loss") == [1, 2]
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+
+
+def test_a_run_resumed_on_another_machine_doubles_no_point(store: str, tmp_path: Path) -> None:
+    for machine, steps in (("here", range(50)), ("there", range(30, 80))):
+        with tracker(store, tmp_path / machine, key="moved") as run:
+            for step in steps:
+                run.point(step, time.time_ns() // 1_000_000, {"loss": 1.0 / (step + 1)})
+    client, _ = connect_tracking(store)
+    assert run.run_id is not None
+    assert sorted(history(client, run.run_id, "loss")) == list(range(80))
+
+
+def test_a_run_deleted_by_its_user_is_written_anew_from_the_journal(store: str, tmp_path: Path) -> None:
+    client, _ = connect_tracking(store)
+    with tracker(store, tmp_path / "run") as first:
+        first.params({"a": 1})
+        first.point(1, 1_000, {"loss": 1.0})
+    assert first.run_id is not None
+    client.delete_run(first.run_id)
+    with tracker(store, tmp_path / "run") as second:
+        second.point(2, 1_001, {"loss": 0.5})
+    assert second.run_id is not None and second.run_id != first.run_id
+    assert history(client, second.run_id, "loss") == [1, 2]
+    assert client.get_run(second.run_id).data.params == {"a": "1"}
+
+
+def test_what_the_tracker_refuses_is_laid_aside_and_the_rest_passes(store: str, tmp_path: Path) -> None:
+    with tracker(store, tmp_path / "run") as run:
+        run.params({"gpus": 1})
+        run.params({"gpus": 2, "workers": 3})
+        run.point(1, 1_000, {"bad\nname": 1.0, "loss": 2.0})
+        run.file(tmp_path / "missing.txt")
+        run.tag({"after": "all"})
+    client, _ = connect_tracking(store)
+    assert run.run_id is not None
+    found = client.get_run(run.run_id)
+    assert found.data.params == {"gpus": "1", "workers": "3"}
+    assert found.data.metrics == {"loss": 2.0} and found.data.tags["after"] == "all"
+    refused = (tmp_path / "run/tracking/spool.refused.jsonl").read_text()
+    assert len(refused.splitlines()) == 3 and "bad\\nname" in refused and "missing.txt" in refused
+
+
+def test_system_metrics_are_sampled_and_end_with_the_run(store: str, tmp_path: Path) -> None:
+    run = tracker(store, tmp_path / "run", system_metrics=0.05)
+    time.sleep(0.5)
+    run.close()
+    client, _ = connect_tracking(store)
+    assert run.run_id is not None
+    assert "system/cpu_utilization_percentage" in client.get_run(run.run_id).data.metrics
+    assert run._sampler is not None and not run._sampler.is_alive()
+
+
+def test_an_exception_closes_the_run_as_failed_and_a_signal_as_killed(store: str, tmp_path: Path) -> None:
+    client, _ = connect_tracking(store)
+    for error, status in ((RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")):
+        with pytest.raises(error), tracker(store, tmp_path / error.__name__, key=error.__name__) as run:
+            raise error
+        assert run.run_id is not None
+        assert client.get_run(run.run_id).info.status == status
+
+
+def test_two_processes_cannot_be_at_one_run(store: str, tmp_path: Path) -> None:
+    with tracker(store, tmp_path / "run"), pytest.raises(Busy, match=str(os.getpid())):
+        tracker(store, tmp_path / "run")
+
+
+def test_the_sweep_closes_the_dead_and_spares_the_living(store: str, tmp_path: Path) -> None:
+    client, _ = connect_tracking(store)
+    runs = {name: tracker(store, tmp_path / name, key=f"sweep-{name}") for name in ("live", "dead")}
+    foreign = client.create_run("0")
+    for run in runs.values():
+        assert run.flush(10)
+    dead, live = str(runs["dead"].run_id), str(runs["live"].run_id)
+    runs["dead"]._shipper.drain(5)
+    client.set_tag(dead, "pretext.heartbeat", str(time.time_ns() // 1_000_000 - 16 * 60_000))
+    assert sweep(store, minutes=15) == [dead]
+    status = {run_id: client.get_run(run_id).info.status for run_id in (dead, live, foreign.info.run_id)}
+    assert status == {dead: "KILLED", live: "RUNNING", foreign.info.run_id: "RUNNING"}
+    client.set_terminated(live, "KILLED")  # swept in an outage although it lived: its next heartbeat mends that
+    runs["live"]._receiver.pulse()
+    assert client.get_run(live).info.status == "RUNNING"
+    runs["live"].close()
+    runs["dead"]._spool.close()
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:./mlruns", "/tmp/mlruns", "sqlite:///:memory:", "sqlite://"])
+def test_stores_that_mlflow_gave_up_are_refused_with_a_sentence(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tracking URI"):
+        Tracker(KEY, tmp_path, uri=uri)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_recipe_goes_before_the_environment_and_that_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracker.example/")
+    assert tracking_uri("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+    assert tracking_uri() == "https://tracker.example"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("PRETEXT_HOME", "/data/home")
+    assert tracking_uri() == "sqlite:////data/home/mlflow.db"
+
+
+def test_a_deleted_experiment_is_named_at_once(store: str, tmp_path: Path) -> None:
+    client, _ = connect_tracking(store)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(ValueError, match="restore"):
+        tracker(store, tmp_path / "run", experiment="gone")
+
+
+def test_a_run_folder_serves_one_key(store: str, tmp_path: Path) -> None:
+    tracker(store, tmp_path / "run", key="one").close()
+    with pytest.raises(ValueError, match="one"):
+        tracker(store, tmp_path / "run", key="two")
+
+
+def test_processes_that_meet_at_a_new_database_all_work_and_share_the_run(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from components.tracking import Tracker\n"
+        "with Tracker('same', Path(sys.argv[1]), uri=sys.argv[2], system_metrics=0, wait=100) as run:\n"
+        "    run.point(int(sys.argv[3]), 1, {'loss': 1.0})\n"
+        "print(run.run_id)"
+    )
+    uri = f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}"
+    (tmp_path / "home").mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / f"run{i}"), uri, str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TMPDIR": str(tmp_path)},
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [err for _, err in said] == ["", ""]
+    ids = {out.strip() for out, _ in said}
+    assert len(ids) == 1
+    client, _ = connect_tracking(uri)
+    assert sorted(history(client, ids.pop(), "loss")) == [0, 1]
+
+
+def test_a_run_that_never_met_its_tracker_is_delivered_afterwards(store: str, tmp_path: Path) -> None:
+    run = tracker("http://127.0.0.1:1", tmp_path / "run", wait=0.1)
+    run.params({"a": 1})
+    for step in range(100):
+        run.point(step, 1_700_000_000_000 + step, {"loss": 1.0})
+    run.figure("neighbours", png())
+    started = time.monotonic()
+    closed = run.close("FAILED", seconds=0.2)
+    assert time.monotonic() - started < 5
+    assert closed.left == 104 and str(tmp_path) in closed.sentence and run.run_id is None
+    assert deliver(tmp_path / "run", store) == 0 == deliver(tmp_path / "run", store)
+    client, _ = connect_tracking(store)
+    experiment = client.get_experiment_by_name("pretext")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id], f"tags.`pretext.run_key` = '{tmp_path.name}'")
+    assert found.info.status == "FAILED" and found.data.params == {"a": "1"}
+    assert history(client, found.info.run_id, "loss") == list(range(100))
+
+
+class Server:
+    """A real `mlflow server` on a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        quiet = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "server.log").open("ab") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=quiet, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not self._answers():
+            assert time.monotonic() < deadline and self.process.poll() is None, (self.folder / "server.log").read_text()
+            time.sleep(0.1)
+
+    def send(self, number: int) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+        if number == signal.SIGKILL:
+            self.process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    connect_tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")  # migrations here, not under the server's start-up
+    server = Server(tmp_path)
+    yield server
+    if server.process is not None and server.process.poll() is None:
+        server.send(signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_server_that_freezes_and_dies_neither_stops_the_run_nor_loses_or_doubles_a_point(
+    server: Server, tmp_path: Path
+) -> None:
+    run = Tracker(KEY, tmp_path / "run", uri=server.uri, system_metrics=0, wait=20)  # nothing listens yet
+    assert run.run_id is None
+    slowest, step = 0.0, 0
+
+    def train(steps: int) -> None:
+        nonlocal slowest, step
+        for _ in range(steps):
+            started = time.monotonic()
+            run.point(step, 1_700_000_000_000 + step, {"loss": 1 / (step + 1), "accuracy": step / 3})
+            slowest, step = max(slowest, time.monotonic() - started), step + 1
+            time.sleep(0.001)
+
+    run.params({"optim": {"lr": 0.1}})
+    train(300)
+    server.start()
+    train(1_500)
+    run._shipper._wake.set()
+    assert run.flush(60)
+    train(200)
+    server.send(signal.SIGSTOP)
+    train(500)
+    run.figure("neighbours", png())
+    server.send(signal.SIGCONT)
+    train(500)
+    server.send(signal.SIGKILL)
+    train(500)
+    closed = run.close("FINISHED", seconds=1.0)
+    assert closed.left > 0 and "deliver" in closed.sentence
+    server.start()
+    assert deliver(tmp_path / "run") == 0
+    assert slowest < 1.0
+    client, _ = connect_tracking(server.uri)
+    assert run.run_id is not None
+    found = client.get_run(run.run_id)
+    assert found.info.status == "FINISHED" and found.data.params == {"optim.lr": "0.1"}
+    for key in ("loss", "accuracy"):
+        assert Counter(history(client, run.run_id, key)) == Counter(range(step))
+    assert [file.path for file in client.list_artifacts(run.run_id, "figures")] == ["figures/neighbours.png"]
