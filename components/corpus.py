@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from components import delta
-from components.delta import DataFile
+from components.delta import DataFile, stream_columns
 from components.locks import exclusive
 from components.storage import StorageError, absolute, download, is_remote, join, naming, open_file
 from ssl_core.data.decode import Canon
@@ -244,13 +244,6 @@ class Corpus:
                     download(uri, path)
                 _check_shard(path, file, uri)
         return paths
-
-
-def stream_columns(uri: str, names: Sequence[str]) -> Iterator[pa.Table]:
-    """Columns of one Parquet file, 16,384 rows at a time."""
-    with naming(uri), open_file(uri) as file, pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(batch_size=16_384, columns=list(names)):
-            yield pa.Table.from_batches([batch])
 
 
 def _read(uri: str) -> pa.Table:

@@ -1,7 +1,8 @@
 """Append-only Delta tables whose writers take turns: an append that was overtaken is refused, not merged.
 
-Delta lets blind appends of two writers both pass. Ours carry one application id with a running number, and Delta refuses
-the second of two commits that name the same application, so a writer always knows all that was there before its own.
+Delta lets blind appends of two writers both pass. Ours carry one application id with a running number, and Delta
+refuses the second of two commits that name the same application; so a writer always knows all that was there before
+its own commit.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
 
-from components.storage import StorageError, is_remote, naming
+from components.storage import StorageError, is_remote, naming, open_file
 
 APPLICATION = "pretext.ingest"
 
@@ -120,6 +122,13 @@ def append(table: DeltaTable, files: Sequence[DataFile], info: Mapping[str, Any]
             )
         except CommitFailedError as error:
             raise OvertakenError(f"{table.table_uri}: {error}") from error
+
+
+def stream_columns(uri: str, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Columns of one Parquet file, 16,384 rows at a time."""
+    with naming(uri), open_file(uri) as file, pq.ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches(batch_size=16_384, columns=list(names)):
+            yield pa.Table.from_batches([batch])
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Who is ingesting: one small record per ingest, and the rule by which a dead one's leftovers are removed.
 
 An ingest writes its shards below `ingest-<id>/` of a table, and they count only once a commit names them. Before the
-first shard it leaves a record in `_ingests/`, and renews it while it works. It is dead when its record is gone, when the
-record names a process of this machine that no longer runs, or when a record of another machine was not renewed for ten
-minutes by the storage's own clock. Whoever finds a dead one takes away its record, then commits nothing but a turn (which
-overtakes the dead one, should it wake up, so that it looks at its record before it commits), then deletes what no
-version names.
+first shard it leaves a record in `_ingests/`, and renews it while it works. It is dead when its record is gone, when
+the record names a process of this machine that no longer runs, or when a record of another machine was not renewed for
+ten minutes by the storage's own clock. Whoever finds a dead one takes away its record, then commits nothing but a turn
+(which overtakes the dead one, should it wake up, so that it looks at its record before it commits), then deletes what
+no version names.
 """
 
 from __future__ import annotations

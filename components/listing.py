@@ -1,7 +1,7 @@
 """The files of a part of the sources, and only those that ingest has not met before.
 
-Listing yields stretches of rows of `FOUND`: a plain file comes by name and is read where it is decoded; what lies in a tar
-or a Parquet file comes with its bytes, because only a pass over the container gets at them. `fresh` is asked before
+Listing yields stretches of rows of `FOUND`: a plain file comes by name and is read where it is decoded; what lies in a
+tar or a Parquet file comes with its bytes, because only a pass over the container gets at them. `fresh` is asked before
 anything is passed on.
 """
 

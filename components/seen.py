@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.delta import stream_columns
 from components.storage import text
 
 _TABLES = """
@@ -39,7 +40,7 @@ class Seen:
         self._db = sqlite3.connect(Path(self._folder.name) / "seen.sqlite", isolation_level=None)
         self._db.executescript(_TABLES)
         self._tally: Counter[str] = Counter()
-        self._failure: str | None = None
+        self._failure: tuple[str, str] | None = None
 
     def close(self) -> None:
         """Delete the index."""
@@ -54,6 +55,14 @@ class Seen:
         hashes = ((bytes.fromhex(digest),) for *_, digest in rows if digest)
         self._db.executemany("INSERT OR IGNORE INTO hashes VALUES (?)", hashes)
         self._db.execute("COMMIT")
+
+    def learn(self, uri: str, columns: Sequence[str]) -> None:
+        """Load a committed Parquet file; `columns` are its names for uri, size, mtime and, where it has one, hash."""
+        for table in stream_columns(uri, columns):
+            values = [table[name].to_pylist() for name in columns]
+            if len(columns) == 3:
+                values.append([None] * len(table))
+            self.load(list(zip(*values)))
 
     def fresh(self, part: int, files: Sequence[Listed]) -> list[bool]:
         """Which files are to be read: not known, and not listed by another part of the sources before."""
@@ -91,12 +100,12 @@ class Seen:
         """What was tallied, and `seen`: distinct files listed."""
         return dict(self._tally)
 
-    def fail(self, message: str) -> None:
-        """Keep the first storage error of a worker: Ray wraps exceptions and drops their causes."""
-        self._failure = self._failure or message
+    def fail(self, kind: str, message: str) -> None:
+        """Keep a worker's first error that concerns the user: Ray wraps exceptions and drops their causes."""
+        self._failure = self._failure or (kind, message)
 
-    def failure(self) -> str | None:
-        """The first storage error, if any."""
+    def failure(self) -> tuple[str, str] | None:
+        """Type and message of that error, if any."""
         return self._failure
 
     def _list(self, part: int, uri: str, place: int) -> bool:

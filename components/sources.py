@@ -39,43 +39,8 @@ FOUND = pa.schema(
 `reason` and `message`: already refused, unread."""
 
 SIDECARS = frozenset(
-    {
-        "txt",
-        "md",
-        "rst",
-        "pdf",
-        "html",
-        "htm",
-        "xml",
-        "json",
-        "jsonl",
-        "yaml",
-        "yml",
-        "toml",
-        "csv",
-        "tsv",
-        "log",
-        "py",
-        "ipynb",
-        "sh",
-        "mat",
-        "npy",
-        "npz",
-        "pkl",
-        "pt",
-        "pth",
-        "h5",
-        "db",
-        "sqlite",
-        "ini",
-        "sha1",
-        "sha256",
-        "md5",
-        "lock",
-        "zip",
-        "7z",
-        "rar",
-    }
+    "txt md rst pdf html htm xml json jsonl yaml yml toml csv tsv log py ipynb sh mat npy npz pkl pt pth h5 "  # noqa: SIM905
+    "db sqlite ini sha1 sha256 md5 lock zip 7z rar".split()
 )
 """Extensions of files that lie beside media and are none."""
 
