@@ -135,10 +135,8 @@ class ViT(Encoder):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """[n, t, d] of any subset of `tokens` -> [n, t (+1), d] after the blocks and the final norm."""
-        tokens = self._with_cls(tokens)
-        for tokens in self._run(tokens):
-            pass
-        out: Tensor = self.norm(tokens)
+        *_, last = self._run(self._with_cls(tokens))
+        out: Tensor = self.norm(last)
         return out
 
     def _with_cls(self, tokens: Tensor) -> Tensor:

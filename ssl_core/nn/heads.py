@@ -1,0 +1,70 @@
+"""What sits on a pooled representation: classifiers, and the projection of the contrastive methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+def _hidden(before: int, after: int, norm: bool) -> list[nn.Module]:
+    """Linear, batch norm, ReLU; the linear layer has a bias only where no norm would cancel it."""
+    linear = nn.Linear(before, after, bias=not norm)
+    return [linear, nn.BatchNorm1d(after), nn.ReLU(inplace=True)] if norm else [linear, nn.ReLU(inplace=True)]
+
+
+def _mlp(dims: Sequence[int], norm: bool) -> list[nn.Module]:
+    if any(dim < 1 for dim in dims):
+        raise ValueError(f"A head got layers of {[*dims]} channels; each needs at least one.")
+    return [layer for before, after in pairwise(dims) for layer in _hidden(before, after, norm)]
+
+
+class ProjectionHead(nn.Module):
+    """SimCLR's projection (https://arxiv.org/abs/2002.05709): `layers` linear layers, all but the last with ReLU.
+
+    [n, dim] -> [n, out], not normalised. `last_norm` ends in a batch norm without a learned scale and shift, as in
+    SimCLR's repository; batch norm anywhere needs more than one sample per rank while training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int = 2048,
+        out: int = 128,
+        *,
+        layers: int = 2,
+        norm: bool = True,
+        last_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"A projection head got layers={layers}; it needs at least 1.")
+        dims = [dim] + [hidden] * (layers - 1)
+        modules = [*_mlp(dims, norm), nn.Linear(dims[-1], out, bias=not last_norm)]
+        if last_norm:
+            modules.append(nn.BatchNorm1d(out, affine=False))
+        self.mlp = nn.Sequential(*modules)
+        self.out = out
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mlp(x)
+        return out
+
+
+class ClassifierHead(nn.Module):
+    """[n, dim] -> logits [n, classes]: one linear layer, after an MLP where `hidden` names its widths."""
+
+    def __init__(
+        self, dim: int, classes: int, hidden: Sequence[int] = (), *, norm: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        dims = [dim, *hidden]
+        last = nn.Linear(dims[-1], classes)
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(*_mlp(dims, norm), nn.Dropout(dropout), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mlp(x)
+        return out
