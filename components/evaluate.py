@@ -1,0 +1,355 @@
+"""Judging an encoder: never by its pretext loss, always beside its untrained self and the raw pixels.
+
+    model, train part, test part -> features of every layer -> probes -> Judgement (JSON) and Evidence (for the figures)
+
+The best layer is chosen by leave-one-out kNN on the training part, so the test part decides nothing that it scores.
+Without a labelled set the label-free measures remain: RankMe, alignment, uniformity and the collapse gate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from components.features import (
+    Features,
+    Ids,
+    Part,
+    batches,
+    encoder_layers,
+    labelled,
+    pixels,
+    read_images,
+    represent,
+    some,
+    without_copies,
+)
+from components.judgement import ENCODER, PIXELS, RANDOM, Correct, Judgement, Pretext, Row, paired_gain
+from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.probes.intervals import Interval, normal_mean, over_draws, wilson
+from ssl_core.probes.knn import knn, leave_one_out, neighbours
+from ssl_core.probes.linear import draw_shots, few_shot, linear_probe
+from ssl_core.probes.rank import alignment, collapse, rank_me, uniformity
+from ssl_core.task import PretextTask, TaskModel
+from ssl_core.types import Panel, Raw
+
+__all__ = ["Evidence", "Judgement", "Part", "Settings", "evaluate", "paired_gain", "untrained"]
+
+Pictures = npt.NDArray[np.uint8]
+_NEAR_CHANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the probes are run.
+
+    Attributes:
+        draws: draws of the few-label probes.
+        shots: labels per class of the few-label probes.
+        neighbours: k of kNN.
+        temperature: of kNN's votes.
+        holdout: share of the training part on which the linear probe's strength is chosen.
+        most: labelled samples used of each part, at random where there are more.
+        views: samples that alignment is measured on.
+        seed: of every choice above.
+        batch_size: samples a forward pass.
+    """
+
+    draws: int = 20
+    shots: tuple[int, ...] = (1, 5)
+    neighbours: int = 20
+    temperature: float = 0.07
+    holdout: float = 0.2
+    most: int = 100_000
+    views: int = 2048
+    seed: int = 0
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.draws < 2 or min(self.neighbours, self.most, self.views, self.batch_size, *self.shots) < 1:
+            raise ValueError("evaluate: draws start at 2; neighbours, shots, most, views and batch_size at 1.")
+        if not 0 < self.holdout < 1 or self.temperature <= 0:
+            raise ValueError("evaluate: holdout lies between 0 and 1 and temperature above 0.")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the figures are drawn from; pictures are [n, h, w, 3].
+
+    Attributes:
+        layer: the best layer.
+        features: [m, d] of up to 1,000 test samples.
+        labels: of those samples; empty without labels.
+        queries: test pictures.
+        found: [queries, 5] pictures of each query's nearest training samples, nearest first.
+        captions: query and neighbours -> label, or cosine without labels.
+        panel: what the pretext task saw and answered on held-out samples.
+    """
+
+    layer: str
+    features: npt.NDArray[np.float32]
+    labels: tuple[str, ...]
+    queries: Pictures
+    found: Pictures
+    captions: tuple[tuple[str, ...], ...]
+    panel: Panel
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Class indices of both parts on the device, and the draws that all representations share."""
+
+    names: tuple[str, ...]
+    train: Tensor
+    test: Tensor
+    draws: Mapping[int, Tensor]
+
+
+def untrained(task: PretextTask, encoder: EncoderSpec, seed: int) -> TaskModel:
+    """The model with the very weights that a run with this seed starts from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return task.build(encoder.build)
+
+
+def evaluate(
+    task: PretextTask,
+    model: TaskModel,
+    start: TaskModel,
+    train: Part,
+    test: Part | None = None,
+    settings: Settings | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Judgement, Evidence]:
+    """Judge `model` beside `start`, its untrained self (see `untrained`).
+
+    train, test: labelled corpora. Without `test`, train may be any corpus and only label-free measures are taken.
+    device: the GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: the labelled corpora cannot be used: too few classes, or classes that only the test part has.
+    """
+    settings = settings or Settings()
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parts, ids, labels = _choose(train, test, settings, where)
+    models = {ENCODER: encoder_layers(model.to(where)), RANDOM: encoder_layers(start.to(where)), PIXELS: pixels}
+    if any(field.modality != "image" for field in task.sample.values()):
+        del models[PIXELS]
+    features = [
+        represent(models, _read(task, part, chosen, settings, where), task.sample, settings.views)
+        for part, chosen in zip(parts, ids)
+    ]
+    rows, right = _rows(features[0], features[1], labels, settings)
+    best = _best(rows)
+    pretext, panel = _pretext(task, model, parts[1], ids[1], settings, where)
+    layer = features[1][ENCODER].layers[best]
+    gate = collapse(layer)
+    judgement = Judgement(
+        rows=tuple(rows),
+        best=best,
+        samples={"train": len(ids[0]), "test": len(ids[1])},
+        classes=labels.names if labels else (),
+        evaluation_set=_evaluation_set(parts, settings),
+        settings={key: value for key, value in asdict(settings).items() if key != "batch_size"},
+        pretext=pretext,
+        collapse=gate.reason,
+        notes=tuple(_notes(pretext, rows, best, test is not None)),
+        correct={probe: Correct.of(value) for probe, value in right.get(best, {}).items()},
+    )
+    return judgement, _evidence(task, parts, ids, features, labels, best, panel)
+
+
+def _read(task: PretextTask, part: Part, ids: Ids, settings: Settings, device: torch.device) -> Iterator[Raw]:
+    return batches(part, task.sample, ids, settings.batch_size, device)
+
+
+def _choose(
+    train: Part, test: Part | None, settings: Settings, device: torch.device
+) -> tuple[tuple[Part, Part], tuple[Ids, Ids], _Labels | None]:
+    """Parts, ids and labels. Without a test part, half of a sample of `train` is searched and half is measured."""
+    if test is None:
+        chosen = some(np.arange(len(train.shards), dtype=np.int64), min(settings.most, 20_000), settings.seed)
+        return (train, train), (chosen[::2], chosen[1::2] if len(chosen) > 1 else chosen), None
+    (train_ids, train_labels), (test_ids, test_labels) = (
+        labelled(part, settings.most, settings.seed) for part in (train, test)
+    )
+    names = tuple(sorted(set(train_labels), key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name)))
+    _check_labels(names, test_labels)
+    place = {name: index for index, name in enumerate(names)}
+    train_y, test_y = (torch.tensor([place[name] for name in part]) for part in (train_labels, test_labels))
+    draws = {k: draw_shots(train_y, len(names), k, settings.draws, settings.seed) for k in settings.shots}
+    return (train, test), (train_ids, test_ids), _Labels(names, train_y.to(device), test_y.to(device), draws)
+
+
+def _check_labels(names: tuple[str, ...], test_labels: list[str]) -> None:
+    if len(names) < 2:
+        found = f"only {names[0]!r}" if names else "none"
+        raise ValueError(
+            f"The labelled training corpus has {found} as a label; judging needs at least two classes. "
+            "Ingest it with labels, for example from one folder per class, or judge without a labelled set."
+        )
+    if not test_labels:
+        raise ValueError("The labelled test corpus has no labelled sample; ingest it with labels.")
+    strange = sorted(set(test_labels) - set(names))
+    if strange:
+        raise ValueError(
+            f"The labelled test corpus has the class {strange[0]!r} ({len(strange)} such), which the training "
+            "corpus has not, so nothing could answer it; add samples of it to the training corpus or leave it out."
+        )
+
+
+def _rows(
+    train: Mapping[str, Features], test: Mapping[str, Features], labels: _Labels | None, settings: Settings
+) -> tuple[list[Row], dict[str, dict[str, Tensor]]]:
+    """All rows, and for the encoder's layers which test samples each probe got right: layer -> probe -> [draws, m]."""
+    rows, right = [], {}
+    for source in train:
+        for layer, x in train[source].layers.items():
+            test_x, view = test[source].layers[layer], test[source].views.get(layer)
+            if source == PIXELS:
+                both = torch.cat([test_x, view]) if view is not None else test_x
+                x, both = without_copies(x, both)
+                test_x, view = both[: len(test_x)], both[len(test_x) :] if view is not None else None
+            correct = _probe(x, test_x, labels, settings) if labels else {}
+            loo = _leave_one_out(x, labels, settings) if labels else None
+            rows.append(Row(source, layer, x.shape[1], _scores(correct), _measures(test_x, view), loo))
+            if source == ENCODER:
+                right[layer] = correct
+    return rows, right
+
+
+def _probe(x: Tensor, test_x: Tensor, labels: _Labels, settings: Settings) -> dict[str, Tensor]:
+    """Probe name -> [draws, m] bool, right or not."""
+    n = len(labels.names)
+    linear = linear_probe(x, labels.train, test_x, classes=n, holdout=settings.holdout, seed=settings.seed).predictions
+    near = knn(x, labels.train, test_x, classes=n, k=settings.neighbours, temperature=settings.temperature)
+    answers = {"linear": linear[None], "knn": near[None]}
+    for shots, chosen in labels.draws.items():
+        answers[f"{shots}-label"] = few_shot(x, labels.train, test_x, chosen, classes=n)
+    return {name: answer == labels.test for name, answer in answers.items()}
+
+
+def _leave_one_out(x: Tensor, labels: _Labels, settings: Settings) -> float:
+    right = leave_one_out(
+        x, labels.train, classes=len(labels.names), k=settings.neighbours, temperature=settings.temperature
+    )
+    return float(right.double().mean())
+
+
+def _scores(correct: Mapping[str, Tensor]) -> dict[str, Interval]:
+    """One draw: Wilson's interval over test samples. Several: Student's over draws."""
+    return {
+        name: wilson(int(right.sum()), right.shape[1]) if len(right) == 1 else over_draws(right.double().mean(1))
+        for name, right in correct.items()
+    }
+
+
+def _measures(x: Tensor, view: Tensor | None) -> dict[str, float]:
+    measures = {"rank_me": rank_me(x)}
+    if view is not None:
+        measures["alignment"] = alignment(x[: len(view)], view)
+    if len(x) > 1:
+        measures["uniformity"] = uniformity(x)
+    return measures
+
+
+def _best(rows: list[Row]) -> str:
+    """The encoder's layer with the best leave-one-out kNN on the training part; the deepest of equals."""
+    layers = [row for row in rows if row.source == ENCODER]
+    return max(reversed(layers), key=lambda row: row.train_knn or 0.0).layer
+
+
+@torch.no_grad()
+def _pretext(
+    task: PretextTask, model: TaskModel, part: Part, ids: Ids, settings: Settings, device: torch.device
+) -> tuple[dict[str, Pretext], Panel]:
+    """The task's own metrics on held-out samples, in whole batches, and a panel of the first batch."""
+    rng = torch.Generator(device).manual_seed(settings.seed)
+    ids = some(ids, settings.views, settings.seed)
+    size = min(settings.batch_size, len(ids))
+    values: dict[str, list[Tensor]] = {}
+    panel = None
+    for raw in _read(task, part, ids[: len(ids) // size * size], settings, device):
+        inputs, targets = task.make_batch(raw, rng)
+        outputs = model(**inputs)
+        found = {"loss": task.loss(outputs, targets), **task.metrics(outputs, targets)}
+        for name, value in found.items():
+            values.setdefault(name, []).append(value.float().cpu())
+        panel = panel or task.show(inputs, outputs, targets)
+    assert panel is not None
+    chance = task.chance(size)
+    return {name: Pretext(*normal_mean(torch.cat(value)), chance.get(name)) for name, value in values.items()}, panel
+
+
+def _notes(pretext: Mapping[str, Pretext], rows: list[Row], best: str, has_labels: bool) -> Iterator[str]:
+    accuracy = pretext.get("accuracy")
+    if accuracy and accuracy.chance is not None and accuracy.low <= accuracy.chance + _NEAR_CHANCE:
+        yield (
+            f"The pretext task is answered at chance on held-out samples ({100 * accuracy.mean:.1f} %, chance is "
+            f"{100 * accuracy.chance:.1f} %): this data does not hold the answer (such as turned pictures of things "
+            "without an upright), or the training was too short; try another task or train longer."
+        )
+    if not has_labels:
+        yield "There was no labelled set, so nothing is said of accuracy; RankMe, alignment and uniformity only."
+    by_key = {(row.source, row.layer): row for row in rows}
+    ours = by_key[ENCODER, best]
+    for rival in ((RANDOM, best), (PIXELS, "")):
+        peer = by_key.get(rival)
+        worse = [name for name, score in ours.scores.items() if peer and score.mean < peer.scores[name].mean]
+        if peer and worse:
+            yield f"The encoder is below {peer.source} on {', '.join(worse)}."
+
+
+def _evaluation_set(parts: tuple[Part, Part], settings: Settings) -> str:
+    """Hash of what the figures depend on beside the encoder."""
+    fixed = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
+    text = json.dumps([[part.digest for part in parts], fixed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _evidence(
+    task: PretextTask,
+    parts: tuple[Part, Part],
+    ids: tuple[Ids, Ids],
+    features: list[dict[str, Features]],
+    labels: _Labels | None,
+    best: str,
+    panel: Panel,
+) -> Evidence:
+    keys, x = features[0][ENCODER].layers[best], features[1][ENCODER].layers[best]
+    rows = _spread_over_classes(labels.test if labels else None, len(x))
+    found = neighbours(x[rows], keys, 5)
+    names = [labels.names[i] for i in labels.test.tolist()] if labels else []
+    captions = [
+        (
+            names[row] if labels else "",
+            *(labels.names[int(labels.train[i])] if labels else f"{s:.2f}" for i, s in zip(*near)),
+        )
+        for row, near in zip(rows.tolist(), zip(found.ids.tolist(), found.similarity.tolist()))
+    ]
+    pictures = read_images(parts[0], task.sample, ids[0][found.ids.flatten().cpu().numpy()].tolist())
+    shown = some(np.arange(len(x), dtype=np.int64), 1000, 0)
+    return Evidence(
+        layer=best,
+        features=x[torch.from_numpy(shown).to(x.device)].cpu().numpy(),
+        labels=tuple(names[i] for i in shown) if labels else (),
+        queries=read_images(parts[1], task.sample, ids[1][rows.cpu().numpy()].tolist()),
+        found=pictures.reshape(*found.ids.shape, *pictures.shape[1:]),
+        captions=tuple(captions),
+        panel=panel,
+    )
+
+
+def _spread_over_classes(labels: Tensor | None, n: int, most: int = 8) -> Tensor:
+    """Rows to show: the first test sample of each of the first classes; without labels rows at equal distances."""
+    if labels is None:
+        return torch.linspace(0, n - 1, min(n, most)).long()
+    firsts = [torch.nonzero(labels == label)[0, 0] for label in sorted(set(labels.tolist()))[:most]]
+    return torch.stack(firsts)

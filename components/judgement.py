@@ -1,0 +1,191 @@
+"""What the judge says of an encoder: plain data that goes to JSON and back, and the paired comparison of two of them.
+
+Row (encoder layer | random init | raw pixels) x (linear, kNN, few-shot, RankMe, alignment, uniformity) -> Judgement
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_core.probes.intervals import Interval, paired_bootstrap
+
+ENCODER, RANDOM, PIXELS = "encoder", "random init", "raw pixels"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One representation, judged.
+
+    Attributes:
+        source: "encoder", "random init" (the same network untrained) or "raw pixels".
+        layer: name of the layer; empty for raw pixels.
+        dim: numbers per sample.
+        scores: "linear", "knn", "1-label", "5-label" -> accuracy in [0, 1] with its 95 % interval; no labels, none.
+        measures: "rank_me", "alignment", "uniformity" -> value; one that cannot be measured is left out.
+        train_knn: leave-one-out kNN accuracy on the training part, by which the best layer is chosen.
+    """
+
+    source: str
+    layer: str
+    dim: int
+    scores: Mapping[str, Interval]
+    measures: Mapping[str, float]
+    train_knn: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Source and layer, for people."""
+        return f"{self.source} · {self.layer}" if self.layer else self.source
+
+
+@dataclass(frozen=True)
+class Pretext:
+    """A metric of the pretext task on held-out samples, beside what an ignorant model shows."""
+
+    mean: float
+    low: float
+    high: float
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class Correct:
+    """In how many draws each test sample was classified rightly; linear and kNN have one draw.
+
+    Attributes:
+        draws: of the probe.
+        packed: one byte per sample, zlib, base64.
+    """
+
+    draws: int
+    packed: str
+
+    @classmethod
+    def of(cls, right: Tensor) -> Correct:
+        """From [draws, m] bool."""
+        counts = right.sum(0).to(torch.uint8).cpu().numpy().tobytes()
+        return cls(len(right), base64.b64encode(zlib.compress(counts, 9)).decode())
+
+    def shares(self) -> Tensor:
+        """[m] float64 in [0, 1]."""
+        counts = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(self.packed))), dtype=torch.uint8)
+        return counts.double() / self.draws
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """An encoder judged on a frozen evaluation set.
+
+    Attributes:
+        rows: every layer of the encoder from shallow to deep, then of the random init, then raw pixels.
+        best: name of the encoder's best layer, chosen on the training part; the deepest where there are no labels.
+        samples: "train" and "test" -> samples used.
+        classes: names of the classes; empty without labels.
+        evaluation_set: hash of both corpora's contents, the seed and the probes; equal hashes may be compared.
+        settings: of the probes.
+        pretext: metric of the pretext task -> its value on held-out samples.
+        collapse: why the representation is useless, in one sentence; empty when it is not.
+        notes: what a reader should know, a sentence each.
+        correct: probe -> per-sample correctness of the best layer, for the paired comparison of two encoders.
+    """
+
+    rows: tuple[Row, ...]
+    best: str
+    samples: Mapping[str, int]
+    classes: tuple[str, ...]
+    evaluation_set: str
+    settings: Mapping[str, Any]
+    pretext: Mapping[str, Pretext]
+    collapse: str
+    notes: tuple[str, ...]
+    correct: Mapping[str, Correct]
+
+    def row(self, source: str, layer: str = "") -> Row | None:
+        """The row of that source and layer."""
+        return next((row for row in self.rows if (row.source, row.layer) == (source, layer)), None)
+
+    def headline(self) -> tuple[Row, ...]:
+        """The encoder's best layer, and what it must beat: the same layer untrained, and raw pixels."""
+        found = (self.row(ENCODER, self.best), self.row(RANDOM, self.best), self.row(PIXELS))
+        return tuple(row for row in found if row is not None)
+
+    def metrics(self) -> dict[str, float]:
+        """Flat names for a tracker: "judge/encoder/stage4/linear" -> value; best layer also "judge/best/linear"."""
+        flat: dict[str, float] = {}
+        for row in self.rows:
+            flat |= _flat("/".join(("judge", row.source.replace(" ", "_"), row.layer)).rstrip("/"), row)
+        best = self.row(ENCODER, self.best)
+        flat |= _flat("judge/best", best) if best else {}
+        flat |= {f"judge/pretext/{name}": value.mean for name, value in self.pretext.items()}
+        return flat | {"judge/collapsed": float(bool(self.collapse))}
+
+    def table(self) -> list[dict[str, Any]]:
+        """One flat record per row, for a table: accuracies in per cent with the bounds of their intervals."""
+        records = []
+        for row in self.rows:
+            record: dict[str, Any] = {"source": row.source, "layer": row.layer, "dim": row.dim}
+            for name, score in row.scores.items():
+                record |= {name: 100 * score.mean, f"{name} low": 100 * score.low, f"{name} high": 100 * score.high}
+            records.append(record | dict(row.measures))
+        return records
+
+    def to_json(self) -> str:
+        """For a file or the registry."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Judgement:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: the text is no judgement, or one of another version of pretext.
+        """
+        try:
+            data = json.loads(text)
+            rows = tuple(Row(**{**row, "scores": _intervals(row["scores"])}) for row in data.pop("rows"))
+            pretext = {name: Pretext(**value) for name, value in data.pop("pretext").items()}
+            correct = {name: Correct(**value) for name, value in data.pop("correct").items()}
+            tuples: dict[str, Any] = {name: tuple(data.pop(name)) for name in ("classes", "notes")}
+            data["settings"]["shots"] = tuple(data["settings"]["shots"])
+            return cls(rows=rows, pretext=pretext, correct=correct, **tuples, **data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"This is no judgement that this version of pretext can read ({error}).") from error
+
+
+def paired_gain(candidate: Judgement, champion: Judgement, probe: str = "linear") -> Interval:
+    """Candidate's accuracy minus champion's in percentage points, each at its best layer, on the same test samples.
+
+    The 95 % interval is a paired bootstrap over test samples: what both get right or wrong cancels.
+
+    Raises:
+        ValueError: they were judged on different evaluation sets, or one has no such probe.
+    """
+    if candidate.evaluation_set != champion.evaluation_set:
+        raise ValueError(
+            f"The two were judged on different evaluation sets ({candidate.evaluation_set} and "
+            f"{champion.evaluation_set}), so their difference means nothing; judge both in the same job."
+        )
+    for judged in (candidate, champion):
+        if probe not in judged.correct:
+            known = ", ".join(judged.correct) or "none: there was no labelled set"
+            raise ValueError(f"There is no per-sample record of the probe {probe!r}; there is {known}.")
+    shares = [judged.correct[probe].shares() for judged in (candidate, champion)]
+    return paired_bootstrap(100 * (shares[0] - shares[1]))
+
+
+def _flat(prefix: str, row: Row) -> dict[str, float]:
+    return {f"{prefix}/{name}": score.mean for name, score in row.scores.items()} | {
+        f"{prefix}/{name}": value for name, value in row.measures.items()
+    }
+
+
+def _intervals(scores: Mapping[str, list[float]]) -> dict[str, Interval]:
+    return {name: Interval(*bounds) for name, bounds in scores.items()}
