@@ -56,9 +56,8 @@ class Learner:
             # find_unused_parameters also stops DDP from reordering its buckets after the first step. A resumed run
             # would start from the first order, and with 3 ranks or more sum its gradients in another order.
             devices = [self.team.device] if self.team.device.type == "cuda" else None
-            forward = DistributedDataParallel(
-                forward, device_ids=devices, find_unused_parameters=True, **{_SYNC_BUFFERS: False}
-            )
+            options: Any = {"device_ids": devices, "find_unused_parameters": True, _SYNC_BUFFERS: False}
+            forward = DistributedDataParallel(forward, **options)
         self.forward = forward
 
     def step(self, batch: Batch, lr: float) -> None:

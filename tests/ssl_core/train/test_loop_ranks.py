@@ -80,7 +80,7 @@ def test_three_ranks_move_the_weights_as_one_does(ranks: Path, tmp_path: Path) -
     pretrain(PLAIN, tiny_shards(tmp_path / "corpus"), "d1", Folder(tmp_path / "one", 2))
     one = weights_of(checkpoint.load(tmp_path / "one" / "checkpoint_00000001")[0])
     three = weights_of(checkpoint.load(ranks / "plain" / "checkpoint_00000001")[0])
-    assert max((one[name] - three[name]).abs().max().item() for name in one) < 1e-6
+    assert max((one[name] - three[name]).abs().max().item() for name in one) < 1e-5
 
 
 def test_more_ranks_than_processes_are_told_to_initialise(tmp_path: Path) -> None:

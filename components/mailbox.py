@@ -1,0 +1,61 @@
+"""The line between a run's driver and its workers: points go up, a wish to stop goes down.
+
+A Ray actor on the driver's node; it outlives the worker group, so that a restarted group finds the verdict of the one
+before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+class Mailbox:
+    """Async, so that waiting for a wish and waiting for post block nobody else."""
+
+    def __init__(self) -> None:
+        self._post: list[Any] = []
+        self._arrived = asyncio.Event()
+        self._stop: asyncio.Future[str] = asyncio.get_event_loop().create_future()
+        self._failure = ""
+
+    async def post(self, item: Any) -> None:
+        """Something for the driver, in the sender's order."""
+        self._post.append(item)
+        self._arrived.set()
+
+    async def take(self, seconds: float) -> list[Any]:
+        """What has arrived, waiting up to `seconds` for the first."""
+        try:
+            await asyncio.wait_for(self._arrived.wait(), seconds)
+        except TimeoutError:
+            return []
+        self._arrived.clear()
+        items, self._post = self._post, []
+        return items
+
+    async def ask_to_stop(self, reason: str) -> None:
+        """Wakes everyone in `stop_asked`."""
+        if not self._stop.done():
+            self._stop.set_result(reason)
+
+    async def stop_asked(self) -> str:
+        """Returns the reason as soon as there is one."""
+        return await asyncio.shield(self._stop)
+
+    async def fail(self, sentence: str) -> None:
+        """A worker met an error that trying again does not mend; the first one counts."""
+        self._failure = self._failure or sentence
+
+    async def failure(self) -> str:
+        """The sentence of `fail`, or empty."""
+        return self._failure
+
+
+def open_mailbox() -> Any:
+    """A mailbox on this node that ends with the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()

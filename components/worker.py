@@ -1,0 +1,134 @@
+"""What one Ray Train worker does: open the corpus, join the loop, report checkpoints, answer the driver."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+import torch
+from ray.train.v2.api.report_config import CheckpointUploadMode
+
+from components.corpus import Corpus, CorpusError
+from components.run_folder import MODEL, RunFolder
+from components.storage import join, remote
+from ssl_core.data.shards import Shards
+from ssl_core.train import checkpoint
+from ssl_core.train.loop import pretrain
+from ssl_core.train.run import Run
+from ssl_core.train.team import State
+
+FINAL = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError, CorpusError)
+"""Errors of input or code, which come again however often the workers are restarted."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker.
+
+    Attributes:
+        run: what to learn and how.
+        corpus: URI of the corpus.
+        version: of the corpus.
+        folder: the run's folder.
+        home: the driver's pretext home, where a remote corpus is cached.
+        mailbox: actor handle of the run's `Mailbox`.
+    """
+
+    run: Run
+    corpus: str
+    version: int
+    folder: RunFolder
+    home: str
+    mailbox: Any
+
+
+def work(config: dict[str, Job]) -> None:
+    """The `train_loop_per_worker`: trains, and posts points and outcome from rank 0."""
+    job = config["job"]
+    if ray.get(job.mailbox.failure.remote()):
+        return
+    try:
+        _train(job)
+    except FINAL as error:
+        ray.get(job.mailbox.fail.remote(str(error) or type(error).__name__))
+        raise
+
+
+def _train(job: Job) -> None:
+    os.environ["PRETEXT_HOME"] = job.home
+    context, device = ray.train.get_context(), _device()
+    rank = context.get_world_rank()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    corpus = Corpus.open(job.corpus, job.version)
+    outcome = pretrain(
+        job.run,
+        Shards.open(corpus.shards()),
+        corpus.digest(),
+        ReportingStore(job.folder, rank),
+        rank=rank,
+        world=context.get_world_size(),
+        device=device,
+        on_point=job.mailbox.post.remote,
+        stop=_listen(job.mailbox) if rank == 0 else str,
+    )
+    if rank == 0:
+        ray.get(job.mailbox.post.remote(outcome))
+
+
+def _device() -> torch.device:
+    from ray.train.torch import get_device
+
+    device: torch.device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _listen(mailbox: Any) -> Callable[[], str]:
+    """The loop's `stop`: a thread waits for the driver's wish, so that asking costs nothing."""
+    heard: list[str] = []
+
+    def wait() -> None:
+        try:
+            heard.append(ray.get(mailbox.stop_asked.remote()))
+        except ray.exceptions.RayError:
+            return  # the driver is gone, and Ray ends this process with it
+
+    threading.Thread(target=wait, name="stop-listener", daemon=True).start()
+    return lambda: heard[0] if heard else ""
+
+
+class ReportingStore:
+    """The loop's store in the run's folder; tells Ray Train of every checkpoint, which then keeps the newest ones."""
+
+    def __init__(self, folder: RunFolder, rank: int) -> None:
+        self.folder, self.rank = folder, rank
+
+    def newest(self) -> State | None:
+        return self.folder.newest()
+
+    def keep(self, step: int, state: State) -> None:
+        reported = None
+        if self.rank == 0:
+            name = checkpoint.name_of(step)
+            self.folder.put(name, lambda path: checkpoint.save(path, *state))
+            reported = ray.train.Checkpoint(*place(join(self.folder.uri, name)))
+        ray.train.report({"step": step}, reported, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+    def publish(self, write: Callable[[Path], None]) -> None:
+        self.folder.put(MODEL, write)
+
+
+def place(uri: str) -> tuple[str, pyarrow.fs.FileSystem]:
+    """Path and pyarrow file system of a URI, through fsspec, so that all parts of a run share one way of access."""
+    if "://" not in uri:
+        return uri, pyarrow.fs.LocalFileSystem()
+    fs, path = remote(uri)
+    return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
