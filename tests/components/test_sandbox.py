@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -59,12 +60,13 @@ def when_busy(box: Sandbox, strike: Callable[[psutil.Process], None], times: int
             child = box._child
             if child is None or child._files == 0 or child._process.pid in seen:
                 continue
-            victim = psutil.Process(child._process.pid)
-            start = sum(victim.cpu_times()[:2])
-            while time.monotonic() < deadline and sum(victim.cpu_times()[:2]) < start + 0.05:
-                time.sleep(0.005)
-            seen.add(victim.pid)
-            strike(victim)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim = psutil.Process(child._process.pid)
+                start = sum(victim.cpu_times()[:2])
+                while time.monotonic() < deadline and sum(victim.cpu_times()[:2]) < start + 0.05:
+                    time.sleep(0.005)
+                seen.add(victim.pid)
+                strike(victim)
 
     thread = threading.Thread(target=hunt, daemon=True)
     thread.start()
