@@ -98,8 +98,7 @@ class ViT(Encoder):
         self.patches = nn.Conv2d(channels, self.dim, patch, patch)
         self.cls = nn.Parameter(torch.empty(1, 1, self.dim)) if pool == "cls" else None
         self._make_positions(positions)
-        rates = torch.linspace(0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList(Block(self.dim, heads, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(self.dim, heads, drop_path * i / (depth - 1)) for i in range(depth))
         self.norm = nn.LayerNorm(self.dim, eps=1e-6)
         _initialise(self)
 
