@@ -40,7 +40,8 @@ class ContextPrediction:
         jitter: each patch moves by up to so many px on each axis; the paper: 7.
         grids: grids per image, placed at random; the paper: 4 on larger images.
         colour: "drop" keeps one random channel of a patch and makes the others noise; "project" removes the axis from
-            green to magenta; "keep" leaves colours, and with them chromatic aberration. The paper: drop or project.
+            green to magenta, where achromatic lenses err, but not red against blue; "keep" leaves colours, and with
+            them all chromatic aberration. The paper: drop or project.
         standardise: each patch to channel means 0 and root mean square 1, as the paper does.
         pixelate: chance that a patch is reduced to as little as 100 px and enlarged again; the paper: 0.33.
         hidden: width of the two fully connected layers over a pair; the paper: 4096.

@@ -1,0 +1,176 @@
+"""The shortcut audit: how much of a pretext task's answer can be read from a low-level cue alone?
+
+A cue is a handful of numbers computed from what the network sees (the inputs that `make_batch` made) and nothing
+else: a histogram, the sharpness, how borders match. A linear classifier on them must do well where a task's
+countermeasure is off and the data carries the shortcut, and be near chance where it is on.
+
+    raw -> make_batch -> inputs -> CUES[cue] -> features -> linear probe -> accuracy, beside task.chance
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_core.probes import logistic
+from ssl_core.task import PretextTask
+from ssl_core.types import Raw, Shortcut
+
+Cue = Callable[[Tensor, Tensor], Tensor]
+"""Pictures [q, 3, h, w] and, for tasks about pairs, their partners (else the same pictures) -> features [q, d]."""
+
+
+def black_bars(x: Tensor, _: Tensor) -> Tensor:
+    """How flat each of the four outermost strips is, against the whole picture: [q, 4]."""
+    strip = max(1, x.shape[-1] // 16)
+    sides = (x[..., :strip], x[..., -strip:], x[..., :strip, :], x[..., -strip:, :])
+    return torch.stack([side.std((1, 2, 3)) for side in sides], 1) / x.std((1, 2, 3)).clamp_min(1e-6).unsqueeze(1)
+
+
+def interpolation(x: Tensor, _: Tensor) -> Tensor:
+    """Log share of fine detail along both axes and both diagonals, in the middle half of the picture: [q, 4].
+
+    Interpolated pixels are means of their neighbours, so that fine detail is gone.
+    """
+    quarter = x.shape[-1] // 4
+    x = x[..., quarter:-quarter, quarter:-quarter]
+    steps = (
+        x[..., 1:] - x[..., :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+    )
+    detail = torch.stack([step.square().mean((1, 2, 3)) for step in steps], 1)
+    return (detail / x.var((1, 2, 3)).clamp_min(1e-6).unsqueeze(1)).clamp_min(1e-6).log()
+
+
+def luminance(first: Tensor, second: Tensor) -> Tensor:
+    """Mean and deviation of both pictures, and the differences: [q, 6]."""
+    a, b = (torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3))], 1) for x in (first, second))
+    return torch.cat([a, b, b - a], 1)
+
+
+def edge_continuity(first: Tensor, second: Tensor) -> Tensor:
+    """How well the second picture continues the first across each of its eight sides and corners: [q, 8]."""
+    a, b = first.sum(1), second.sum(1)
+    sides = (
+        (a[:, 0], b[:, -1]),
+        (a[:, -1], b[:, 0]),
+        (a[:, :, 0], b[:, :, -1]),
+        (a[:, :, -1], b[:, :, 0]),
+        (a[:, :1, 0], b[:, -1:, -1]),
+        (a[:, :1, -1], b[:, -1:, 0]),
+        (a[:, -1:, 0], b[:, :1, -1]),
+        (a[:, -1:, -1], b[:, :1, 0]),
+    )
+    gaps = torch.stack([(x - y).square().mean(1) for x, y in sides], 1)
+    return -(gaps + 0.01).log()
+
+
+def chromatic_aberration(first: Tensor, second: Tensor) -> Tensor:
+    """How far red and blue are shifted against green, in each picture and from one to the other: [q, 12]."""
+    a, b = _shifts(first), _shifts(second)
+    return torch.cat([a, b, b - a], 1)
+
+
+def _shifts(x: Tensor) -> Tensor:
+    """Least-squares shift in px of red and blue against green (Lucas & Kanade 1981): [q, 4]."""
+    x = (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True).clamp_min(1e-6)
+    red, green, blue = x.unbind(1)
+    down, right = torch.gradient(green, dim=(1, 2))
+    slopes = torch.stack([down.flatten(1), right.flatten(1)], 2)
+    changes = torch.stack([(red - green).flatten(1), (blue - green).flatten(1)], 2)
+    squares = slopes.mT @ slopes + 1e-3 * slopes.shape[1] * torch.eye(2, device=x.device)
+    shifts: Tensor = torch.linalg.solve(squares, slopes.mT @ changes)
+    return shifts.flatten(1).clamp(-10, 10)
+
+
+def colour_histogram(x: Tensor, _: Tensor, bins: int = 8) -> Tensor:
+    """Soft histogram of each channel: [q, 3 bins]. Bins cover -2.5 to 2.5, the range of normalised pictures."""
+    centres = torch.linspace(-2.5, 2.5, bins, device=x.device)
+    width = 5 / (bins - 1)
+    near = (1 - (x.flatten(2).unsqueeze(2) - centres.view(-1, 1)).abs() / width).clamp_min(0)
+    return near.mean(3).flatten(1)
+
+
+CUES: Mapping[str, Cue] = {
+    "black_bars": black_bars,
+    "chromatic_aberration": chromatic_aberration,
+    "colour_histogram": colour_histogram,
+    "edge_continuity": edge_continuity,
+    "interpolation": interpolation,
+    "luminance": luminance,
+}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What one cue alone achieves.
+
+    Attributes:
+        cue: the low-level signal.
+        chance: accuracy of guessing with the countermeasure on.
+        open_chance: accuracy of guessing with the countermeasure off, where switching it changes the answers' number.
+        closed: accuracy of the cue-only probe with the countermeasure on.
+        opened: and with it off.
+    """
+
+    cue: str
+    chance: float
+    open_chance: float
+    closed: float
+    opened: float
+
+
+def audit(task: Any, shortcut: Shortcut, fit: Raw, test: Raw, seed: int = 0) -> Audit:
+    """Try a shortcut with its countermeasure on and off. `fit` trains the cue's probe, `test` scores it."""
+    off = replace(task, **shortcut.off)
+    n = len(next(iter(test.values())))
+    (chance, open_chance) = (each.chance(n)["accuracy"] for each in (task, off))
+    closed, opened = (cue_probe(each, shortcut.cue, fit, test, seed) for each in (task, off))
+    return Audit(shortcut.cue, chance, open_chance, closed, opened)
+
+
+def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -> float:
+    """Accuracy on `test` of answering the task from the cue alone.
+
+    Where targets are classes: softmax regression on the cue's features, fitted on `fit`. Where the answer is which
+    two views belong together (no targets): the share of views whose nearest other view in features is its partner.
+    """
+    if cue not in CUES:
+        raise ValueError(f"audit: there is no cue {cue!r}; known are {', '.join(CUES)}.")
+    device = next(iter(test.values())).device
+    rng = torch.Generator(device).manual_seed(seed)
+    (fit_x, fit_y), (x, y) = (_features(task, cue, raw, rng) for raw in (fit, test))
+    fit_x, x = fit_x.double(), x.double()
+    mean, scale = fit_x.mean(0), fit_x.std(0).clamp_min(1e-6)
+    fit_x, x = (fit_x - mean) / scale, (x - mean) / scale
+    if y is None or fit_y is None:
+        return _retrieval(x)
+    classifier = logistic.fit(fit_x[None], fit_y[None], classes=int(fit_y.max()) + 1, penalty=1.0)
+    return float((classifier.predict(x)[0] == y).double().mean())
+
+
+def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    inputs, targets = task.make_batch(raw, rng)
+    first, second = _pictures(inputs)
+    return CUES[cue](first, second), targets
+
+
+def _pictures(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """One picture, or a pair, per answer."""
+    if "first" in inputs:
+        return inputs["patches"][inputs["first"]], inputs["patches"][inputs["second"]]
+    (pictures,) = inputs.values()
+    return pictures, pictures
+
+
+def _retrieval(x: Tensor) -> float:
+    """x [2 n, d], the first views before the second: share whose nearest neighbour is the other view."""
+    distance = torch.cdist(x, x).fill_diagonal_(float("inf"))
+    partner = torch.arange(len(x), device=x.device).roll(len(x) // 2)
+    return float((distance.argmin(1) == partner).double().mean())

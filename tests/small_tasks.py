@@ -1,0 +1,90 @@
+"""Every task at a size that a test can train, and the pictures that it is tried on.
+
+A new task adds one line to SMALL and is then held to the contract and audited.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ssl_core.nn.encoders import Encoder
+from ssl_core.task import PretextTask
+from ssl_core.tasks import TASKS
+from ssl_core.types import Field
+
+SMALL: Mapping[str, Mapping[str, Any]] = {
+    "rotation": {"canvas": 16},
+    "context_prediction": {"canvas": 58, "patch": 12, "gap": 8, "jitter": 2, "hidden": 64, "pixelate": 0.1},
+    "simclr": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0.25, "temperature": 0.5, "hidden": 32, "out": 16},
+}
+
+
+def small(name: str, **changed: Any) -> PretextTask:
+    """The task at test size."""
+    return TASKS[name](**{**SMALL[name], **changed})
+
+
+class ThreeLayers(Encoder):
+    """The smallest network that keeps an encoder's promises; a ResNet-18 has twenty layers to wait for."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dims = {"stage1": 16, "stage2": 32, "stage3": 64}
+        self.dim = 64
+        before = channels
+        for name, after in self.dims.items():
+            convolution = nn.Conv2d(before, after, 3, 1 if name == "stage1" else 2, 1, bias=False)
+            self.add_module(name, nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU()))
+            before = after
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        maps = {}
+        for name in self.dims:
+            maps[name] = x = self.get_submodule(name)(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(x)["stage3"].mean((2, 3))
+
+
+def encoder(field: Field) -> Encoder:
+    """The encoder of the tests."""
+    return ThreeLayers(field.shape[0])
+
+
+def generator(seed: int = 0) -> Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def as_raw(task: PretextTask, pictures: Tensor) -> dict[str, Tensor]:
+    """Float pictures [n, 3, s, s] in [0, 1] as the reader delivers them: uint8, channels_last in memory."""
+    (name,) = task.sample
+    pixels = pictures.clamp(0, 1).mul(255).round().to(torch.uint8)
+    return {name: pixels.contiguous(memory_format=torch.channels_last)}
+
+
+def side(task: PretextTask) -> int:
+    (field,) = task.sample.values()
+    return field.shape[-1]
+
+
+def noise(task: PretextTask, n: int, seed: int = 0) -> dict[str, Tensor]:
+    """White noise: nothing can be known from it."""
+    return as_raw(task, torch.rand(n, 3, side(task), side(task), generator=generator(seed)))
+
+
+def scenes(task: PretextTask, n: int, seed: int = 0) -> dict[str, Tensor]:
+    """Easy pictures: rings around the middle (where am I?) under a bright sky (which way is up?), each crossed by
+    stripes of its own direction, width and colours (which picture is this?)."""
+    rng, size = generator(seed), side(task)
+    axis = (torch.arange(size) + 0.5) / size - 0.5
+    y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
+    phase, direction, width = (torch.rand(3, n, 1, 1, generator=rng) * 2 * math.pi).unbind()
+    rings = torch.sin((x.square() + y.square()).sqrt() * 38 + phase)
+    stripes = torch.sin((x * direction.cos() + y * direction.sin()) * (6 + 6 * width))
+    sky = 0.6 - 0.7 * y + 0.3 * x
+    colours = torch.rand(n, 3, 1, 1, generator=rng)
+    return as_raw(task, colours * (sky + 0.3 * rings + 0.3 * stripes).unsqueeze(1))
