@@ -51,8 +51,8 @@ def check(shards: Shards, ids: Ints, field: Field) -> None:
         j = int(small[0])
         path, row = shards.locate(int(ids[j]))
         raise ValueError(
-            f"The task asks for crops of {h}x{w} pixels, but the corpus is smaller: "
-            f"{places.height[j]}x{places.width[j]} in row {row} of shard {path}; ingest it with a larger size or lower the task's canvas."
+            f"The task asks for crops of {h}x{w} pixels, but row {row} of shard {path} is {places.height[j]}x"
+            f"{places.width[j]}; ingest with a larger size or lower the task's canvas."
         )
 
 

@@ -7,6 +7,7 @@ page (apache/parquet-format, `PageHeader`); the bytes after it are the page.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,22 @@ def read_footer(path: Path) -> Any:
         ) from None
 
 
+def read_columns(path: Path, names: Sequence[str], footer: Any = None) -> pa.Table:
+    """Columns of a shard, decoded. Raises ShardError like `read_footer`, and for a file with a hole in it."""
+    footer = footer or read_footer(path)
+    try:
+        return pq.ParquetFile(path, metadata=footer).read(columns=list(names))
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(f"Shard {path} is damaged ({error}); delete this copy and fetch or ingest it again.") from None
+
+
 def read_rows(path: Path, mapped: Bytes, schema: pa.Schema) -> Rows:
     """Place every payload of a shard. Of raw rows no payload is touched; of others, the 4 bytes before each."""
     footer = read_footer(path)
     found = footer.schema.to_arrow_schema().remove_metadata()
     if not found.equals(schema):
         raise _foreign(path, "its columns are not those of a shard")
-    table = pq.ParquetFile(path, metadata=footer).read(columns=["codec", "height", "width"])
+    table = read_columns(path, ["codec", "height", "width"], footer)
     height = table["height"].to_numpy().astype(np.int32)
     width = table["width"].to_numpy().astype(np.int32)
     codec = pc.index_in(table["codec"].combine_chunks(), pa.array(CODECS)).fill_null(-1).to_numpy().astype(np.int8)

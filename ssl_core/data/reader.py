@@ -224,8 +224,8 @@ class Reader:
             )
         if self._train and self._start.step >= self.steps_per_epoch:
             raise ValueError(
-                f"Cannot start at step {self._start.step} of an epoch of {self.steps_per_epoch} steps: the cursor comes "
-                "from another corpus version, batch size or world size; resume with those, or start at the next epoch."
+                f"Cannot start at step {self._start.step}: an epoch has {self.steps_per_epoch} steps. The cursor comes "
+                "from another corpus version, batch or world size; resume with those or at the next epoch."
             )
 
     def _check_fields(self) -> None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ssl_core.data.layout import CODECS, Rows, ShardError, read_footer, read_rows
+from ssl_core.data.layout import CODECS, Rows, ShardError, read_columns, read_footer, read_rows
 from ssl_core.data.mapping import Bytes, map_file, will_need
 
 __all__ = ["CODECS", "SCHEMA", "Places", "ShardError", "Shards", "write_shard"]
@@ -135,7 +135,7 @@ def _check_payloads(path: Path, rows: pa.Table) -> None:
         codec, height, width = (rows[name][row].as_py() for name in ("codec", "height", "width"))
         raise ValueError(
             f"Cannot write shard {path}: row {row} says codec {codec!r}, height {height}, width {width}, "
-            f"but its payload has {lengths[row]} bytes; 'raw' needs height x width x 3 bytes of RGB, 'jpeg' a JPEG file."
+            f"but its payload has {lengths[row]} bytes; 'raw' needs height x width x 3, 'jpeg' a JPEG file."
         )
 
 
@@ -241,7 +241,7 @@ class Shards:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of `SCHEMA` for all samples, in their order. Reads it from every shard."""
-        chunks = [pq.ParquetFile(path).read(columns=[name])[name] for path in self.paths]
+        chunks = [read_columns(path, [name])[name] for path in self.paths]
         return pa.chunked_array([part for chunk in chunks for part in chunk.chunks], type=SCHEMA.field(name).type)
 
     @property
