@@ -10,22 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 
-@dataclass(frozen=True)
-class Gain:
-    """Candidate minus champion, judged on the same samples in the same job; in the unit of the margin.
+class Gain(Protocol):
+    """Candidate minus champion on the same samples, with its confidence interval; in the unit of the margin."""
 
-    Attributes:
-        mean: the gain.
-        low: lower bound of its confidence interval.
-        high: upper bound of its confidence interval.
-    """
-
-    mean: float
-    low: float
-    high: float
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -45,12 +41,19 @@ class Promotion:
         return self.verdict == "promote"
 
 
-def promotion(candidate: int, champion: int | None, gain: Gain | None, margin: float = 0.0) -> Promotion:
-    """The first version is the champion; a later one where even the lower bound of its gain exceeds the margin."""
-    if champion is None:
-        return Promotion("promote", "the first version of this model")
+def promotion(
+    candidate: int, champion: int | None, gain: Gain | None, margin: float = 0.0, collapse: str = ""
+) -> Promotion:
+    """The first version is the champion; a later one where even the lower bound of its gain exceeds the margin.
+
+    `collapse`: why the candidate's representation is useless; such a one is never promoted.
+    """
     if champion == candidate:
         return Promotion("keep", "is the champion already")
+    if collapse:
+        return Promotion("keep", f"collapsed: {collapse}")
+    if champion is None:
+        return Promotion("promote", "the first version of this model")
     if gain is None:
         return Promotion("judge", f"not yet judged beside version {champion}")
     if not all(math.isfinite(value) for value in (gain.mean, gain.low, gain.high)):

@@ -97,6 +97,7 @@ def _quieten(server: bool) -> None:
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ("MLFLOW_PRINT_MODEL_URLS_ON_CREATION", "false"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
         ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1"),
     ):
