@@ -23,6 +23,7 @@ from components.commits import Committer
 from components.containers import ColumnError
 from components.corpus import Corpus
 from components.lease import Lease
+from components.look import nothing_new
 from components.seen import Seen
 from components.sources import Part, Taking, parts
 from components.stages import Job, decoded, listed, written
@@ -124,10 +125,14 @@ def ingest(
     cut = parts(sources)
     store = Corpus.create(corpus, canon)
     taking = Taking(labels, column, limits or Limits())
-    with connect(), Lease(store.uri) as lease, _index() as seen:
+    if not retry_quarantined and (known := nothing_new(cut, store, taking)) is not None:
+        seconds = time.monotonic() - began
+        seen, skipped = known.get("seen", 0), known.get("skipped", 0)
+        return IngestReport(store.version, seen, 0, seen, 0, skipped, 0, seconds)
+    with connect(), Lease(store.uri) as lease, _index() as index:
         lease.sweep([store.uri, store.quarantine_uri])
         batch = Corpus.open(store.uri).version + 1
-        job = Job(store.uri, store.quarantine_uri, lease.folder, batch, store.canon, taking, seen)
+        job = Job(store.uri, store.quarantine_uri, lease.folder, batch, store.canon, taking, index)
         info = {"pretext.ingest": lease.id, "pretext.sources": list(sources)}
         committer = Committer(job, lease, info, commit_seconds)
         committer.shards.learn()
@@ -195,20 +200,25 @@ def _quiet_streaming() -> Iterator[None]:
     """Ray Data's settings for one ingest; the caller's own are put back."""
     from ray.data import DataContext, ExecutionResources
 
-    before = DataContext.get_current()
-    context = before.copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources(object_store_memory=STORE_BYTES)
+    context = DataContext.get_current()
+    options = context.execution_options
+    ours = [
+        (context, "enable_progress_bars", False),
+        (context, "print_on_execution_start", False),
+        (options, "preserve_order", True),
+        (options, "resource_limits", ExecutionResources(object_store_memory=STORE_BYTES)),
+    ]
+    before = [(holder, name, getattr(holder, name)) for holder, name, _ in ours]
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # errors come to the user as one sentence
-    DataContext._set_current(context)
     try:
+        for holder, name, value in ours:
+            setattr(holder, name, value)
         yield
     finally:
-        DataContext._set_current(before)
+        for holder, name, value in before:
+            setattr(holder, name, value)
         logger.setLevel(level)
 
 

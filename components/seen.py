@@ -78,7 +78,7 @@ class Seen:
         return [self._holds(digest) for digest in hashes]
 
     def settled(self, claims: Iterable[Claim]) -> list[bool]:
-        """Which files need no decoding: the corpus holds their content, or another file of this ingest stands for it."""
+        """Which files need no decoding: their content is in the corpus, or claimed by another file."""
         return [
             self._holds(digest) or self._claimant(digest) not in (None, _key(uri, place))
             for digest, uri, place in claims

@@ -147,7 +147,7 @@ def _kind(uri: str) -> Kind:
 
 def hidden(name: str) -> bool:
     """Whether a file or folder of this name is not meant to be seen."""
-    return name.startswith(".") or name == "__MACOSX"
+    return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
 
 
 def _subparts(uri: str, visited: set[tuple[int, int]]) -> Iterator[Part]:

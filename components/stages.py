@@ -127,7 +127,7 @@ def _opened(batch: pa.Table, job: Job) -> Iterator[_File]:
         row = batch.slice(i, 1).to_pylist()[0]
         data = row.pop("data")
         if row["reason"] is None and data is None:
-            data = _read(os.fsdecode(row["locator"]), job.taking.limits)
+            data = read_source(os.fsdecode(row["locator"]), job.taking.limits)
             if data is None:
                 job.tell(vanished=1)
                 continue
@@ -136,7 +136,7 @@ def _opened(batch: pa.Table, job: Job) -> Iterator[_File]:
         yield _File(row, data, hashlib.sha256(data).hexdigest() if whole else None)
 
 
-def _read(uri: str, limits: Limits) -> bytes | None:
+def read_source(uri: str, limits: Limits) -> bytes | None:
     """The file up to one byte above the limit; None where it went away since it was listed, but its folder did not.
 
     Whoever moves files while they are ingested loses nothing: the next ingest finds them where they are. A folder

@@ -7,6 +7,7 @@ writes as file://… is percent-decoded, as RFC 8089 says. Credentials and endpo
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as modes
 import tempfile
@@ -107,6 +108,10 @@ def stat(uri: str) -> Entry | None:
                 return _local_entry(uri, os.stat(uri))
             except (FileNotFoundError, NotADirectoryError):
                 return None
+            except OSError as error:
+                if error.errno == errno.ELOOP:  # a link to itself leads nowhere
+                    return None
+                raise
         fs, path = remote(uri)
         try:
             return _remote_entry(fs, fs.info(path))

@@ -1,0 +1,280 @@
+"""What is found in folders, globs, tars and Parquet files, however they are named, and however hostile they are."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from components.containers import HEADER_BYTES, ColumnError
+from components.listing import found
+from components.seen import Listed, Seen
+from components.sources import Taking, parts
+from components.stages import read_source
+from components.storage import StorageError
+from ssl_core.data.decode import Limits
+
+
+def taking(labels: Any = None, column: str | None = None, max_bytes: int = 1000) -> Taking:
+    return Taking(labels, column, Limits(max_bytes=max_bytes))
+
+
+def everything(files: Sequence[Listed]) -> list[bool]:
+    return [True] * len(files)
+
+
+def rows(
+    *sources: object, how: Taking | None = None, fresh: Any = everything, enough: int = 64
+) -> list[dict[str, Any]]:
+    cut = parts([str(source) for source in sources], enough)
+    tables = [table for part in cut for table in found(part, how or taking(), fresh, lambda n: None)]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def names(found_rows: list[dict[str, Any]], root: Path) -> list[str]:
+    return sorted(row["uri"].removeprefix(f"{root}/") for row in found_rows)
+
+
+def put(path: Path, data: bytes = b"x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("enough", [1, 3, 64])
+def test_a_folder_is_walked_once_however_it_is_cut_into_parts(tmp_path: Path, enough: int):
+    wanted = ["a/b/c/1.png", "a/b/2.jpg", "a/3", "4.png", "z/5.png"]
+    for name in [*wanted, ".hidden/6.png", "a/.7.png", "__MACOSX/8.png", "labels.csv", "a/README.txt"]:
+        put(tmp_path / name)
+    assert names(rows(tmp_path, enough=enough), tmp_path) == sorted(wanted)
+
+
+ODD = [
+    "with blank.png",
+    "ünïcödé 画像.png",
+    "a#b.png",
+    "100%.png",
+    "%20.png",
+    "why?.png",
+    "star*.png",
+    "[x].png",
+    "n" * 250,
+]
+
+
+def test_odd_names_are_found_and_read_as_they_are(tmp_path: Path):
+    for name in ODD:
+        put(tmp_path / "f o#l%d?er" / name, name.encode())
+    for row in rows(tmp_path):
+        assert read_source(os.fsdecode(row["locator"]), Limits()) == os.path.basename(row["uri"]).encode()
+    assert len(rows(tmp_path)) == len(ODD)
+    assert len(rows(tmp_path / "f o#l%d?er" / "star*.png")) == 1  # a name that is there is no pattern
+    assert len(rows((tmp_path / "f o#l%d?er" / "100%.png").as_uri())) == 1
+
+
+def test_a_name_that_is_not_unicode_is_shown_escaped_and_read_all_the_same(tmp_path: Path):
+    with open(os.fsencode(tmp_path) + b"/\xff.png", "wb") as file:
+        file.write(b"data")
+    (row,) = rows(tmp_path)
+    assert row["uri"].endswith(r"\xff.png")
+    assert read_source(os.fsdecode(row["locator"]), Limits()) == b"data"
+
+
+def test_links_are_followed_and_a_loop_of_links_ends(tmp_path: Path):
+    put(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    (tmp_path / "a" / "broken.png").symlink_to(tmp_path / "nowhere")
+    outside = put(tmp_path.parent / f"{tmp_path.name}-outside" / "2.png")
+    (tmp_path / "link").symlink_to(outside.parent)
+    for enough in (1, 64):
+        found_names = {os.path.basename(name) for name in names(rows(tmp_path, enough=enough), tmp_path)}
+        assert found_names == {"1.png", "2.png"}
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert rows(tmp_path) == []
+
+
+def test_an_empty_folder_and_a_pattern_without_match_hold_nothing(tmp_path: Path):
+    assert rows(tmp_path, tmp_path / "*.png", tmp_path / "**" / "*.png") == []
+
+
+@pytest.mark.parametrize("source", ["none", "none/*.png", "none/**/x.png"])
+def test_a_source_that_is_not_there_is_named(tmp_path: Path, source: str):
+    with pytest.raises(StorageError, match=f"{tmp_path}/none"):
+        rows(tmp_path / source)
+
+
+def test_patterns_find_files_folders_and_containers(tmp_path: Path):
+    put(tmp_path / "day1" / "a" / "1.png")
+    put(tmp_path / "day2" / "2.png")
+    tar(tmp_path / "day3.tar", {"3.png": b"x"})
+    assert names(rows(tmp_path / "day*"), tmp_path) == ["day1/a/1.png", "day2/2.png", "day3.tar!3.png"]
+    assert names(rows(tmp_path / "**" / "*.png"), tmp_path) == ["day1/a/1.png", "day2/2.png"]
+
+
+def test_labels_are_the_names_of_the_parent_folders(tmp_path: Path):
+    put(tmp_path / "cat" / "1.png")
+    tar(tmp_path / "t.tar", {"set/dog/2.png": b"x", "top.png": b"x"})
+    pq.write_table(pa.table({"image": [{"bytes": b"x", "path": "data/cow/3.png"}]}), tmp_path / "h.parquet")
+    got = {row["uri"].removeprefix(f"{tmp_path}/"): row["label"] for row in rows(tmp_path, how=taking("parent"))}
+    assert got == {"cat/1.png": "cat", "t.tar!set/dog/2.png": "dog", "t.tar!top.png": None, "h.parquet!0": "cow"}
+    assert {row["label"] for row in rows(tmp_path)} == {None}
+
+
+def test_a_file_over_the_limit_is_refused_unread(tmp_path: Path):
+    put(tmp_path / "big.png", b"x" * 1001)
+    tar(tmp_path / "t.tar", {"big.png": b"x" * 1001, "small.png": b"x"})
+    got = {os.path.basename(row["uri"]): (row["reason"], row["data"]) for row in rows(tmp_path)}
+    assert got == {
+        "big.png": ("too_large", None),
+        "t.tar!big.png": ("too_large", None),
+        "t.tar!small.png": (None, b"x"),
+    }
+
+
+@pytest.mark.parametrize(("name", "mode"), [("t.tar", "w"), ("t.tar.gz", "w:gz"), ("t.tgz", "w:gz")])
+def test_a_tar_is_read_in_place(tmp_path: Path, name: str, mode: str):
+    members = {f"d/{i}.png": bytes([i]) * i for i in range(1, 60)}
+    tar(
+        tmp_path / name,
+        {**members, ".hidden.png": b"x", "d/meta.json": b"{}", "../up.png": b"up", "./here.png": b"here"},
+        mode,
+    )
+    got = {row["uri"].split("!")[1]: row["data"] for row in rows(tmp_path / name)}
+    assert got == {**members, "../up.png": b"up", "./here.png": b"here"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+
+
+def test_members_of_one_name_are_all_taken_and_told_apart(tmp_path: Path):
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        for data in (b"one", b"two"):
+            info = tarfile.TarInfo("a.png")
+            info.size = 3
+            archive.addfile(info, io.BytesIO(data))
+    seen = Seen()
+    got = rows(tmp_path / "t.tar", fresh=lambda files: seen.fresh(0, files))
+    seen.close()
+    assert [row["data"] for row in got] == [b"one", b"two"]
+    assert got[0]["place"] != got[1]["place"]
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
+def test_what_precedes_the_damage_of_a_tar_counts_and_the_tar_is_refused(tmp_path: Path, name: str):
+    data = bytearray(tar(tmp_path / "whole.tar", {f"{i}.png": os.urandom(600) for i in range(40)}).read_bytes())
+    (tmp_path / "whole.tar").unlink()
+    for damage, reason in (("cut", "truncated"), ("broken", "corrupt")):
+        harmed = data[:40_000] if damage == "cut" else data[:30_720] + os.urandom(512) + data[31_232:]
+        packed = gzip.compress(harmed) if name.endswith("gz") else bytes(harmed)
+        put(tmp_path / name, packed)
+        *good, refused = rows(tmp_path)
+        assert 10 < len(good) < 30 and all(row["reason"] is None for row in good)
+        assert (refused["uri"], refused["reason"]) == (str(tmp_path / name), reason)
+
+
+def test_a_file_that_only_claims_to_be_a_container_is_refused(tmp_path: Path):
+    for name in ("a.tar", "b.tar.gz", "c.parquet"):
+        put(tmp_path / name, b"no such thing" * 50)
+    put(tmp_path / "d.tar", b"")
+    assert [row["reason"] for row in rows(tmp_path)] == ["corrupt"] * 3 + ["corrupt"]
+
+
+def test_a_tar_header_of_gigabytes_is_not_read(tmp_path: Path):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, HEADER_BYTES + 1
+    put(tmp_path / "t.tar", info.tobuf(tarfile.USTAR_FORMAT) + b"\0" * 2048)
+    (row,) = rows(tmp_path)
+    assert row["reason"] == "corrupt" and "header of 1,048,577 bytes" in row["message"]
+
+
+def test_a_compressed_tar_that_explodes_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("components.containers.EXPANSION_FREE", 1 << 20)
+    tar(tmp_path / "t.tar.gz", {"1.png": b"x", "zeros.png": b"\0" * (3 << 20), "2.png": b"x"}, "w:gz")
+    *_, refused = rows(tmp_path)
+    assert (refused["uri"], refused["reason"]) == (str(tmp_path / "t.tar.gz"), "too_large")
+
+
+def test_parquet_columns_of_bytes_and_of_structs_are_read(tmp_path: Path):
+    for i, column in enumerate([[b"a", None, b"c"], [{"bytes": b, "path": None} for b in (b"a", None, b"c")]]):
+        pq.write_table(pa.table({"n": [1, 2, 3], "picture": column}), tmp_path / f"{i}.parquet", row_group_size=2)
+        got = rows(tmp_path / f"{i}.parquet")
+        assert [row["data"] for row in got] == [b"a", b"", b"c"]
+        assert [row["uri"] for row in got] == [f"{tmp_path}/{i}.parquet!{n}" for n in range(3)]
+
+
+def test_the_column_must_be_clear(tmp_path: Path):
+    pq.write_table(pa.table({"a": [b"1"], "b": [b"2"], "n": [1]}), tmp_path / "t.parquet")
+    with pytest.raises(ColumnError, match=r"several columns of bytes; choose one of a, b"):
+        rows(tmp_path)
+    with pytest.raises(ColumnError, match=r"no column of bytes n; choose one of a, b"):
+        rows(tmp_path, how=taking(column="n"))
+    assert [row["data"] for row in rows(tmp_path, how=taking(column="b"))] == [b"2"]
+
+
+def test_what_is_known_is_not_passed_on_and_a_known_row_group_is_not_read(tmp_path: Path):
+    put(tmp_path / "1.png")
+    tar(tmp_path / "t.tar", {"2.png": b"x"})
+    pq.write_table(pa.table({"a": [b"1", b"2"]}), tmp_path / "t.parquet")
+    seen = Seen()
+    seen.load([(row["uri"], row["size"], row["mtime"], None) for row in rows(tmp_path)])
+    put(tmp_path / "3.png")
+    assert names(rows(tmp_path, fresh=lambda files: seen.fresh(0, files)), tmp_path) == ["3.png"]
+    assert rows(tmp_path, fresh=lambda files: seen.fresh(1, files)) == []  # listed by part 0 before
+    assert seen.counts()["seen"] == 5
+    seen.close()
+
+
+def test_a_file_that_went_away_is_passed_over_but_a_folder_that_went_away_stops(tmp_path: Path):
+    path = put(tmp_path / "d" / "1.png")
+    path.unlink()
+    assert read_source(str(path), Limits()) is None
+    path.parent.rmdir()
+    with pytest.raises(StorageError, match=f"{path.parent}: gone"):
+        read_source(str(path), Limits())
+
+
+UNPRIVILEGED = """
+import os, sys
+os.setegid(65534); os.seteuid(65534)
+from components.storage import StorageError
+{code}
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="drops root's rights to be refused")
+def test_what_may_not_be_read_stops_with_its_name(tmp_path: Path):
+    path = put(tmp_path / "d" / "1.png")
+    os.chmod(tmp_path, 0o755)
+    for parent in list(tmp_path.parents)[:3]:
+        os.chmod(parent, 0o755)
+    for locked, call in (
+        (path, f"from components.stages import read_source, Limits; read_source({str(path)!r}, Limits())"),
+        (path.parent, f"from components.storage import entries; list(entries({str(path.parent)!r}))"),
+    ):
+        os.chmod(locked, 0)
+        code = f"import components.stages\n{UNPRIVILEGED.format(code=call)}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        os.chmod(locked, 0o755)
+        assert done.stderr.splitlines()[-1].endswith(
+            f"StorageError: {locked}: permission denied; check its mode or the credentials"
+        )
