@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,21 @@ class RunFolder:
                 except (DamagedError, FileNotFoundError):
                     continue
         return None
+
+    def holds(self, name: str) -> bool:
+        """Whether a folder of that name is there and complete."""
+        return self._is_complete(name)
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path | None]:
+        """A complete folder of that name on this machine, for the block; None where there is none."""
+        if not self.holds(name):
+            yield None
+        elif not self.remote:
+            yield Path(self.uri) / name
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield self._download(name, Path(scratch))
 
     def put(self, name: str, write: Callable[[Path], None]) -> None:
         """Stores as `name` the complete folder that `write` writes."""

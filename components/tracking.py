@@ -132,6 +132,14 @@ class Closed:
     sentence: str
 
 
+@dataclass(frozen=True)
+class Logged:
+    """Metrics of one step, as they were logged."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
 class Tracker:
     """The MLflow run of `run_key`: adopted where one exists, whatever its status, else created.
 
@@ -208,6 +216,11 @@ class Tracker:
     def point(self, step: int, time_ms: int, metrics: Mapping[str, float]) -> None:
         """Points of the curves at `step`; `time_ms` since the epoch. A (metric, step) logged before is dropped."""
         self._guarded(lambda: self._spool.append_point(step, time_ms, metrics))
+
+    def points(self) -> list[Logged]:
+        """All points of the run's journal, those of earlier attempts included, in the order they were logged."""
+        records = (record for record in self._spool.records() if record.get("kind") == "point")
+        return [Logged(record["step"], record["metrics"]) for record in records]
 
     def figure(self, name: str, png: bytes, step: int | None = None) -> None:
         """A PNG as figures/<name>.png; with `step`, one of a series that MLflow shows with a slider."""
