@@ -48,14 +48,15 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         out = x.new_empty(dist.get_world_size() * x.shape[0], *x.shape[1:])
-        dist.all_gather_into_tensor(out, x.contiguous())
+        dist.all_gather(list(out.chunk(dist.get_world_size())), x.contiguous())
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        part = grad.new_empty(grad.shape[0] // dist.get_world_size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(part, grad.contiguous())
+        parts = list(grad.contiguous().chunk(dist.get_world_size()))
+        part = torch.empty_like(parts[0])
+        dist.reduce_scatter(part, parts)
         return part
 
 

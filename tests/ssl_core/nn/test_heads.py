@@ -1,0 +1,39 @@
+"""Heads: shapes, where batch norm sits, and refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_core.nn.heads import ClassifierHead, ProjectionHead
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_projection_has_the_layers_it_is_asked_for(layers):
+    head = ProjectionHead(12, hidden=20, out=5, layers=layers)
+    assert head(torch.randn(4, 12)).shape == (4, 5)
+    assert sum(isinstance(module, nn.Linear) for module in head.modules()) == layers
+
+
+def test_a_projection_that_ends_in_a_norm_centres_every_channel():
+    out = ProjectionHead(12, hidden=20, out=5, last_norm=True)(torch.randn(64, 12))
+    torch.testing.assert_close(out.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.std(0, correction=0), torch.ones(5), atol=1e-2, rtol=0)
+
+
+def test_a_projection_without_norm_keeps_samples_apart():
+    head, x = ProjectionHead(12, hidden=20, out=5, norm=False), torch.randn(4, 12)
+    torch.testing.assert_close(head(x)[:1], head(x[:1]))
+
+
+def test_a_classifier_starts_near_uniform_and_may_have_hidden_layers():
+    assert ClassifierHead(512, 4)(torch.randn(16, 512)).softmax(1).sub(0.25).abs().max() < 0.25
+    assert ClassifierHead(12, 4, (30, 20), norm=True, dropout=0.5)(torch.randn(8, 12)).shape == (8, 4)
+
+
+def test_empty_layers_are_refused():
+    with pytest.raises(ValueError, match="layers=0"):
+        ProjectionHead(12, layers=0)
+    with pytest.raises(ValueError, match="12, 0, 4 channels"):
+        ClassifierHead(12, 4, (0,))
