@@ -54,14 +54,14 @@ class Loaded:
         task: as it was trained.
         model: in eval mode.
         layer: the layer that is delivered by default.
-        layers: names of all layers, from shallow to deep.
+        layers: name -> dimension of all layers, from shallow to deep.
         about: what about.json says; empty for a bare model folder.
     """
 
     task: PretextTask
     model: TaskModel
     layer: str
-    layers: tuple[str, ...]
+    layers: Mapping[str, int]
     about: Mapping[str, Any]
 
 
@@ -74,8 +74,8 @@ def load_artifact(folder: Path, device: str | torch.device = "cpu", layer: str |
     wrapped = (folder / PRETEXT).is_dir()
     about = json.loads((folder / ABOUT).read_text()) if wrapped else {}
     task, model = load_model(folder / PRETEXT if wrapped else folder, device)
-    layers = tuple(_probe(task, model, device))
-    chosen = layer or about.get("layer") or layers[-1]
+    layers = _probe(task, model, device)
+    chosen = layer or about.get("layer") or list(layers)[-1]
     if chosen not in layers:
         raise ValueError(f"the encoder in {folder} has no layer {chosen!r}; it has {', '.join(layers)}")
     return Loaded(task, model, chosen, layers, about)
@@ -111,7 +111,8 @@ def write_artifact(
     shutil.copytree(model_folder, out / PRETEXT)
     (out / "data").mkdir()
     embedder = Embedder(loaded.model.requires_grad_(False), name, loaded.layer)
-    dim = _write_pt2(embedder, field.shape, out / PT2)
+    _write_pt2(embedder, field.shape, out / PT2)
+    dim = loaded.layers[loaded.layer]
     what = {"layer": loaded.layer, "layers": loaded.layers, "dim": dim, "input": {name: field.shape}}
     (out / ABOUT).write_text(json.dumps({**about, **what}, indent=1, sort_keys=True))
     if judgement is not None:
@@ -127,14 +128,14 @@ def example(shape: tuple[int, ...], n: int = 1) -> np.ndarray[Any, np.dtype[np.u
 
 
 @torch.no_grad()
-def _probe(task: PretextTask, model: TaskModel, device: str | torch.device) -> list[str]:
+def _probe(task: PretextTask, model: TaskModel, device: str | torch.device) -> dict[str, int]:
     raw = {name: torch.zeros(1, *field.shape, dtype=torch.uint8, device=device) for name, field in task.sample.items()}
-    return list(model.represent(raw))
+    return {name: int(found.shape[1]) for name, found in model.represent(raw).items()}
 
 
 @torch.no_grad()
-def _write_pt2(embedder: Embedder, shape: tuple[int, ...], path: Path) -> int:
-    """Exports with a free batch dimension; returns d. ValueError where the exported network computes other values."""
+def _write_pt2(embedder: Embedder, shape: tuple[int, ...], path: Path) -> None:
+    """Exports with a free batch dimension. ValueError where the exported network computes other values."""
     pictures = torch.from_numpy(example(shape, 3))
     batch = torch.export.Dim("n", min=1, max=1 << 20)
     with _quiet_export():  # strict: there len(x) leaves the batch free, too
@@ -145,7 +146,6 @@ def _write_pt2(embedder: Embedder, shape: tuple[int, ...], path: Path) -> int:
     expected = embedder(pictures)
     if not torch.allclose(answers, expected, rtol=1e-4, atol=1e-5):
         raise ValueError(f"the exported encoder differs from the trained one by {(answers - expected).abs().max():.1e}")
-    return int(expected.shape[1])
 
 
 @contextlib.contextmanager

@@ -81,6 +81,7 @@ def register(
     run_id: str,
     uri: str | None = None,
     layer: str | None = None,
+    size: int | None = None,
     margin: float = 0.0,
     tags: Mapping[str, Any] | None = None,
     probe: str = "linear",
@@ -89,6 +90,7 @@ def register(
     """Registers the model folder of a run (`save_model`) under `name`.
 
     layer: what the encoder delivers; by default the judgement's best one, else the deepest.
+    size: short side of the corpus' samples, from which the task cut its squares; files are embedded at that size.
     margin: percentage points that the lower bound of the gain must exceed for a promotion.
     tags: of the version, such as the corpus and its digest.
     rejudge: judges the champion, given its model folder, where the two were judged on different evaluation sets.
@@ -101,7 +103,8 @@ def register(
     if not name or any(letter in name for letter in "/:%"):
         raise ValueError(f"model name {name!r}: give a name without '/', ':' and '%'")
     chosen = layer or (judgement.best if judgement else None)
-    candidate = Candidate(model, judgement, chosen, {"run_key": run_key, "run_id": run_id, **(tags or {})})
+    about = {"run_key": run_key, "run_id": run_id, **(tags or {}), **({"size": size} if size else {})}
+    candidate = Candidate(model, judgement, chosen, about)
     with model_lock(client, uri, name, lease=UPLOAD_SECONDS):
         found = version_of_run(client, name, run_key)
         version = found or _create(client, name, candidate)

@@ -1,0 +1,130 @@
+"""Files and corpora through an encoder into Parquet."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from components.embed import embed
+from components.storage import StorageError
+from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.tasks.rotation import Rotation
+from ssl_core.train.checkpoint import load_model, save_model
+
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    task, spec = Rotation(canvas=SIDE), EncoderSpec(name="resnet18", width=0.25, stem="cifar")
+    folder = tmp_path_factory.mktemp("models") / "model"
+    save_model(folder, task, spec, task.build(spec.build).state_dict())
+    return folder
+
+
+def png(seed: int, width: int = SIDE, height: int = SIDE) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    coded = io.BytesIO()
+    Image.fromarray(pixels).save(coded, "PNG")
+    return coded.getvalue()
+
+
+def pictures(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i:03d}.png").write_bytes(png(i))
+    return folder
+
+
+def expected(model: Path, seeds: list[int], layer: str | None = None) -> np.ndarray:
+    _, network = load_model(model)
+    squares = [np.asarray(Image.open(io.BytesIO(png(seed)))) for seed in seeds]
+    with torch.no_grad():
+        found = network.represent({"image": torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)})
+    return found[layer or list(found)[-1]].numpy()
+
+
+def vectors(out: Path) -> np.ndarray:
+    column = pq.read_table(out)["embedding"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def test_a_folder_becomes_one_row_per_picture_equal_to_represent(model: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    source, out = pictures(tmp_path / "in", 21), tmp_path / "out.parquet"
+    report = embed(str(model), str(source), out, batch_size=8, progress=lambda *counts: seen.append(counts))
+    table = pq.read_table(out)
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), report.dim)
+    assert [Path(uri).name for uri in table["uri"].to_pylist()] == [f"{i:03d}.png" for i in range(21)]
+    assert len(set(table["hash"].to_pylist())) == 21
+    np.testing.assert_allclose(vectors(out), expected(model, list(range(21))), atol=1e-5)
+    assert (report.rows, report.refused, report.quarantine) == (21, 0, None)
+    assert seen == [(8, 0), (16, 0), (21, 0)]
+    assert [path.name for path in tmp_path.iterdir() if "part" in path.suffix] == []
+
+
+def test_bad_files_are_listed_beside_the_output_and_the_rest_is_embedded(model: Path, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", 3)
+    (source / "empty.png").write_bytes(b"")
+    (source / "noise.jpg").write_bytes(np.random.default_rng(0).bytes(500))
+    (source / "cut.png").write_bytes(png(9, 64, 64)[:2_000])
+    report = embed(str(model), str(source), tmp_path / "out.parquet")
+    assert (report.rows, report.refused) == (3, 3) and report.quarantine is not None
+    refused = pq.read_table(report.quarantine).to_pylist()
+    assert {Path(row["uri"]).name for row in refused} == {"empty.png", "noise.jpg", "cut.png"}
+    assert all(row["reason"] and row["message"] for row in refused)
+    for name in ("empty.png", "noise.jpg", "cut.png"):
+        (source / name).unlink()
+    again = embed(str(model), str(source), tmp_path / "out.parquet")
+    assert again.quarantine is None and not report.quarantine.exists()
+
+
+def test_a_tar_a_glob_and_another_layer(model: Path, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", 4)
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(source, "in")
+    from_tar = embed(str(model), str(tmp_path / "all.tar"), tmp_path / "tar.parquet", layer="stage1")
+    from_glob = embed(str(model), str(source / "00[01].png"), tmp_path / "glob.parquet", layer="stage1")
+    assert (from_tar.rows, from_glob.rows) == (4, 2) and from_tar.layer == "stage1"
+    np.testing.assert_allclose(vectors(from_tar.out), expected(model, [0, 1, 2, 3], "stage1"), atol=1e-5)
+    np.testing.assert_allclose(vectors(from_glob.out), vectors(from_tar.out)[:2], atol=1e-5)
+
+
+def test_pictures_of_any_shape_are_cut_to_the_encoder_s_square(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for i, (width, height) in enumerate(((40, 20), (20, 47), (8, 9), (16, 16))):
+        (source / f"{i}.png").write_bytes(png(i, width, height))
+    assert embed(str(model), str(source), tmp_path / "out.parquet").rows == 4
+
+
+def test_an_empty_source_gives_an_empty_table(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    report = embed(str(model), str(tmp_path / "in"), tmp_path / "out.parquet")
+    assert report.rows == 0 and pq.read_table(report.out).num_rows == 0
+
+
+def test_what_cannot_be_found_is_named_and_leaves_no_output(model: Path, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", 2)
+    with pytest.raises(StorageError, match="nowhere"):
+        embed(str(model), str(tmp_path / "nowhere"), tmp_path / "out.parquet")
+    with pytest.raises(ValueError, match="stage4"):
+        embed(str(model), str(source), tmp_path / "out.parquet", layer="stage9")
+    with pytest.raises(ValueError, match="no encoder of pretext"):
+        embed(str(source), str(source), tmp_path / "out.parquet")
+
+    def fail(*counts: int) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        embed(str(model), str(source), tmp_path / "out.parquet", progress=fail)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
