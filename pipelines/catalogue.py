@@ -1,4 +1,4 @@
-"""`pretext tasks`: what can be trained, with every field, shortcut and search domain, read from the tasks themselves."""
+"""`pretext tasks`: what can be trained, with every field, shortcut and search domain, read from the tasks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`pretext`: the commands. Results go to stdout, progress and complaints to stderr.
 
-Exit status: 0 done; 1 failed; 2 bad use or recipe; 3 nothing to do; 4 a gate refused; 130 / 143 stopped by SIGINT / SIGTERM.
+Exit status: 0 done; 1 failed; 2 bad use or recipe; 3 nothing to do; 4 a gate refused; 130, 143 stopped by a signal.
 Imports that cost seconds (torch, Ray, MLflow) stand inside the commands that need them.
 """
 
@@ -19,6 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from pipelines import console
+from pipelines.console import Stopped
 
 app = typer.Typer(
     help="Unlabelled images, video and audio in; a registered, judged encoder out.",
@@ -90,7 +91,8 @@ def ingest(
     from pipelines.local import ingest_alone
     from pipelines.summary import show_ingest
 
-    report = ingest_alone(sources, corpus, size, payload, labels, column, retry_quarantined)
+    canon = {"size": size, "payload": payload}
+    report = ingest_alone(sources, corpus, canon, labels, column, retry_quarantined)
     show_ingest(corpus, report, as_json=output is Output.json)
     if not report.added:
         raise typer.Exit(NOTHING_TO_DO)
@@ -126,7 +128,7 @@ def register(recipe: RecipeArgument, set_: SetOption = None, output: OutputOptio
 
     registered = register_alone(load_recipe(recipe, set_ or ()))
     show_registered(registered, as_json=output is Output.json)
-    if not registered.promoted:
+    if registered.champion != registered.version:
         raise typer.Exit(GATE_REFUSED)
 
 
@@ -136,13 +138,17 @@ def embed(
     model: Annotated[str, typer.Option("--model", help="models:/NAME@champion, models:/NAME/3, or a model folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write: uri, hash, embedding.")],
     layer: Annotated[str | None, typer.Option(help="Layer to read; by default the one that judged best.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+    column: Annotated[str | None, typer.Option(help="Column of image bytes in Parquet sources.")] = None,
+    tracking: Annotated[str | None, typer.Option(help="MLflow server; default as in a recipe.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Embed images with a registered encoder."""
     from pipelines.local import embed_alone
     from pipelines.summary import show_embedded
 
-    show_embedded(embed_alone(model, source, out, layer, batch_size))
+    options = {"layer": layer, "batch_size": batch_size, "column": column, "uri": tracking}
+    show_embedded(embed_alone(model, source, out, **options), as_json=json_)
 
 
 @corpus_app.command("ls")
@@ -240,6 +246,9 @@ def main() -> NoReturn:
     except TyperException as error:
         error.show()
         code = BAD_USE
+    except Stopped as stop:
+        console.complain(str(stop))
+        code = stop.exit_code
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has left

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from components.evaluate import Settings
 from pipelines.source_map import SourceMap, YamlError
 from ssl_core.data.decode import Canon, Limits
 from ssl_core.nn.encoders import EncoderSpec
@@ -123,10 +124,7 @@ class ClusterSection(Section):
     """Where and how wide training runs."""
 
     workers: int = Field(1, ge=1, description="DDP workers; part of the run key, since they change the weights")
-    gpus_per_worker: float = Field(0, ge=0, description="0: CPU and gloo; else GPU and nccl")
-    cpus_per_worker: float | None = Field(
-        None, gt=0, description="Ray CPUs a worker reserves; by default all but a margin, shared"
-    )
+    gpus: bool = Field(False, description="one GPU for each worker, with nccl; else CPUs, with gloo")
     max_failures: int = Field(3, ge=0, description="restarts of the worker group after a lost worker or node")
     address: str | None = Field(None, description="Ray cluster; none: RAY_ADDRESS, else a local one")
     storage: str | None = Field(
@@ -134,15 +132,13 @@ class ClusterSection(Section):
     )
 
 
-class EvaluateSection(Section):
+class EvaluateSection(mirror(Settings)):  # type: ignore[misc]
     """How the encoder is judged."""
 
     train: LabelledSection | None = Field(
         None, description="labelled images that fit the probes; none: label-free measures only"
     )
     test: LabelledSection | None = Field(None, description="labelled images that score the probes")
-    draws: int = Field(20, ge=2, description="draws of the 1- and 5-label probes")
-    batch_size: int = Field(256, ge=1, description="images a forward pass when representing")
 
     @model_validator(mode="after")
     def _both_or_none(self) -> EvaluateSection:
@@ -192,8 +188,8 @@ class Recipe(Section):
         for name, wanted in self.pretext_task().sample.items():
             if wanted.modality == "image" and max(wanted.shape[1:]) > self.corpus.size:
                 raise ValueError(
-                    f"task.canvas asks for {name} of {wanted.shape[1]}x{wanted.shape[2]} pixels, but corpus.size stores a "
-                    f"short side of {self.corpus.size}; raise corpus.size or lower task.canvas"
+                    f"task.canvas asks for {name} of {wanted.shape[1]}x{wanted.shape[2]} pixels, but corpus.size "
+                    f"stores a short side of {self.corpus.size}; raise corpus.size or lower task.canvas"
                 )
         pieces = self.cluster.workers * self.train.accumulate
         if self.train.batch_size % pieces:

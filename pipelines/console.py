@@ -15,8 +15,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-OUT = Console(soft_wrap=True, highlight=False)
+OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class Stopped(BaseException):
+    """The user or the cluster asked to stop. No Exception, so that nothing mistakes it for a failure."""
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
 
 
 def say(sentence: str) -> None:

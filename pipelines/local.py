@@ -1,41 +1,378 @@
 """The pipeline in one process: ingest -> pretrain -> evaluate -> register, each step also alone.
 
-A step leaves what the next one needs in the run folder (model/, judgement.json, report.html), so that it can be repeated
-alone, and a run that was stopped goes on where it stood.
+A step leaves what the next one needs in the run folder (model/, judgement.json, report.html), so that it can be
+repeated alone, and a run that was stopped goes on where it stood.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from components.corpus import pretext_home
-from components.ingest import IngestReport
+from components.cluster import connect
+from components.corpus import Corpus, CorpusError, corpus_uri, pretext_home
+from components.ingest import IngestReport, Progress, ingest
+from components.judgement import Judgement
+from components.locks import Busy, exclusive
 from pipelines.config import CorpusSection, LabelledSection, Recipe
+from pipelines.console import Bar, Stopped, duration, say
+from pipelines.plan import Plan, git_commit, plan
+from ssl_core.data.decode import Canon, Limits
 
 if TYPE_CHECKING:
-    pass
+    from components.embed import EmbedReport
+    from components.evaluate import Part
+    from components.pretrain import Point
+    from components.register import Registered
+    from components.run_folder import RunFolder
+    from components.tracking import Tracker
+
+MODEL, JUDGEMENT, REPORT = "model", "judgement.json", "report.html"
+"""What the steps leave in the run folder."""
 
 
-class AlreadyRunningError(RuntimeError):
-    """Another process holds the run."""
+class StepError(RuntimeError):
+    """A step cannot be done; the message says why, and what to do first."""
 
 
-def sources_of(section: CorpusSection | LabelledSection) -> list[str]:
-    """The section's sources with {home} put in."""
-    return [source.replace("{home}", str(pretext_home())) for source in section.sources]
+@dataclass(frozen=True)
+class Summary:
+    """What a pipeline run did.
+
+    Attributes:
+        plan: the run's identity.
+        ingested: corpus -> what was taken in.
+        judgement: of the encoder.
+        registered: the model version; None where the recipe registers nothing.
+        report: path of the HTML report.
+        seconds: it all took.
+    """
+
+    plan: Plan
+    ingested: dict[str, IngestReport]
+    judgement: Judgement
+    registered: Registered | None
+    report: Path
+    seconds: float
+
+
+def run_pipeline(recipe: Recipe) -> Summary:
+    """All steps in order; what is done already is not done again.
+
+    Raises:
+        StorageError, CorpusError, StepError: a step cannot be done.
+        Stopped: by a signal; what was reached is kept.
+    """
+    began = time.monotonic()
+    with stoppable(), connect(recipe.cluster.address):
+        ingested = ingest_step(recipe)
+        planned = plan(recipe)
+        with held(planned), tracked(recipe, planned) as tracker:
+            pretrain_step(recipe, planned, tracker)
+            judgement = evaluate_step(recipe, planned, tracker)
+            registered = register_step(recipe, planned, tracker, judgement) if recipe.register_ else None
+        return Summary(planned, ingested, judgement, registered, planned.folder / REPORT, time.monotonic() - began)
+
+
+def pretrain_alone(recipe: Recipe) -> Plan:
+    """Train on the corpus as it is. Raises what `run_pipeline` raises."""
+    with stoppable():
+        planned = plan(recipe)
+        with held(planned), tracked(recipe, planned) as tracker:
+            pretrain_step(recipe, planned, tracker)
+        return planned
+
+
+def evaluate_alone(recipe: Recipe) -> tuple[Judgement, Plan]:
+    """Judge the encoder that the recipe has trained. Raises what `run_pipeline` raises."""
+    with stoppable():
+        planned = plan(recipe)
+        with held(planned), tracked(recipe, planned) as tracker:
+            return evaluate_step(recipe, planned, tracker), planned
+
+
+def register_alone(recipe: Recipe) -> Registered:
+    """Register the encoder that the recipe has trained and judged. Raises what `run_pipeline` raises."""
+    if recipe.register_ is None:
+        raise StepError("the recipe has no section `register`; add `register: {model: NAME}`")
+    with stoppable():
+        planned = plan(recipe)
+        with held(planned), tracked(recipe, planned) as tracker:
+            return register_step(recipe, planned, tracker, read_judgement(planned))
 
 
 def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
-    """Ingest the sources of the recipe's corpora, the unlabelled one first.
+    """Ingest the sources of the recipe's corpora, the unlabelled one first."""
+    reports: dict[str, IngestReport] = {}
+    for section in (recipe.corpus, recipe.evaluate.train, recipe.evaluate.test):
+        if section is None or not section.sources:
+            continue
+        sources = [source.replace("{home}", str(pretext_home())) for source in section.sources]
+        options: dict[str, Any] = {"canon": recipe.corpus.canon(), "limits": recipe.corpus.limits.build()}
+        if isinstance(section, LabelledSection):
+            options["labels"] = section.labels
+        else:
+            options["column"] = section.column
+        reports[section.name] = ingest_watched(sources, section.name, **options)
+    return reports
+
+
+def ingest_alone(
+    sources: list[str], corpus: str, canon: dict[str, Any], labels: Any, column: str | None, retry: bool
+) -> IngestReport:
+    """Ingest by hand; what `canon` does not say is as in the corpus, or the default for a new one."""
+    try:
+        known = dataclasses.asdict(Corpus.open(corpus).canon)
+    except CorpusError:
+        known = dataclasses.asdict(CorpusSection(name=corpus).canon())
+    chosen = Canon(**known | {name: value for name, value in canon.items() if value is not None})
+    with stoppable():
+        return ingest_watched(
+            sources, corpus, canon=chosen, limits=Limits(), labels=labels, column=column, retry_quarantined=retry
+        )
+
+
+def ingest_watched(sources: list[str], corpus: str, **options: Any) -> IngestReport:
+    """`components.ingest.ingest` with its progress on stderr."""
+    with Bar(f"ingest {corpus}") as bar:
+
+        def show(now: Progress) -> None:
+            note = f"{now.added:,} added, {now.quarantined:,} quarantined, {now.rate:,.0f}/s"
+            bar.update(now.added + now.quarantined, None, note)
+
+        report = ingest(sources, corpus, progress=show, **options)
+    say(
+        f"ingest {corpus}: {report.added:,} added, {report.known:,} known, {report.quarantined:,} quarantined "
+        f"in {duration(report.seconds)}; version {report.version}"
+    )
+    return report
+
+
+def embed_alone(model: str, source: str, out: Path, **options: Any) -> EmbedReport:
+    """`components.embed.embed` with its progress on stderr."""
+    from components.embed import embed
+
+    with stoppable(), Bar("embed") as bar:
+        return embed(
+            model, source, out, progress=lambda n, bad: bar.update(n, None, f"{n:,} done, {bad:,} refused"), **options
+        )
+
+
+def pretrain_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> None:
+    """Train, or go on where the run stands, or do nothing where its model is there."""
+    from components.pretrain import pretrain
+
+    if run_folder(recipe, planned).holds(MODEL):
+        say(f"pretrain {planned.name}: trained already (same recipe, corpus and code)")
+        return
+    say(f"pretrain {planned.name}: {planned.samples:,} samples of {planned.corpus} version {planned.version}")
+    with Bar("pretrain") as bar:
+
+        def sink(point: Point) -> None:
+            tracker.point(point.step, point.time_ms, point.metrics)
+            bar.update(point.step, point.steps, _progress_note(point))
+
+        outcome = pretrain(
+            recipe.run(),
+            recipe.corpus.name,
+            planned.version,
+            storage=storage_of(recipe, planned),
+            name=planned.name,
+            workers=recipe.cluster.workers,
+            gpus=recipe.cluster.gpus,
+            sink=sink,
+            max_failures=recipe.cluster.max_failures,
+            address=recipe.cluster.address,
+        )
+    if outcome.status == "KILLED":
+        raise Stopped(f"{outcome.reason} at step {outcome.step} of {outcome.steps}; the same command goes on", 143)
+    if outcome.status == "FAILED":
+        tracker.tag({"pretext.failure": outcome.reason})
+        raise StepError(f"pretrain {planned.name}: {outcome.reason}")
+
+
+def _progress_note(point: Point) -> str:
+    shown = [f"loss {point.metrics['loss']:.3f}"] if "loss" in point.metrics else []
+    shown += [f"accuracy {point.metrics['accuracy']:.2f}"] if "accuracy" in point.metrics else []
+    shown += [f"{point.metrics['samples_per_s']:,.0f} samples/s"] if "samples_per_s" in point.metrics else []
+    shown += [f"{duration(point.metrics['seconds_left'])} left"] if "seconds_left" in point.metrics else []
+    return f"step {point.step}/{point.steps}  " + ", ".join(shown)
+
+
+def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
+    """Judge the trained encoder beside its untrained self and raw pixels; writes the judgement and the report."""
+    from components import figures
+    from components.evaluate import evaluate, untrained
+    from components.report import write_report
+    from ssl_core.train.checkpoint import load_model
+
+    with model_of(recipe, planned) as folder:
+        task, model = load_model(folder)
+    say(f"evaluate {planned.name}")
+    start = untrained(task, recipe.encoder.build(), recipe.train.seed)
+    judgement, evidence = evaluate(task, model, start, *parts_of(recipe, planned), recipe.evaluate.build())
+    drawn = figures.draw(judgement, evidence, tracker.points())
+    for name, png in drawn.items():
+        tracker.figure(name, png)
+    record_judgement(planned, tracker, judgement)
+    page = write_report(judgement, drawn, about(recipe, planned, tracker))
+    tracker.html("report", page)
+    replace_text(planned.folder / REPORT, page)
+    return judgement
+
+
+def record_judgement(planned: Plan, tracker: Tracker, judgement: Judgement) -> None:
+    """Into the run folder and MLflow; a judgement unlike the last one is the next step of the judge's curves."""
+    known, text = planned.folder / JUDGEMENT, judgement.to_json()
+    if not known.exists() or known.read_text() != text:
+        ordinal = len(list(planned.folder.glob("judgement.*.json")))
+        tracker.point(ordinal, time.time_ns() // 1_000_000, judgement.metrics())
+        replace_text(planned.folder / f"judgement.{ordinal}.json", text)
+        replace_text(known, text)
+    records = judgement.table()
+    columns = dict.fromkeys(name for record in records for name in record)
+    tracker.table("judgement", {name: [record.get(name) for record in records] for name in columns})
+
+
+def read_judgement(planned: Plan) -> Judgement:
+    """The last judgement of the run.
 
     Raises:
-        StorageError: a source or the corpus cannot be read or written.
+        StepError: it has not been judged.
     """
-    sections = [recipe.corpus, recipe.evaluate.train, recipe.evaluate.test]
-    reports: dict[str, IngestReport] = {}
-    for section in sections:
-        if section is not None and section.sources:
-            labels = section.labels if isinstance(section, LabelledSection) else None
-            column = section.column if isinstance(section, CorpusSection) else None
-            reports[section.name] = ingest_into(recipe, section.name, sources_of(section), labels, column)
-    return reports
+    path = planned.folder / JUDGEMENT
+    if not path.exists():
+        raise StepError(f"run {planned.name} has not been judged; `pretext evaluate` comes first")
+    return Judgement.from_json(path.read_text())
+
+
+def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Judgement) -> Registered:
+    """Register the encoder; it becomes champion only where it is surely better, judged on the same images."""
+    from components.evaluate import evaluate, untrained
+    from components.register import register
+    from ssl_core.train.checkpoint import load_model, read_config
+
+    section = recipe.register_
+    assert section is not None, "callers check"
+
+    def rejudge(champion: Path) -> Judgement:
+        say(f"evaluate the champion of {section.model} on this recipe's images")
+        task, model = load_model(champion)
+        _, encoder = read_config(champion)
+        start = untrained(task, encoder, recipe.train.seed)
+        return evaluate(task, model, start, *parts_of(recipe, planned), recipe.evaluate.build())[0]
+
+    if not tracker.flush() or tracker.run_id is None:
+        raise StepError(f"{tracker.uri} does not answer, so nothing can be registered; `pretext register` tries again")
+    tags = {"corpus": planned.corpus, "corpus_version": planned.version, "corpus_digest": planned.digest}
+    with model_of(recipe, planned) as folder:
+        return register(
+            folder,
+            section.model,
+            judgement,
+            run_key=planned.key,
+            run_id=tracker.run_id,
+            uri=recipe.tracking.uri,
+            margin=section.margin,
+            tags=tags | {"task": recipe.task.name, "code": planned.code},
+            rejudge=rejudge,
+        )
+
+
+def parts_of(recipe: Recipe, planned: Plan) -> tuple[Part, Part | None]:
+    """What judges: both labelled corpora, or the unlabelled one."""
+    from components.evaluate import Part
+    from ssl_core.data.shards import Shards
+
+    labelled = [section.name for section in (recipe.evaluate.train, recipe.evaluate.test) if section is not None]
+    corpora = [Corpus.open(name) for name in labelled] or [Corpus.open(planned.corpus, planned.version)]
+    found = [Part(Shards.open(corpus.shards()), corpus.digest()) for corpus in corpora]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+@contextmanager
+def model_of(recipe: Recipe, planned: Plan) -> Iterator[Path]:
+    """A local folder with the run's model, downloaded where the run's storage is remote.
+
+    Raises:
+        StepError: the run has no model yet.
+    """
+    with run_folder(recipe, planned).local_copy(MODEL) as path:
+        if path is None:
+            raise StepError(f"run {planned.name} has no trained model; `pretext pretrain` comes first")
+        yield path
+
+
+def run_folder(recipe: Recipe, planned: Plan) -> RunFolder:
+    """The run's checkpoints and model, here or behind a URI."""
+    from components.run_folder import RunFolder
+
+    return RunFolder(storage_of(recipe, planned), planned.name)
+
+
+def storage_of(recipe: Recipe, planned: Plan) -> str:
+    """Where the run's checkpoints and model lie."""
+    return recipe.cluster.storage or str(planned.folder.parent)
+
+
+@contextmanager
+def tracked(recipe: Recipe, planned: Plan) -> Iterator[Tracker]:
+    """The run's MLflow record, open for the block and closed with how the block ended."""
+    from components.tracking import Tracker
+
+    tags = {"pretext.task": recipe.task.name, "pretext.code": planned.code, "mlflow.source.git.commit": git_commit()}
+    where = {"experiment": recipe.tracking.experiment, "uri": recipe.tracking.uri}
+    with Tracker(planned.key, planned.folder, name=planned.name, tags=tags, **where) as tracker:
+        tracker.params(recipe.plain())
+        tracker.dataset(
+            planned.corpus, corpus_uri(planned.corpus), planned.version, planned.digest, samples=planned.samples
+        )
+        yield tracker
+
+
+@contextmanager
+def held(planned: Plan) -> Iterator[None]:
+    """One process at a time works on a run.
+
+    Raises:
+        StepError: another one does.
+    """
+    try:
+        with exclusive(planned.folder / ".lock", wait=0):
+            yield
+    except Busy as busy:
+        raise StepError(f"run {planned.name} is being worked on: {busy}; wait for it, or stop it") from None
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM unwinds the stack like Ctrl-C, so that runs are closed and nothing half-written stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        raise Stopped(f"stopped by {name}; the same command goes on from here", 128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)

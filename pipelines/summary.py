@@ -1,0 +1,194 @@
+"""How results are shown: short tables for people, the same as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from pipelines import console
+from pipelines.console import duration
+
+if TYPE_CHECKING:
+    from components.embed import EmbedReport
+    from components.ingest import IngestReport
+    from components.judgement import Judgement, Row
+    from components.register import Registered
+    from pipelines.doctor import Finding
+    from pipelines.local import Summary
+    from pipelines.plan import Plan
+
+PROBES = ("linear", "knn", "1-label", "5-label")
+
+
+def show_summary(summary: Summary, as_json: bool) -> None:
+    """A whole pipeline run: the table, the report, and how to go on."""
+    registered = summary.registered
+    if as_json:
+        data = {"run": dataclasses.asdict(summary.plan), "judgement": summary.judgement.table()}
+        data |= {"registered": dataclasses.asdict(registered) if registered else None, "seconds": summary.seconds}
+        data |= {"ingested": {name: dataclasses.asdict(report) for name, report in summary.ingested.items()}}
+        console.emit(data | {"report": summary.report})
+        return
+    judgement_table(summary.judgement)
+    if registered:
+        console.OUT.print(Text(promotion_sentence(registered)))
+    lines = {"report": summary.report, "MLflow UI": "pretext ui"}
+    if registered:
+        lines["embed"] = f"pretext embed --model models:/{registered.name}@champion SOURCE -o out.parquet"
+    console.pairs(f"{summary.plan.name}: done in {duration(summary.seconds)}", lines)
+
+
+def show_judgement(judgement: Judgement, plan: Plan, as_json: bool) -> None:
+    """The judge's table."""
+    if as_json:
+        console.emit(judgement.table())
+        return
+    judgement_table(judgement)
+    console.pairs(plan.name, {"report": plan.folder / "report.html", "next": "pretext register RECIPE"})
+
+
+def judgement_table(judgement: Judgement) -> None:
+    """The best layer beside its untrained self and raw pixels, with 95 % intervals; notes below."""
+    rows = judgement.headline()
+    probes = [name for name in PROBES if any(name in row.scores for row in rows)]
+    measures = [name for name in ("rank_me",) if any(name in row.measures for row in rows)]
+    columns = ["representation", *probes, *(name.replace("rank_me", "RankMe") for name in measures)]
+    cells = [[row.name, *(_score(row, name) for name in probes), *(_measure(row, m) for m in measures)] for row in rows]
+    samples = judgement.samples
+    title = f"Judged on {samples['test']:,} images by probes on {samples['train']:,} (accuracy in %, 95 % interval)"
+    console.table(title if probes else "Judged without labels", columns, cells, right=columns[1:])
+    for name, value in judgement.pretext.items():
+        chance = f", chance {100 * value.chance:.1f} %" if value.chance is not None else ""
+        console.OUT.print(Text(f"pretext {name} on held-out images: {100 * value.mean:.1f} %{chance}"))
+    for note in (*judgement.notes, *([judgement.collapse] if judgement.collapse else [])):
+        console.OUT.print(Text(f"note: {note}", style="yellow"))
+
+
+def _score(row: Row, probe: str) -> str:
+    score = row.scores.get(probe)
+    return "" if score is None else f"{100 * score.mean:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+
+
+def _measure(row: Row, name: str) -> str:
+    return f"{row.measures[name]:.1f}" if name in row.measures else ""
+
+
+def promotion_sentence(registered: Registered) -> str:
+    """What became of the version."""
+    state = "champion" if registered.champion == registered.version else f"not champion (that is {registered.champion})"
+    return f"registered {registered.name} version {registered.version}: {state}, {registered.promotion.reason}"
+
+
+def show_registered(registered: Registered, as_json: bool) -> None:
+    """The version and its standing."""
+    if as_json:
+        console.emit(dataclasses.asdict(registered))
+    else:
+        console.OUT.print(Text(promotion_sentence(registered)))
+
+
+def show_ingest(corpus: str, report: IngestReport, as_json: bool) -> None:
+    """What an ingest did."""
+    if as_json:
+        console.emit({"corpus": corpus} | dataclasses.asdict(report))
+        return
+    values = {
+        name: f"{value:,}" for name, value in dataclasses.asdict(report).items() if name not in ("seconds", "version")
+    }
+    rate = report.added / report.seconds if report.seconds else 0
+    console.pairs(
+        f"{corpus} version {report.version}", values | {"took": f"{duration(report.seconds)}, {rate:,.0f} added/s"}
+    )
+    if report.quarantined:
+        console.OUT.print(Text(f"why: pretext corpus quarantine {corpus}"))
+
+
+def show_embedded(report: EmbedReport, as_json: bool) -> None:
+    """What was embedded."""
+    if as_json:
+        console.emit(dataclasses.asdict(report))
+        return
+    rate = report.rows / report.seconds if report.seconds else 0
+    console.OUT.print(
+        Text(f"{report.rows:,} embeddings of {report.dim} ({report.layer}) in {report.out}, {rate:,.0f}/s")
+    )
+    if report.refused:
+        console.OUT.print(Text(f"{report.refused:,} files could not be used; why: {report.quarantine}"))
+
+
+def show_corpora(as_json: bool) -> None:
+    """All corpora below the pretext home."""
+    from components.corpus import Corpus, pretext_home
+
+    folder = pretext_home() / "corpora"
+    names = sorted(path.name for path in folder.iterdir() if (path / "_delta_log").is_dir()) if folder.is_dir() else []
+    rows = [_corpus_facts(name, Corpus.open(name)) for name in names]
+    if as_json:
+        console.emit(rows)
+        return
+    columns = ("corpus", "version", "samples", "stored as")
+    console.table(str(folder), columns, [[row[c] for c in columns] for row in rows], right=("version", "samples"))
+
+
+def _corpus_facts(name: str, corpus: Any) -> dict[str, Any]:
+    stored = f"{corpus.modality}, {corpus.payload}, short side {corpus.size}"
+    return {"corpus": name, "version": corpus.version, "samples": corpus.count(), "stored as": stored}
+
+
+def show_corpus(name: str, version: int | None, as_json: bool) -> None:
+    """One corpus and its history."""
+    from components.corpus import Corpus
+
+    corpus = Corpus.open(name, version)
+    history = corpus.history()
+    files, quarantined = corpus.files(), len(corpus.quarantine())
+    facts = _corpus_facts(name, corpus) | {
+        "digest": corpus.digest(),
+        "where": corpus.uri,
+        "shards": len(files),
+        "bytes": sum(file.size for file in files),
+        "quarantined": quarantined,
+    }
+    if as_json:
+        console.emit(facts | {"history": [dataclasses.asdict(commit) for commit in history]})
+        return
+    console.pairs(
+        name,
+        {key: f"{value:,}" if isinstance(value, int) else value for key, value in facts.items() if key != "corpus"},
+    )
+    rows = [[c.version, f"{c.time:%Y-%m-%d %H:%M:%S} UTC", f"{c.added:,}", ", ".join(c.sources)] for c in history]
+    console.table("History", ("version", "time", "added", "sources"), rows, right=("version", "added"))
+
+
+def show_quarantine(name: str, as_json: bool) -> None:
+    """Files that could not be used, with the reasons counted."""
+    from components.corpus import Corpus
+
+    rows = Corpus.open(name).quarantine().to_pylist()
+    if as_json:
+        console.emit(rows)
+        return
+    counted = ", ".join(f"{reason} {n}" for reason, n in Counter(row["reason"] for row in rows).most_common())
+    if not rows:
+        console.OUT.print(f"{name}: nothing in quarantine")
+        return
+    title = f"{len(rows):,} files of {name} could not be used: {counted}"
+    console.table(title, ("reason", "file", "message"), [[r["reason"], r["uri"], r["message"]] for r in rows])
+
+
+def show_findings(findings: Iterable[Finding], as_json: bool) -> bool:
+    """The doctor's report, each finding as it is made; True if nothing failed."""
+    styles: Mapping[str, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    found = []
+    for finding in findings:
+        found.append(finding)
+        if not as_json:
+            mark = Text(f"{finding.state:<5}", style=styles[finding.state])
+            console.OUT.print(mark + Text(f" {finding.subject:<14} {finding.detail}"))
+    if as_json:
+        console.emit([dataclasses.asdict(finding) for finding in found])
+    return all(finding.state != "fail" for finding in found)
