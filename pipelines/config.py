@@ -269,11 +269,19 @@ def explain(error: ValidationError, source: SourceMap) -> Iterator[str]:
     for problem in error.errors():
         path = tuple(part for i, part in enumerate(problem["loc"]) if not _is_union_tag(problem["loc"], i))
         message = str(problem["msg"]).removeprefix("Value error, ")
-        named = re.match(r"`?([a-z_]+)\.([a-z_]+)", message) if problem["type"] == "value_error" else None
-        if named:  # a dataclass names its own key
-            yield f"{source.where(named.groups())}: {message}"
+        if problem["type"] == "value_error":  # a dataclass speaks for its section and names the key in its sentence
+            yield f"{source.where(_named_in(message, path, source))}: {message}"
         else:
-            yield f"{source.where(path)}: {_sentence(problem, message, '.'.join(map(str, path)), source.data)}"
+            yield f"{source.where(path)}: {_sentence(problem, '.'.join(map(str, path)), source.data)}"
+
+
+def _named_in(message: str, section: tuple[str | int, ...], source: SourceMap) -> tuple[str | int, ...]:
+    """Path of the first key that the message names, as `section.key` or, within the section, as `key`."""
+    for first, second in re.findall(r"\b([a-z_]+)(?:\.([a-z_]+))?", message):
+        for path in ((first, second), (*section, first)):
+            if path in source.origins:
+                return path
+    return section
 
 
 def _is_union_tag(loc: tuple[str | int, ...], i: int) -> bool:
@@ -281,7 +289,7 @@ def _is_union_tag(loc: tuple[str | int, ...], i: int) -> bool:
     return i == 1 and loc[0] == "task" and loc[1] in TASKS
 
 
-def _sentence(problem: Any, message: str, dotted: str, data: dict[str, Any]) -> str:
+def _sentence(problem: Any, dotted: str, data: dict[str, Any]) -> str:
     kind, given = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
         return f"`{dotted}` is no key of a recipe; {_nearest_key(dotted, data)}"
@@ -292,8 +300,7 @@ def _sentence(problem: Any, message: str, dotted: str, data: dict[str, Any]) -> 
     if kind == "union_tag_invalid":
         tag = str(problem["ctx"]["tag"])
         return f"`{dotted}.name` is {tag!r}; {_nearest(tag, list(TASKS))}"
-    if kind == "value_error":
-        return f"`{dotted}`: {message}" if dotted else message
+    message = str(problem["msg"])
     return f"`{dotted}` is {given!r}: {message[0].lower()}{message[1:]}"
 
 
