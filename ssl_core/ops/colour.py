@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from ssl_core.ops.images import uniform
+from ssl_core.ops.images import change_some, uniform
 
 
 def grey(x: Tensor) -> Tensor:
@@ -42,17 +42,24 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 def rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue by `turns` [n] of the full circle; value and saturation (HSV) stay.
 
-    With h in sixths of a turn, channel c is V - VS clamp(2 - |k - 2|, 0, 1), k = (n_c + h) mod 6, n = 5, 3, 1.
+    With value V, chroma C, least channel m and hue h in sixths of a turn:
+        h = sign(green - blue) (1 + (green + blue - red - m) / C)
+        channel c = V - C clamp(2 - |k - 2|, 0, 1),  k = (n_c + h) mod 6,  n = 5, 3, 1
+    The first line is the usual six cases in one, which saves a CPU the slow selections.
     """
     red, green, blue = x.unbind(1)
-    value = x.amax(1)
-    chroma = value - x.amin(1)
-    inverse = chroma.clamp_min(1e-8).reciprocal_()
-    hue = torch.where(value == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse)
-    hue = torch.where(value == red, (green - blue) * inverse, hue).div_(6).add_(turns.view(-1, 1, 1) + 1)
+    value = torch.maximum(red, green)
+    value = torch.maximum(value, blue, out=value)
+    least = torch.minimum(red, green)
+    least = torch.minimum(least, blue, out=least)
+    hue = (green + blue).sub_(red).sub_(least)
+    chroma = torch.sub(value, least, out=least)
+    scratch = chroma.clamp_min(1e-8)
+    hue.div_(scratch).add_(1)
+    hue.copysign_(torch.sub(green, blue, out=scratch)).div_(6).add_(turns.view(-1, 1, 1) + 1)
     out = torch.empty_like(x)
     for channel, shift in enumerate((5, 3, 1)):
-        k = (hue + shift / 6).frac_().mul_(6).sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
+        k = torch.add(hue, shift / 6, out=scratch).frac_().mul_(6).sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
         torch.addcmul(value, k, chroma, value=-1, out=out[:, channel])
     return out
 
@@ -70,37 +77,50 @@ def colour_jitter(
     """Brightness, contrast, saturation and hue in an order drawn per image, to each image with probability `chance`.
 
     Factors are uniform in [max(0, 1 - strength), 1 + strength], the turn of the hue in [-hue, hue]. x in [0, 1].
-    All 24 orders are equally likely for an image. Where the hue's turn comes is stratified: a random quarter of the
-    batch has it first, another second and so on, which costs one turn of the hue instead of four.
+    """
+    ranges = [(max(0.0, 1 - s), 1 + s) for s in (brightness, contrast, saturation)]
+
+    def change(part: Tensor) -> Tensor:
+        n = len(part)
+        factors = torch.cat([uniform((n, 1), low, high, rng) for low, high in ranges], 1)
+        turns = uniform((n, 1), -hue, hue, rng) if hue > 0 else None
+        return _in_drawn_order(part, factors, turns, rng)
+
+    return change_some(x, chance, rng, change)
+
+
+def _in_drawn_order(x: Tensor, factors: Tensor, turns: Tensor | None, rng: Generator) -> Tensor:
+    """Applies factors [n, 3] and turns [n, 1] in one of the 24 orders for each image, all equally likely.
+
+    Where the hue's turn comes is stratified: a random quarter of the batch has it first, another second and so on,
+    which costs one turn of the hue for each image instead of four.
     """
     n = len(x)
-    applied = uniform((n, 1), 0, 1, rng) < chance
-    ranges = [(max(0.0, 1 - s), 1 + s) for s in (brightness, contrast, saturation)]
-    factors = torch.where(applied, torch.cat([uniform((n, 1), low, high, rng) for low, high in ranges], 1), 1)
-    turns = torch.where(applied, uniform((n, 1), -hue, hue, rng), 0)
     order = uniform((n, 3), 0, 1, rng).argsort(1)
     shuffle = uniform((n,), 0, 1, rng).argsort()
-    x, factors, turns = x[shuffle], factors[shuffle], turns[shuffle]
+    x, factors = x.index_select(0, shuffle), factors[shuffle]
     for slot in range(4):
         quarter = slice(slot * n // 4, (slot + 1) * n // 4)
-        if hue > 0 and quarter.start < quarter.stop:
-            x[quarter] = rotate_hue(x[quarter], turns[quarter])
+        if turns is not None and quarter.start < quarter.stop:
+            x[quarter] = rotate_hue(x[quarter], turns[shuffle[quarter]])
         if slot < 3:
             which = order[:, slot, None]
-            x = _one_of_three(x, which, factors.gather(1, which))
-    return x[shuffle.argsort()]
+            _one_of_three_(x, which, factors.gather(1, which))
+    return x.index_select(0, shuffle.argsort())
 
 
-def _one_of_three(x: Tensor, which: Tensor, factor: Tensor) -> Tensor:
-    """Brightness where `which` [n, 1] is 0, contrast where 1, saturation where 2."""
+def _one_of_three_(x: Tensor, which: Tensor, factor: Tensor) -> Tensor:
+    """In place: brightness where `which` [n, 1] is 0, contrast where 1, saturation where 2."""
+    which, factor = which.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
     luma = grey(x)
-    mean = luma.mean((2, 3), keepdim=True) * (which == 1).view(-1, 1, 1, 1)
-    return blend(x, luma.mul_((which == 2).view(-1, 1, 1, 1)).add_(mean), factor)
+    mean = luma.mean((2, 3), keepdim=True)
+    other = luma.mul_((which == 2) * (1 - factor)).add_(mean * (which == 1) * (1 - factor))
+    return x.mul_(factor).add_(other).clamp_(0, 1)
 
 
 def random_grey(x: Tensor, rng: Generator, chance: float) -> Tensor:
     """With probability `chance` the grey image in all three channels."""
-    return torch.where(uniform((len(x), 1, 1, 1), 0, 1, rng) < chance, grey(x), x)
+    return change_some(x, chance, rng, lambda part: grey(part).expand_as(part))
 
 
 def drop_channels(x: Tensor, rng: Generator, noise: float = 0.01) -> Tensor:

@@ -1,16 +1,20 @@
 """Conversion, resampling, blur and right-angle turns of image batches.
 
-Every linear resampling here (crop and resize, blur, pixelation) is separable, so it is written as one pair of
-matrices per image and applied by `separable` as two batched matrix products: exact antialiasing, a different box per
-image, no loop over samples, and the same code on a CPU and on a GPU.
+Every resampling here is separable and linear: along each axis an output pixel is a weighted sum of a few input pixels,
+its taps, which differ from image to image. `resample` takes the sums with embedding_bag, a kernel that CPUs and GPUs
+have: exact antialiasing, a box or a sigma per image, no loop over samples. On a CPU that is some twenty times faster
+than the same sums as dense batched matrix products.
 """
 
 from __future__ import annotations
 
-from math import log
+from collections.abc import Callable
+from math import ceil, log
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,30 +46,62 @@ def uniform(shape: tuple[int, ...], low: float, high: float, rng: Generator) -> 
     return torch.empty(shape, device=rng.device).uniform_(low, high, generator=rng)
 
 
-def separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Apply a linear map to the rows and one to the columns of each image.
+def change_some(x: Tensor, chance: float, rng: Generator, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`change` each sample of x [n, ...] with probability `chance`, computing little more than those that are changed.
 
-    x [n, c, h, w] float, rows [n, H, h], columns [n, W, w] -> [n, c, H, W]: rows @ x @ columns^T.
-    Always float32, also when the caller runs under autocast.
+    Of n samples, ceil(chance n) are drawn, and each of these is changed with probability chance n / ceil(chance n).
     """
-    n, c, _, w = x.shape
-    with torch.autocast(x.device.type, enabled=False):
-        x = torch.matmul(rows.unsqueeze(1), x)
-        x = torch.bmm(x.reshape(n, -1, w), columns.transpose(1, 2))
-    return x.view(n, c, rows.shape[1], columns.shape[1])
+    drawn = min(len(x), ceil(chance * len(x)))
+    if drawn == 0:
+        return x
+    chosen = uniform((len(x),), 0, 1, rng).argsort()[:drawn]
+    part = x.index_select(0, chosen)
+    applied = uniform((drawn, *[1] * (x.ndim - 1)), 0, 1, rng) < chance * len(x) / drawn
+    return x.index_copy(0, chosen, torch.where(applied, change(part), part))
 
 
-def triangle_weights(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
-    """Weights of an antialiased linear resize of the interval [start, start + length) to `out` pixels.
+class Taps(NamedTuple):
+    """What the output pixels along one axis are made of, for k images: weighted sums of t input pixels each."""
 
-    start, length: [n] in input pixels, fractions allowed. -> [n, out, size], rows sum to 1. The triangle is as wide as
-    the step when shrinking and two pixels wide when enlarging: Pillow's `resize(box=..., resample=BILINEAR)`.
+    reads: Tensor
+    """[k, out, t] int64: which input pixels."""
+    weights: Tensor
+    """[k, out, t] float32."""
+
+
+def resample(x: Tensor, rows: Taps, columns: Taps) -> Tensor:
+    """Resample both axes; x [n, c, h, w] -> float32 [k, c, H, W], contiguous.
+
+    k is n, or a multiple of it: output i is made from image i modulo n. uint8 images come out as they are, 0 to 255.
+    """
+    return _mix_rows(_mix_rows(x.transpose(2, 3), columns).transpose(2, 3), rows)
+
+
+def _mix_rows(x: Tensor, taps: Taps) -> Tensor:
+    """Each output row is a weighted sum of input rows; x [n, c, h, w] -> [k, c, H, w]."""
+    n, c, h, w = x.shape
+    k, out, t = taps.reads.shape
+    table = x.to(torch.float32, memory_format=torch.contiguous_format).contiguous().view(n * c * h, w)
+    plane = (torch.arange(k, device=x.device) % n).unsqueeze(1) * c + torch.arange(c, device=x.device)
+    reads = plane.view(k, c, 1, 1) * h + taps.reads.unsqueeze(1)
+    weights = taps.weights.unsqueeze(1).expand(k, c, out, t)
+    mixed = F.embedding_bag(reads.view(-1, t), table, mode="sum", per_sample_weights=weights.reshape(-1, t))
+    return mixed.view(k, c, out, w)
+
+
+def triangle_taps(start: Tensor, length: Tensor, size: int, out: int) -> Taps:
+    """Antialiased linear resize of the interval [start, start + length) of an axis of `size` pixels to `out` pixels.
+
+    start, length: [k] in input pixels, fractions allowed, inside the axis. The triangle is as wide as the step when
+    shrinking and two pixels wide when enlarging: Pillow's `resize(box=..., resample=BILINEAR)`.
     """
     step = (length / out).view(-1, 1, 1)
+    reach = step.clamp_min(1)
     centre = start.view(-1, 1, 1) + (torch.arange(out, device=start.device).view(1, -1, 1) + 0.5) * step
-    pixel = torch.arange(size, device=start.device) + 0.5
-    weights = (pixel - centre).abs_().div_(step.clamp_min(1)).neg_().add_(1).clamp_min_(0)
-    return weights.div_(weights.sum(-1, keepdim=True))
+    taps = ceil(2 * max(1.0, size / out))
+    reads = (centre - reach + 0.5).floor() + torch.arange(taps, device=start.device)
+    weights = (1 - (reads + 0.5 - centre).abs() / reach).clamp_min_(0) * ((reads >= 0) & (reads < size))
+    return Taps(reads.clamp_(0, size - 1).long(), weights / weights.sum(-1, keepdim=True))
 
 
 def crop_boxes(n: int, rng: Generator, min_area: float, max_ratio: float) -> Tensor:
@@ -87,35 +123,50 @@ def crop_boxes(n: int, rng: Generator, min_area: float, max_ratio: float) -> Ten
 
 
 def crop_resize(x: Tensor, boxes: Tensor, size: int, mirrored: Tensor | None = None) -> Tensor:
-    """Cut each image's box and resize it, antialiased, to size x size; mirror left-right where `mirrored` [n] is set.
+    """Cut boxes and resize them, antialiased, to size x size; mirror left-right where `mirrored` [k] is set.
 
-    x [n, c, h, w] float, boxes [n, 4] as `crop_boxes` returns -> [n, c, size, size].
+    x [n, c, h, w] uint8 or float in [0, 1]; boxes [k, 4] as `crop_boxes` returns, k a multiple of n: box i is cut from
+    image i modulo n. -> float [k, c, size, size] in [0, 1].
     """
     h, w = x.shape[-2:]
     top, left, height, width = boxes.unbind(1)
-    rows = triangle_weights(top * h, height * h, h, size)
-    columns = triangle_weights(left * w, width * w, w, size)
+    rows = triangle_taps(top * h, height * h, h, size)
+    reads, weights = triangle_taps(left * w, width * w, w, size)
     if mirrored is not None:
-        columns = torch.where(mirrored.view(-1, 1, 1), columns.flip(1), columns)
-    return separable(x, rows, columns)
+        mirrored = mirrored.view(-1, 1, 1)
+        reads = torch.where(mirrored, reads.flip(1), reads)
+        weights = torch.where(mirrored, weights.flip(1), weights)
+    if not x.is_floating_point():
+        weights = weights / 255
+    return resample(x, rows, Taps(reads, weights))
 
 
 def random_resized_crop(
-    x: Tensor, size: int, rng: Generator, *, min_area: float = 0.08, max_ratio: float = 4 / 3, flip: float = 0.5
+    x: Tensor,
+    size: int,
+    rng: Generator,
+    *,
+    min_area: float = 0.08,
+    max_ratio: float = 4 / 3,
+    flip: float = 0.5,
+    views: int = 1,
 ) -> Tensor:
-    """Random resized crop and, with probability `flip`, a left-right mirror; x [n, c, h, w] float."""
-    boxes = crop_boxes(len(x), rng, min_area, max_ratio)
-    return crop_resize(x, boxes, size, uniform((len(x),), 0, 1, rng) < flip)
+    """Random resized crops and, with probability `flip`, a left-right mirror.
+
+    x [n, c, h, w] uint8 or float in [0, 1] -> float [views n, c, size, size]: the first view of every image, then the
+    second, and so on.
+    """
+    boxes = crop_boxes(views * len(x), rng, min_area, max_ratio)
+    return crop_resize(x, boxes, size, uniform((len(boxes),), 0, 1, rng) < flip)
 
 
 def resize(x: Tensor, size: int) -> Tensor:
-    """The whole of each image, antialiased, to size x size."""
-    h, w = x.shape[-2:]
-    if h == w == size:
-        return x
-    zero = torch.zeros(1, device=x.device)
-    rows, columns = triangle_weights(zero, zero + h, h, size), triangle_weights(zero, zero + w, w, size)
-    return separable(x, rows.expand(len(x), -1, -1), columns.expand(len(x), -1, -1))
+    """The whole of each image, antialiased, to float [n, c, size, size] in [0, 1]; x uint8 or float in [0, 1]."""
+    if x.shape[-2:] == (size, size):
+        return x if x.is_floating_point() else to_float(x)
+    whole = torch.zeros(len(x), 4, device=x.device)
+    whole[:, 2:] = 1
+    return crop_resize(x, whole, size)
 
 
 def random_flip(x: Tensor, rng: Generator, chance: float = 0.5) -> Tensor:
@@ -129,40 +180,31 @@ def four_rotations(x: Tensor) -> Tensor:
     return torch.stack([x.rot90(k, (2, 3)) for k in range(4)], 1)
 
 
-def mirror_index(size: int, radius: int, device: torch.device) -> Tensor:
-    """[2 radius + 1, size]: the pixel that tap t of a filter centred on pixel i reads, reflected at both borders."""
-    reach = torch.arange(-radius, radius + 1, device=device).view(-1, 1) + torch.arange(size, device=device)
-    return (size - 1) - (reach.abs() - (size - 1)).abs()
+def gaussian_taps(sigma: Tensor, size: int, radius: int) -> Taps:
+    """Blur of an axis of `size` pixels with each image's sigma [k] in pixels, the picture reflected at its borders.
 
-
-def gaussian_weights(sigma: Tensor, size: int, radius: int) -> Tensor:
-    """[n, size, size]: blur of a line of `size` pixels with each image's sigma [n] in pixels, reflected borders.
-
-    A sigma of 0 is the identity, so that 'blur half of the images' needs no branch.
+    A sigma of 0 is the identity.
     """
     if radius >= size:
         raise ValueError(f"a blur radius of {radius} px does not fit an image of {size} px; use a smaller one")
-    offset = torch.arange(-radius, radius + 1, device=sigma.device).square()
-    kernel = torch.exp(-0.5 * offset / sigma.view(-1, 1).square().clamp_min(1e-6))
-    kernel = kernel / kernel.sum(1, keepdim=True)
-    reads = mirror_index(size, radius, sigma.device).unsqueeze(2) == torch.arange(size, device=sigma.device)
-    with torch.autocast(sigma.device.type, enabled=False):
-        return torch.matmul(kernel, reads.flatten(1).float()).view(-1, size, size)
+    offset = torch.arange(-radius, radius + 1, device=sigma.device)
+    kernel = torch.exp(-0.5 * offset.square() / sigma.view(-1, 1).square().clamp_min(1e-6))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).unsqueeze(1)
+    reads = torch.arange(size, device=sigma.device).unsqueeze(1) + offset
+    reads = (size - 1) - (reads.abs() - (size - 1)).abs()
+    return Taps(reads.expand(len(sigma), -1, -1), kernel.expand(-1, size, -1))
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Gaussian blur with sigma [n] in pixels, one per image, the kernel cut at `radius` pixels."""
     h, w = x.shape[-2:]
-    rows = gaussian_weights(sigma, h, radius)
-    return separable(x, rows, rows if h == w else gaussian_weights(sigma, w, radius))
+    return resample(x, gaussian_taps(sigma, h, radius), gaussian_taps(sigma, w, radius))
 
 
 def random_blur(x: Tensor, rng: Generator, chance: float, low: float = 0.1, high: float = 2.0) -> Tensor:
     """SimCLR's blur: with probability `chance` sigma uniform in [low, high] px, kernel a tenth of the side long."""
-    sigma = uniform((len(x),), low, high, rng)
-    blurred = uniform((len(x),), 0, 1, rng) < chance
     radius = max(1, x.shape[-1] // 20)
-    return blur(x, torch.where(blurred, sigma, 0), radius)
+    return change_some(x, chance, rng, lambda part: blur(part, uniform((len(part),), low, high, rng), radius))
 
 
 def pixelate(x: Tensor, side: Tensor) -> Tensor:
@@ -181,15 +223,15 @@ def pixelate(x: Tensor, side: Tensor) -> Tensor:
     up = up / up.sum(-1, keepdim=True)
     with torch.autocast(x.device.type, enabled=False):
         both = torch.bmm(up, down)
-    return separable(x, both, both)
+        return both.unsqueeze(1) @ x @ both.unsqueeze(1).mT
 
 
 def random_pixelate(x: Tensor, rng: Generator, chance: float, min_pixels: int = 100) -> Tensor:
     """With probability `chance` reduce an image to between `min_pixels` and all of its pixels, and enlarge it again."""
-    size = x.shape[-1]
-    side = uniform((len(x),), min(min_pixels, size * size), size * size, rng).sqrt_().round_()
-    chosen = uniform((len(x),), 0, 1, rng) < chance
-    return pixelate(x, torch.where(chosen, side, size))
+    low, high = min(min_pixels, x.shape[-1] ** 2), x.shape[-1] ** 2
+    return change_some(
+        x, chance, rng, lambda part: pixelate(part, uniform((len(part),), low, high, rng).sqrt_().round_())
+    )
 
 
 def standardise(x: Tensor) -> Tensor:

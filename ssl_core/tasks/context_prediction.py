@@ -103,9 +103,7 @@ class ContextPrediction:
         """n images, g = n grids -> "patches" [9 g, 3, p, p], "first" and "second" [16 g] its rows; labels [16 g]."""
         x = raw["image"]
         if self.min_area < 1:
-            x = images.random_resized_crop(
-                images.to_float(x), self.canvas, rng, min_area=self.min_area, max_ratio=1.0, flip=0
-            )
+            x = images.random_resized_crop(x, self.canvas, rng, min_area=self.min_area, max_ratio=1.0, flip=0)
         corners = [self._corners(len(x), rng) for _ in range(self.grids)]
         top, left = (torch.cat(part, 1) for part in zip(*corners))
         cells = patches.cut(x, top, left, self.patch).flatten(0, 1)

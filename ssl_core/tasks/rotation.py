@@ -71,11 +71,11 @@ class Rotation:
 
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Tensor]:
         """n images -> "images" [angles n, 3, canvas, canvas], the turns of one image in a row; the turn, [angles n]."""
-        x = images.to_float(raw["image"])
+        x = raw["image"]
         if self.min_area < 1:
             x = images.random_resized_crop(x, self.canvas, rng, min_area=self.min_area, flip=self.flip / 2)
-        elif self.flip:
-            x = images.random_flip(x, rng)
+        else:
+            x = images.random_flip(images.to_float(x), rng, self.flip / 2)
         turned = self._turn(x)
         turns = torch.arange(self.angles, device=x.device).repeat(len(x))
         return {"images": images.normalise(turned.flatten(0, 1))}, turns

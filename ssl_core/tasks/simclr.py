@@ -24,7 +24,7 @@ from ssl_core.ops import colour, images, warps
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
-PIECE = 64
+PIECE = 32
 """Images augmented at a time on a CPU: what fits its caches is faster and takes no fresh memory from the system."""
 
 
@@ -107,15 +107,13 @@ class SimCLR:
         """n images -> "views" [2 n, 3, size, size]: the first view of every image, then the second of every image."""
         x = raw["image"]
         pieces = torch.split(x, PIECE) if x.device.type == "cpu" else (x,)
-        made = [self._two_views(images.to_float(piece), rng) for piece in pieces]
-        return {"views": torch.cat([view for views in zip(*made) for view in views])}, None
+        views = [self._two_views(piece, rng).chunk(2) for piece in pieces]
+        return {"views": torch.cat([view for both in zip(*views) for view in both])}, None
 
-    def _two_views(self, x: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
-        return self._view(x, rng), self._view(x, rng)
-
-    def _view(self, x: Tensor, rng: Generator) -> Tensor:
+    def _two_views(self, x: Tensor, rng: Generator) -> Tensor:
+        """[n, 3, canvas, canvas] bytes -> [2 n, 3, size, size]."""
         x = images.random_resized_crop(
-            x, self.size, rng, min_area=self.min_area, max_ratio=self.max_ratio, flip=self.flip
+            x, self.size, rng, min_area=self.min_area, max_ratio=self.max_ratio, flip=self.flip, views=2
         )
         if self.degrees or self.shear or self.translate or self.zoom > 1:
             x = warps.random_affine(
@@ -175,5 +173,5 @@ class ViewModel(TaskModel):
 
     def represent(self, raw: Raw) -> dict[str, Tensor]:
         """The whole canvas, resized to `size`."""
-        x = images.resize(images.to_float(raw["image"]), self.size)
+        x = images.resize(raw["image"], self.size)
         return self.encoder.layers(images.normalise(x))

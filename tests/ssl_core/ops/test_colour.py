@@ -48,11 +48,15 @@ def test_every_image_gets_one_of_the_24_orders_and_all_orders_occur():
     x = (pixels(1) / 255).expand(200, -1, -1, -1).contiguous()
     strength = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
     got = colour.colour_jitter(x, generator(3), **strength)
-    n, rng = len(x), generator(3)  # the same draws, in the documented sequence
-    draw = lambda low, high: torch.empty((n, 1)).uniform_(low, high, generator=rng)  # noqa: E731
+    n, rng = len(x), generator(3)  # the same draws again
+
+    def draw(low: float, high: float) -> torch.Tensor:
+        return torch.empty(n).uniform_(low, high, generator=rng)
+
+    chosen = draw(0, 1).argsort()
     draw(0, 1)
-    factors = [draw(0.2, 1.8)[:, 0] for _ in range(3)]
-    turns = draw(-0.2, 0.2)[:, 0]
+    factors = [draw(0.2, 1.8)[chosen.argsort()] for _ in range(3)]
+    turns = draw(-0.2, 0.2)[chosen.argsort()]
     steps = [
         lambda y: colour.brightness(y, factors[0]),
         lambda y: colour.contrast(y, factors[1]),

@@ -138,10 +138,32 @@ def test_a_flat_image_standardises_to_zero():
     assert images.standardise(torch.full((1, 3, 4, 4), 0.4)).abs().max() < 1e-3
 
 
-def test_separable_stays_float32_under_autocast():
+@pytest.mark.parametrize("chance", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_each_sample_is_changed_with_the_stated_chance(n: int, chance: float):
+    rng, changed = generator(), torch.zeros(n)
+    for _ in range(600):
+        changed += images.change_some(torch.zeros(n, 1), chance, rng, lambda part: part + 1)[:, 0]
+    assert (changed / 600 - chance).abs().max() < 0.1
+
+
+def test_several_views_are_cut_from_each_image():
+    raw = photos(3)
+    boxes = images.crop_boxes(6, generator(), 0.1, 4 / 3)
+    both = images.crop_resize(raw, boxes, 20)
+    one = [images.crop_resize(raw, part, 20) for part in boxes.split(3)]
+    assert torch.equal(both, torch.cat(one))
+
+
+def test_bytes_and_floats_resample_alike():
+    raw, boxes = photos(3), images.crop_boxes(3, generator(), 0.1, 4 / 3)
+    assert torch.allclose(images.crop_resize(raw, boxes, 20), images.crop_resize(raw / 255, boxes, 20), atol=1e-6)
+
+
+def test_resampling_stays_float32_under_autocast():
     x = images.to_float(photos())
     boxes = images.crop_boxes(4, generator(), 0.1, 4 / 3)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = images.crop_resize(x, boxes, 20)
-    assert cast.dtype == torch.float32
-    assert torch.equal(cast, images.crop_resize(x, boxes, 20))
+        crops, coarse = images.crop_resize(x, boxes, 20), images.pixelate(x, torch.full((4,), 9))
+    assert torch.equal(crops, images.crop_resize(x, boxes, 20))
+    assert torch.equal(coarse, images.pixelate(x, torch.full((4,), 9)))
