@@ -23,7 +23,7 @@ class Mailbox:
         self._failure = ""
 
     async def post(self, item: Any) -> None:
-        """Something for the driver, in the sender's order."""
+        """Plain data for the driver, in the sender's order; a class of ours would make this actor import torch."""
         self._post.append(item)
         self._arrived.set()
 

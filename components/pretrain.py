@@ -111,7 +111,7 @@ def _trainer(job: Job, workers: int, gpus: bool, max_failures: int) -> TorchTrai
 
 def _resources(workers: int, gpus: bool) -> dict[str, float]:
     """Fractions of a CPU where there are as many workers as CPUs: whole ones would leave none for anything else."""
-    share = 0.8 * ray.cluster_resources().get("CPU", 1.0) / workers
+    share = 0.8 * ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call] / workers
     cpu = {"CPU": 1.0 if share >= 1 else max(0.01, round(share, 2))}
     return {**cpu, "GPU": 1.0} if gpus else cpu
 
@@ -153,11 +153,11 @@ class _Driver:
 
     def _empty_mailbox(self, seconds: float) -> None:
         for item in ray.get(self.mailbox.take.remote(seconds)):
-            if isinstance(item, Outcome):
-                self.outcome = item
-            elif item.step > self.last.step:  # a restarted group repeats the steps since its checkpoint
-                self.last = item
-                self.sink(item)
+            if "status" in item:
+                self.outcome = Outcome(**item)
+            elif item["step"] > self.last.step:  # a restarted group repeats the steps since its checkpoint
+                self.last = Point(**item)
+                self.sink(self.last)
 
     def _out_of_grace(self) -> bool:
         return self.asked_at is not None and time.monotonic() - self.asked_at > GRACE_S

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,11 @@ def _train(job: Job) -> None:
         rank=rank,
         world=context.get_world_size(),
         device=device,
-        on_point=job.mailbox.post.remote,
+        on_point=lambda point: job.mailbox.post.remote(asdict(point)),
         stop=_listen(job.mailbox) if rank == 0 else str,
     )
     if rank == 0:
-        ray.get(job.mailbox.post.remote(outcome))
+        ray.get(job.mailbox.post.remote(asdict(outcome)))
 
 
 def _device() -> torch.device:
