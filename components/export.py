@@ -176,8 +176,10 @@ def _write_mlmodel(out: Path, shape: tuple[int, ...], dim: int, run_id: str | No
     )
     model = Model(run_id=run_id, model_id=model_id, signature=signature)
     picture = example(shape).tolist()
-    (out / "input_example.json").write_text(json.dumps({"inputs": picture}))
-    model.saved_input_example_info = {"artifact_path": "input_example.json", "type": "ndarray", "format": "tf-serving"}
+    (out / "input_example.json").write_text(json.dumps(picture))
+    (out / "serving_input_example.json").write_text(json.dumps({"inputs": picture}))  # what a scoring server is sent
+    examples = {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json"}
+    model.saved_input_example_info = {**examples, "type": "ndarray"}
     model.add_flavor("pytorch", model_data="data", pytorch_version=str(torch.__version__), code=None)
     pyfunc.add_to_model(
         model,

@@ -13,8 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from components import delta
+from components.corpus import Corpus
 from components.embed import embed
 from components.storage import StorageError
+from ssl_core.data.decode import Canon
+from ssl_core.data.shards import SCHEMA, write_shard
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.train.checkpoint import load_model, save_model
@@ -86,6 +90,28 @@ def test_bad_files_are_listed_beside_the_output_and_the_rest_is_embedded(model: 
         (source / name).unlink()
     again = embed(str(model), str(source), tmp_path / "out.parquet")
     assert again.quarantine is None and not report.quarantine.exists()
+
+
+def test_a_corpus_is_embedded_by_its_name(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRETEXT_HOME", str(tmp_path))
+    corpus = Corpus.create("digits", Canon(size=SIDE))
+    rows = [row(i) for i in range(9)]
+    shard = Path(corpus.uri) / "part.parquet"
+    write_shard(shard, pa.Table.from_pylist(rows, schema=SCHEMA))
+    table = delta.open_table(corpus.uri)
+    assert table is not None
+    delta.append(table, [delta.DataFile("part.parquet", len(rows), shard.stat().st_size)], {})
+    report = embed(str(model), "digits", tmp_path / "out.parquet", batch_size=4)
+    written = pq.read_table(report.out)
+    assert written["uri"].to_pylist() == [entry["uri"] for entry in rows]
+    assert written["hash"].to_pylist() == [entry["hash"] for entry in rows]
+    np.testing.assert_allclose(vectors(report.out), expected(model, list(range(9))), atol=1e-5)
+
+
+def row(seed: int) -> dict[str, object]:
+    payload = np.asarray(Image.open(io.BytesIO(png(seed)))).tobytes()
+    geometry = {"payload": payload, "codec": "raw", "height": SIDE, "width": SIDE, "label": None, "batch": 1}
+    return {"hash": f"{seed:064x}", "uri": f"/in/{seed}.png", "source_size": 1, "source_mtime": 0, **geometry}
 
 
 def test_a_tar_a_glob_and_another_layer(model: Path, tmp_path: Path) -> None:

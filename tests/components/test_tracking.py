@@ -6,11 +6,9 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
+from tracking_server import Server
 
 from components.locks import Busy
 from components.tracking import Tracker, connect_tracking, deliver, sweep, tracking_uri
@@ -257,49 +256,12 @@ def test_a_run_that_never_met_its_tracker_is_delivered_afterwards(store: str, tm
     assert history(client, found.info.run_id, "loss") == list(range(100))
 
 
-class Server:
-    """A real `mlflow server` on a port of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        quiet = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self.folder / "server.log").open("ab") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=quiet, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while not self._answers():
-            assert time.monotonic() < deadline and self.process.poll() is None, (self.folder / "server.log").read_text()
-            time.sleep(0.1)
-
-    def send(self, number: int) -> None:
-        assert self.process is not None
-        os.killpg(self.process.pid, number)
-        if number == signal.SIGKILL:
-            self.process.wait()
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     connect_tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")  # migrations here, not under the server's start-up
     server = Server(tmp_path)
     yield server
-    if server.process is not None and server.process.poll() is None:
-        server.send(signal.SIGKILL)
+    server.stop()
 
 
 @pytest.mark.slow
