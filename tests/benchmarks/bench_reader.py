@@ -120,15 +120,13 @@ def rate(batches: Iterator[Tensor], images: int, warm: int = 8) -> float:
 
 def measure(paths: list[Path], corpora: dict[str, Shards], repetitions: int) -> dict[str, list[float]]:
     """Alternating repetitions; only one of the readers is alive at a time."""
-    rates: dict[str, list[float]] = {"peer": [], **{name: [] for name in corpora}}
+    rates: dict[str, list[float]] = {PEER: [], **{f"Reader, {name}": [] for name in corpora}}
+    epoch = -(-len(paths) // BATCH)
     for _ in range(repetitions):
-        rates["peer"].append(rate(peer(paths), len(paths)))
+        rates[PEER].append(rate(peer(paths), len(paths)))
         for name, shards in corpora.items():
-            gc.collect()  # ends the peer's workers
-            rates[name].append(
-                rate(ours(shards), {"raw": 8, "jpeg": 2}[name] * len(paths), warm=-(-len(paths) // BATCH))
-            )
-        gc.collect()
+            gc.collect()  # ends the workers of the peer
+            rates[f"Reader, {name}"].append(rate(ours(shards), EPOCHS[name] * len(paths), warm=epoch))
     return rates
 
 
