@@ -2,8 +2,8 @@
 
 Every resampling here is separable and linear: along each axis an output pixel is a weighted sum of a few input pixels,
 its taps, which differ from image to image. `resample` takes the sums with embedding_bag, a kernel that CPUs and GPUs
-have: exact antialiasing, a box or a sigma per image, no loop over samples. On a CPU that is some twenty times faster
-than the same sums as dense batched matrix products.
+have: exact antialiasing, a box or a sigma per image, no loop over samples. On a CPU that takes
+a third of the time of dense batched matrix products.
 """
 
 from __future__ import annotations

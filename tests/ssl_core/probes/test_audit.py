@@ -95,6 +95,7 @@ def test_a_countermeasure_closes_its_shortcut(name, shortcut):
     pictures, settings = CARRIERS[name, shortcut.cue]
     task, n = small(name, **settings), 128
     found = audit.audit(task, shortcut, raw(task, pictures, n, 1), raw(task, pictures, n, 2))
+    print(f"\n{name}, {found}")
     rise = found.opened - found.open_chance
     error = (found.chance * (1 - found.chance) / (4 * n)) ** 0.5  # every image gives four answers or more
     assert rise > max(0.1, 0.9 * found.open_chance), found

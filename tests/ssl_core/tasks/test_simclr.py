@@ -66,8 +66,9 @@ def test_each_augmentation_makes_the_two_views_differ(fields):
     assert (first - second).abs().amax((1, 2, 3)).max() > 0.1
 
 
-def test_more_images_than_a_piece_come_out_in_order():
-    n = simclr.PIECE + 5
+def test_more_images_than_a_piece_come_out_in_order(monkeypatch):
+    monkeypatch.setattr(simclr, "PIECE", 1)
+    n = 21  # two pieces of 8 and a rest
     task = task_of(**NONE, canvas=16)
     raw = raw_of(task, n)
     views = task.make_batch(raw, generator())[0]["views"]
