@@ -1,6 +1,6 @@
 """SimCLR's two views: batched on the CPU by make_batch, against the per-image loop with Pillow that a user would write.
 
-    python tests/benchmarks/augment.py [images] [canvas] [size]
+    python tests/benchmarks/bench_augment.py [images] [canvas] [size]
 
 Both use one thread, start from decoded uint8 pixels and end in normalised float32 tensors; the ratio is images/s.
 """
