@@ -1,0 +1,5 @@
+"""`python -m pipelines` is `pretext`."""
+
+from pipelines.cli import main
+
+main()

@@ -1,0 +1,92 @@
+"""The command line: results on stdout, complaints in one sentence on stderr, exit codes that scripts can rely on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import main
+from ssl_core.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Pretext = Callable[..., Done]
+
+
+@pytest.fixture
+def pretext(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Pretext:
+    """Runs a command in this process, as the installed script would."""
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["pretext", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capfd.readouterr()
+        return Done(int(left.value.code or 0), out, err)
+
+    return run
+
+
+def test_help_comes_without_importing_torch_ray_or_mlflow() -> None:
+    code = "import sys, pipelines.cli; print({'torch', 'ray', 'mlflow', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_tasks_lists_every_task_and_shows_every_field_of_one(pretext: Pretext) -> None:
+    listed = json.loads(pretext("tasks", "-o", "json").stdout)
+    assert [about["task"] for about in listed] == list(TASKS)
+    shown = pretext("tasks", "simclr").stdout
+    assert all(name in shown for name in ("temperature", "Shortcuts", "colour_histogram", "Search"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["tasks", "simcl"], 1, "did you mean simclr?"),
+        (["validate", "digit"], 2, "did you mean digits?"),
+        (["run", "digits", "--set", "train.sed=1"], 2, "did you mean `train.seed`?"),
+        (["corpus", "show", "nothing-here"], 1, "There is no corpus at"),
+        (["ingest", "/no/such/folder", "--corpus", "x"], 1, "/no/such/folder: there is no such file or folder"),
+        (["evaluate", "digits"], 1, "There is no corpus at"),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        (["ingest", "."], 2, "Missing option '--corpus'"),
+    ],
+)
+def test_a_mistake_is_answered_by_one_sentence_and_an_exit_code(
+    pretext: Pretext, arguments: list[str], code: int, sentence: str
+) -> None:
+    done = pretext(*arguments)
+    assert done.returncode == code, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_empty_source_is_nothing_to_do_and_exits_with_3(pretext: Pretext, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert pretext("ingest", str(tmp_path / "empty"), "--corpus", "c", "--size", "8").returncode == 3
+
+
+def test_schema_is_json_that_names_every_task(pretext: Pretext) -> None:
+    schema = json.loads(pretext("schema").stdout)
+    assert set(schema["properties"]["task"]["discriminator"]["mapping"]) == set(TASKS)
+
+
+def test_the_module_runs_like_the_script() -> None:
+    done = subprocess.run([sys.executable, "-m", "pipelines", "--help"], capture_output=True, text=True, check=True)
+    assert "quickstart" in done.stdout
