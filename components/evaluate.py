@@ -31,7 +31,7 @@ from components.features import (
     some,
     without_copies,
 )
-from components.judgement import ENCODER, PIXELS, RANDOM, Correct, Judgement, Pretext, Row, paired_gain
+from components.judgement import ENCODER, PIXELS, RANDOM, Correct, Judgement, Pretext, Row, best_row, paired_gain
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.probes.intervals import Interval, normal_mean, over_draws, wilson
 from ssl_core.probes.knn import knn, leave_one_out, neighbours
@@ -143,11 +143,13 @@ def evaluate(
     if any(field.modality != "image" for field in task.sample.values()):
         del models[PIXELS]
     features = [
-        represent(models, _read(task, part, chosen, settings, where), task.sample, settings.views)
-        for part, chosen in zip(parts, ids)
+        represent(models, _read(task, part, some_ids, settings, where), task.sample, settings.views)
+        for part, some_ids in zip(parts, ids)
     ]
     rows, right = _rows(features[0], features[1], labels, settings)
-    best = _best(rows)
+    chosen = best_row(rows, ENCODER)
+    assert chosen is not None
+    best = chosen.layer
     pretext, panel = _pretext(task, model, parts[1], ids[1], settings, where)
     layer = features[1][ENCODER].layers[best]
     gate = collapse(layer)
@@ -160,7 +162,7 @@ def evaluate(
         settings={key: value for key, value in asdict(settings).items() if key != "batch_size"},
         pretext=pretext,
         collapse=gate.reason,
-        notes=tuple(_notes(pretext, rows, best, test is not None)),
+        notes=tuple(_notes(pretext, rows, test is not None)),
         correct={probe: Correct.of(value) for probe, value in right.get(best, {}).items()},
     )
     return judgement, _evidence(task, parts, ids, features, labels, best, panel)
@@ -260,12 +262,6 @@ def _measures(x: Tensor, view: Tensor | None) -> dict[str, float]:
     return measures
 
 
-def _best(rows: list[Row]) -> str:
-    """The encoder's layer with the best leave-one-out kNN on the training part; the deepest of equals."""
-    layers = [row for row in rows if row.source == ENCODER]
-    return max(reversed(layers), key=lambda row: row.train_knn or 0.0).layer
-
-
 @torch.no_grad()
 def _pretext(
     task: PretextTask, model: TaskModel, part: Part, ids: Ids, settings: Settings, device: torch.device
@@ -288,7 +284,7 @@ def _pretext(
     return {name: Pretext(*normal_mean(torch.cat(value)), chance.get(name)) for name, value in values.items()}, panel
 
 
-def _notes(pretext: Mapping[str, Pretext], rows: list[Row], best: str, has_labels: bool) -> Iterator[str]:
+def _notes(pretext: Mapping[str, Pretext], rows: list[Row], has_labels: bool) -> Iterator[str]:
     accuracy = pretext.get("accuracy")
     if accuracy and accuracy.chance is not None and accuracy.low <= accuracy.chance + _NEAR_CHANCE:
         yield (
@@ -298,13 +294,12 @@ def _notes(pretext: Mapping[str, Pretext], rows: list[Row], best: str, has_label
         )
     if not has_labels:
         yield "There was no labelled set, so nothing is said of accuracy; RankMe, alignment and uniformity only."
-    by_key = {(row.source, row.layer): row for row in rows}
-    ours = by_key[ENCODER, best]
-    for rival in ((RANDOM, best), (PIXELS, "")):
-        peer = by_key.get(rival)
-        worse = [name for name, score in ours.scores.items() if peer and score.mean < peer.scores[name].mean]
-        if peer and worse:
-            yield f"The encoder is below {peer.source} on {', '.join(worse)}."
+    ours = best_row(rows, ENCODER)
+    for rival in (best_row(rows, RANDOM), best_row(rows, PIXELS)):
+        if ours and rival:
+            worse = [name for name, score in ours.scores.items() if score.mean < rival.scores[name].mean]
+            if worse:
+                yield f"The encoder is below {rival.name} on {', '.join(worse)}."
 
 
 def _evaluation_set(parts: tuple[Part, Part], settings: Settings) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,9 +113,8 @@ class Judgement:
         return next((row for row in self.rows if (row.source, row.layer) == (source, layer)), None)
 
     def headline(self) -> tuple[Row, ...]:
-        """The encoder's best layer, and what it must beat: the same layer untrained, and raw pixels."""
-        found = (self.row(ENCODER, self.best), self.row(RANDOM, self.best), self.row(PIXELS))
-        return tuple(row for row in found if row is not None)
+        """The encoder's best layer, and what it must beat: the untrained network at its own best layer, raw pixels."""
+        return tuple(row for row in (best_row(self.rows, source) for source in (ENCODER, RANDOM, PIXELS)) if row)
 
     def metrics(self) -> dict[str, float]:
         """Flat names for a tracker: "judge/encoder/stage4/linear" -> value; best layer also "judge/best/linear"."""
@@ -158,6 +157,12 @@ class Judgement:
             return cls(rows=rows, pretext=pretext, correct=correct, **tuples, **data)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"This is no judgement that this version of pretext can read ({error}).") from error
+
+
+def best_row(rows: Sequence[Row], source: str) -> Row | None:
+    """The row of a source with the best leave-one-out kNN on the training part; of equals the deepest."""
+    mine = [row for row in rows if row.source == source]
+    return max(reversed(mine), key=lambda row: row.train_knn or 0.0, default=None)
 
 
 def paired_gain(candidate: Judgement, champion: Judgement, probe: str = "linear") -> Interval:

@@ -18,7 +18,7 @@ from torch import Tensor
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 """[p, m] parameters -> [p] values and [p, m] gradients, of p independent problems."""
 
-_HISTORY = 12
+_HISTORY = 8
 _HALVINGS = 25
 _CHUNK_ROWS = 1 << 16
 
@@ -74,15 +74,15 @@ def fit(
     return Classifier(*_unpack(minimise(objective, theta, steps, tolerance * rows), dim, classes))
 
 
-def fit_in_span(x: Tensor, y: Tensor, classes: int, penalty: float) -> Classifier:
+def fit_in_span(x: Tensor, y: Tensor, classes: int, penalty: float, *, tolerance: float = 1e-4) -> Classifier:
     """`fit` for fewer rows than dimensions: the optimum lies in the span of the rows, so only that is searched.
 
     x [p, n, d], y [p, n]; exact up to the solver's tolerance.
     """
     if x.shape[1] >= x.shape[2]:
-        return fit(x, y, classes, penalty)
+        return fit(x, y, classes, penalty, tolerance=tolerance)
     directions, sizes, basis = torch.linalg.svd(x, full_matrices=False)
-    inner = fit(directions * sizes.unsqueeze(1), y, classes, penalty)
+    inner = fit(directions * sizes.unsqueeze(1), y, classes, penalty, tolerance=tolerance)
     return Classifier(basis.transpose(1, 2) @ inner.weight, inner.bias)
 
 

@@ -55,7 +55,7 @@ def test_problems_solved_together_equal_problems_solved_alone_and_in_their_span(
     x, y, _, _ = digits
     x = Standardiser.of(x)(x)
     chosen = draw_shots(y, 10, 3, draws=4, seed=0)
-    together = fit_in_span(x[chosen], y[chosen], 10, 1.0)
+    together = fit_in_span(x[chosen], y[chosen], 10, 1.0, tolerance=1e-6)
     for i, rows in enumerate(chosen):
         alone = fit(x[rows][None], y[rows][None], 10, 1.0, tolerance=1e-8)
         assert (together.weight[i] - alone.weight[0]).abs().max() < 2e-3
