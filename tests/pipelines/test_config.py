@@ -114,7 +114,7 @@ def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_names_the_nearest_built_in_one() -> None:
-    with pytest.raises(RecipeError, match="did you mean digits?"):
+    with pytest.raises(RecipeError, match="did you mean digits"):
         load_recipe("digit")
 
 
