@@ -1,16 +1,13 @@
-"""What tests share: this folder on the import path (for `import hostile`), one Ray, one S3, a home for each test."""
+"""What tests share: one Ray, one S3, a home for each test."""
 
 from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
