@@ -299,7 +299,7 @@ def _notes(pretext: Mapping[str, Pretext], rows: list[Row], has_labels: bool) ->
         if ours and rival:
             worse = [name for name, score in ours.scores.items() if score.mean < rival.scores[name].mean]
             if worse:
-                yield f"The encoder is below {rival.name} on {', '.join(worse)}."
+                yield f"The encoder is below {rival.name} on {', '.join(worse)}.".replace("knn", "kNN")
 
 
 def _evaluation_set(parts: tuple[Part, Part], settings: Settings) -> str:
