@@ -91,6 +91,22 @@ class Committer:
         self._waiting: dict[str, list[DataFile]] = {"shard": [], "quarantine": []}
         self._last = time.monotonic()
 
+    @property
+    def added(self) -> int:
+        """Samples committed."""
+        return self.shards.rows
+
+    @property
+    def quarantined(self) -> int:
+        """Files committed to quarantine."""
+        return self.refused.rows
+
+    def learn(self, quarantine: bool) -> None:
+        """Load the index with what is known; without the quarantine, its files are read again."""
+        self.shards.learn()
+        if quarantine:
+            self.refused.learn()
+
     def take(self, written: Mapping[str, Any]) -> None:
         """A row of `WRITTEN`; commits when it is time."""
         file = DataFile(written["path"], written["rows"], written["size"])

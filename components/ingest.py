@@ -125,28 +125,24 @@ def ingest(
     cut = parts(sources)
     store = Corpus.create(corpus, canon)
     taking = Taking(labels, column, limits or Limits())
-    if not retry_quarantined and (known := nothing_new(cut, store, taking)) is not None:
-        seconds = time.monotonic() - began
-        seen, skipped = known.get("seen", 0), known.get("skipped", 0)
-        return IngestReport(store.version, seen, 0, seen, 0, skipped, 0, seconds)
-    with connect(), Lease(store.uri) as lease, _index() as index:
+    with Lease(store.uri) as lease:
         lease.sweep([store.uri, store.quarantine_uri])
-        batch = Corpus.open(store.uri).version + 1
-        job = Job(store.uri, store.quarantine_uri, lease.folder, batch, store.canon, taking, index)
-        info = {"pretext.ingest": lease.id, "pretext.sources": list(sources)}
-        committer = Committer(job, lease, info, commit_seconds)
-        committer.shards.learn()
-        if not retry_quarantined:
-            committer.refused.learn()
-        with _clear_errors(job), _ticking(job, progress, began):
-            for row in _pipeline(cut, job, rows_per_shard or _rows_per_shard(canon)):
-                committer.take(row)
-            committer.commit()
-        return _report(store.uri, committer, job.ask("counts"), began)
+        if not retry_quarantined and (counts := nothing_new(cut, store, taking)) is not None:
+            return _report(store.uri, counts, 0, 0, began)
+        with connect(), _index() as seen:
+            batch = Corpus.open(store.uri).version + 1
+            job = Job(store.uri, store.quarantine_uri, lease.folder, batch, store.canon, taking, seen)
+            info = {"pretext.ingest": lease.id, "pretext.sources": list(sources)}
+            committer = Committer(job, lease, info, commit_seconds)
+            committer.learn(quarantine=not retry_quarantined)
+            with _clear_errors(job), _ticking(job, progress, began):
+                for row in _pipeline(cut, job, rows_per_shard or _rows_per_shard(canon)):
+                    committer.take(row)
+                committer.commit()
+            return _report(store.uri, job.ask("counts"), committer.added, committer.quarantined, began)
 
 
-def _report(uri: str, committer: Committer, counts: Mapping[str, int], began: float) -> IngestReport:
-    added, refused = committer.shards.rows, committer.refused.rows
+def _report(uri: str, counts: Mapping[str, int], added: int, refused: int, began: float) -> IngestReport:
     seen, vanished, skipped = (counts.get(name, 0) for name in ("seen", "vanished", "skipped"))
     known = seen - added - refused - vanished
     version, seconds = Corpus.open(uri).version, time.monotonic() - began

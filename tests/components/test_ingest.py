@@ -211,9 +211,8 @@ def test_two_ingests_at_once_lose_nothing_and_double_nothing(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("call", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_an_ingest_that_dies_around_a_commit_is_finished_by_the_next(tmp_path: Path, call: int, moment: str):
+@pytest.mark.parametrize(("moment", "call"), [("before", 1), ("after", 1), ("before", 5), ("after", 5)])
+def test_an_ingest_that_dies_around_a_commit_is_finished_by_the_next(tmp_path: Path, moment: str, call: int):
     import ray
 
     source = pictures(tmp_path / "source", range(100))
