@@ -1,0 +1,96 @@
+"""Where MLflow keeps runs and models: which URIs can work, and a client for one, without chatter."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from components.locks import exclusive
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SERVERS = ("http", "https")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def tracking_uri(given: str | None = None) -> str:
+    """Where runs are recorded: `given`, else MLFLOW_TRACKING_URI, else SQLite in the pretext home. Paths made absolute.
+
+    Raises:
+        ValueError: MLflow no longer keeps runs there.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or _default_uri()
+    scheme = urlsplit(uri).scheme.split("+")[0]
+    if scheme not in SERVERS + DATABASES:
+        raise ValueError(
+            f"tracking URI {uri!r}: MLflow has given up folders of files such as ./mlruns; use a server "
+            "(https://host), a database (sqlite:////path/mlflow.db), or name none for SQLite in the pretext home"
+        )
+    if scheme != "sqlite":
+        return uri.rstrip("/")
+    kind, _, path = uri.partition(":///")
+    if path in ("", ":memory:"):
+        raise ValueError(f"tracking URI {uri!r} names no file, so nothing would outlive the process; name one")
+    return f"{kind}:///{Path(path).expanduser().absolute()}"
+
+
+def _default_uri() -> str:
+    from components.corpus import pretext_home
+
+    return f"sqlite:///{Path(pretext_home()).absolute() / 'mlflow.db'}"
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of an embedded database; None for a server of any kind."""
+    return Path(uri.split(":///", 1)[1]) if uri.startswith("sqlite") else None
+
+
+def connect_tracking(given: str | None = None) -> tuple[MlflowClient, str]:
+    """A client for `tracking_uri(given)`, and that URI. An embedded database is made where missing, by one process.
+
+    Raises:
+        ValueError: see `tracking_uri`.  mlflow.exceptions.MlflowException: the database or server does not answer.
+    """
+    uri = tracking_uri(given)
+    quieten(server=database_of(uri) is None)
+    from mlflow import MlflowClient
+
+    database = database_of(uri)
+    if database is None:
+        return MlflowClient(uri, uri), uri
+    with exclusive(database.with_name(database.name + ".lock"), wait=120):
+        client = MlflowClient(uri, uri)
+        client.search_experiments(max_results=1)  # makes or checks the tables
+    return client, uri
+
+
+def quieten(server: bool) -> None:
+    """No usage reports, no printed links, no tales of migrations, no minutes of silent retries; also imports mlflow."""
+    for name, value in (
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+        ("MLFLOW_PRINT_MODEL_URLS_ON_CREATION", "false"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+        ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1"),
+    ):
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():  # deprecations inside MLflow are not our user's business
+        warnings.simplefilter("ignore")
+        importlib.import_module("mlflow")  # sets its loggers up, which would undo what follows
+        if not server:
+            importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+            importlib.import_module("mlflow.store.model_registry.sqlalchemy_store")
+    for name, level in (
+        ("mlflow", logging.WARNING),
+        ("alembic", logging.WARNING),
+        ("mlflow.store.db.utils", logging.CRITICAL),  # a locked database: retried here, no trace of it needed
+    ):
+        logging.getLogger(name).setLevel(level)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
