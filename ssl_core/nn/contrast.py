@@ -7,8 +7,9 @@ InfoNCE (van den Oord et al. 2018, https://arxiv.org/abs/1807.03748), for a quer
 NT-Xent (SimCLR, Chen et al. 2020, https://arxiv.org/abs/2002.05709) is InfoNCE between the two views of each sample,
 both ways, on L2-normalised vectors, with all other vectors of all ranks as negatives.
 
-Twist: forward keeps one number per query and backward computes the scores again, in pieces that fit the cache. The
-positive is kept out of the sum and added apart, so that the same pass tells whether it beat every negative.
+Twist: scores are made in pieces that fit the cache, and what a piece has to give is taken from it at once: the sum, the
+best negative, and in `info_nce` the gradient too. `nt_xent` in one process has symmetric scores: it makes half of them,
+and again in backward. The positive is kept out of the sum and added apart, so that the same pass tells whether it won.
 
 Across ranks: each rank's loss is the mean over its own examples and DDP averages the gradients over ranks. The
 gradient through `gather` is summed over ranks, which together gives the gradient of the mean over all examples.
@@ -21,12 +22,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Scores in one piece: 8 MiB of float32 stay in the cache of a CPU; a GPU wants fewer and larger pieces.
-_CPU_SCORES = 2**21
+# Scores in one piece: 4 MiB of float32 stay in the cache of a CPU; a GPU wants fewer and larger pieces.
+_CPU_SCORES = 2**20
 _GPU_SCORES = 2**24
 
 # Largest |score| whose exponential, summed over a batch, float32 holds without subtracting a maximum first.
@@ -58,6 +58,13 @@ class _Gather(torch.autograd.Function):
         part = torch.empty_like(parts[0])
         dist.reduce_scatter(part, parts)
         return part
+
+
+def normalise(x: Tensor) -> Tensor:
+    """[n, d] -> float32 rows of length 1; as F.normalize, whose backward takes twice the memory."""
+    x = x.float()
+    out: Tensor = x * torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12).reciprocal()
+    return out
 
 
 def info_nce(
@@ -101,50 +108,68 @@ def info_nce_and_top1(
 
 
 class _InfoNCE(torch.autograd.Function):
-    """`apart` is [n, 1 + k]: the positive, then the excluded rows; none of them counts as a negative."""
+    """`apart` is [n, 1 + k]: the positive, then the excluded rows; none of them counts as a negative.
+
+    Forward also makes the gradients of the sum of the losses. Backward scales them; only where the losses weigh
+    differently, unlike in a mean, the keys' gradient takes a second pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, apart: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        positive = (query * keys[apart[:, 0]]).sum(1)
-        loss, top1 = torch.empty_like(positive), torch.empty_like(positive)
-        for rows, scores in _negative_scores(query, keys, apart, chunk):
+        wants_query, wants_keys, *_ = ctx.needs_input_grad
+        loss, top1 = query.new_empty(2, len(query)).unbind()
+        grad_query = torch.empty_like(query) if wants_query else None
+        grad_keys = torch.zeros_like(keys) if wants_keys else None
+        for rows, positive, scores in _pieces(query, keys, apart, chunk):
             best = scores.amax(1)
-            top1[rows] = (positive[rows] > best).float()
-            top = torch.maximum(best, positive[rows])
-            total = scores.sub_(top[:, None]).exp_().sum(1) + (positive[rows] - top).exp()
-            loss[rows] = total.log() + (top - positive[rows])
-        ctx.save_for_backward(query, keys, apart, loss, positive)
+            top1[rows] = (positive > best).float()
+            top = torch.maximum(best, positive)
+            total = scores.sub_(top[:, None]).exp_().sum(1) + (positive - top).exp()
+            loss[rows] = total.log() + (top - positive)
+            # d loss / d positive score = softmax - 1 = exp(-loss) - 1
+            pull, target = torch.expm1(-loss[rows])[:, None], apart[rows, 0]
+            if grad_query is not None:
+                out = torch.mm(scores, keys, out=grad_query[rows])
+                out.div_(total[:, None]).addcmul_(pull, keys[target])
+            if grad_keys is not None:
+                grad_keys.addmm_(scores.T, query[rows] / total[:, None])
+                grad_keys.index_add_(0, target, pull * query[rows])
+        ctx.save_for_backward(query, keys, apart, loss, grad_query, grad_keys)
         ctx.chunk = chunk
         ctx.mark_non_differentiable(top1)
         return loss, top1
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        query, keys, apart, loss, positive = ctx.saved_tensors
-        # d loss / d positive score = softmax - 1 = exp(-loss) - 1
-        weight = (grad * torch.expm1(-loss))[:, None]
-        grad_query = weight * keys[apart[:, 0]]
-        grad_keys = torch.zeros_like(keys).index_add_(0, apart[:, 0], weight * query)
-        for rows, scores in _negative_scores(query, keys, apart, ctx.chunk):
-            softmax = scores.sub_((loss + positive)[rows, None]).exp_()
-            softmax.mul_(grad[rows, None])
-            if ctx.needs_input_grad[0]:
-                grad_query[rows].addmm_(softmax, keys)
-            if ctx.needs_input_grad[1]:
-                grad_keys.addmm_(softmax.T, query[rows])
+    def backward(ctx: Any, weight: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        query, keys, apart, loss, grad_query, grad_keys = ctx.saved_tensors
+        if grad_query is not None:
+            grad_query = grad_query * weight[:, None]
+        if grad_keys is not None and bool((weight == weight[0]).all()):
+            grad_keys = grad_keys * weight[0]
+        elif grad_keys is not None:
+            grad_keys = torch.zeros_like(keys)
+            for rows, positive, scores in _pieces(query, keys, apart, ctx.chunk):
+                softmax = scores.sub_((loss[rows] + positive)[:, None]).exp_()
+                weighted = query[rows] * weight[rows, None]
+                grad_keys.addmm_(softmax.T, weighted)
+                grad_keys.index_add_(0, apart[rows, 0], weighted * torch.expm1(-loss[rows])[:, None])
         return grad_query, grad_keys, None, None
 
 
-def _negative_scores(query: Tensor, keys: Tensor, apart: Tensor, chunk: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of queries with their scores [rows, m], -inf where the key is no negative; each overwrites the last."""
+def _pieces(query: Tensor, keys: Tensor, apart: Tensor, chunk: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows of queries, the scores of their positives, and [rows, m] with -inf at all that are no negatives.
+
+    Each piece overwrites the last. Autocast stays off for the caller's loop body too.
+    """
     buffer = query.new_empty(min(chunk, len(query)), len(keys))
     with torch.autocast(query.device.type, enabled=False):
         for start in range(0, len(query), chunk):
             rows = slice(start, min(start + chunk, len(query)))
             scores = buffer[: rows.stop - rows.start]
             torch.mm(query[rows], keys.T, out=scores)
-            yield rows, scores.scatter_(1, apart[rows], -torch.inf)
+            positive = scores.gather(1, apart[rows, :1])[:, 0]
+            yield rows, positive, scores.scatter_(1, apart[rows], -torch.inf)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -162,7 +187,7 @@ def nt_xent_and_top1(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor
         raise ValueError(f"nt_xent got views of shapes {[*z1.shape]} and {[*z2.shape]}; both must be the same [n, d].")
     _check_temperature(temperature)
     n = len(z1)
-    z = F.normalize(torch.cat([z1, z2]).float(), dim=1)
+    z = normalise(torch.cat([z1, z2]))
     keys, offset = gather(z)
     if keys is z and temperature * _SAFE_SCORE >= 1:
         loss, top1 = _NTXent.apply(z * temperature**-0.5, round(_scores(z) ** 0.5))  # type: ignore[no-untyped-call]
@@ -180,7 +205,8 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        positive = (z * z.roll(len(z) // 2, 0)).sum(1).exp()
+        first, second = z.chunk(2)
+        positive = (first * second).sum(1).exp().repeat(2)
         total, best = positive.clone(), torch.zeros_like(positive)
         for rows, columns, scores in _upper_blocks(z, block):
             total[rows] += scores.sum(1)
@@ -199,10 +225,9 @@ class _NTXent(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
         z, total, loss = ctx.saved_tensors
-        n = len(z) // 2
         # Score ij is in the loss of i and in that of j: both softmaxes meet on the same exponential.
-        weight = grad * torch.expm1(-loss)
-        out = (weight + weight.roll(n))[:, None] * z.roll(n, 0)
+        pull = (grad * torch.expm1(-loss)).view(2, -1).sum(0).repeat(2)
+        out = z.roll(len(z) // 2, 0).mul_(pull[:, None])
         weight = grad / total
         for rows, columns, scores in _upper_blocks(z, ctx.block):
             scores.mul_(weight[rows, None] + weight[None, columns])

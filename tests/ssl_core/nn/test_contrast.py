@@ -33,12 +33,11 @@ def naive_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
 
 def assert_equal(loss: Tensor, expected: Tensor, *inputs: Tensor) -> None:
-    """Values and gradients under weights that differ by example, to 1e-5 of the largest entry."""
-    weights = torch.rand(len(loss))
+    """Value, and gradient of the mean and of a sum whose weights differ by example, to 1e-5 of the largest entry."""
     pairs = [(loss.detach(), expected.detach())]
-    for each in inputs:
-        ours, naive = (torch.autograd.grad((x * weights).sum(), each, retain_graph=True)[0] for x in (loss, expected))
-        pairs.append((ours, naive))
+    for weights in (torch.full_like(loss, 1 / len(loss)), torch.rand(len(loss))):
+        gradients = [torch.autograd.grad((x * weights).sum(), inputs, retain_graph=True) for x in (loss, expected)]
+        pairs += zip(*gradients)
     for ours, naive in pairs:
         torch.testing.assert_close(ours.double(), naive.double(), rtol=0, atol=1e-5 * float(naive.abs().max()))
 
