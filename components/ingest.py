@@ -1,8 +1,9 @@
 """Media in, a new version of a corpus out: list -> drop what is known -> decode -> write shards -> commit, on Ray Data.
 
 It streams: what is in memory is bounded by blocks and shards, not by the corpus. Order is kept, so the same sources
-make the same shards. Nothing counts until a commit names it, and a commit is repeated without harm; so an ingest may be
-killed at any moment, and the next one takes up what was not committed.
+(without copies, of which either may be taken) make the same shards. Nothing counts until a commit names it, and a
+commit is repeated without harm; so an ingest may be killed at any moment, and the next one takes up what was not
+committed.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ def ingest(
             job = Job(store.uri, store.quarantine_uri, lease.folder, batch, store.canon, taking, seen)
             info = {"pretext.ingest": lease.id, "pretext.sources": list(sources)}
             committer = Committer(job, lease, info, commit_seconds)
-            committer.learn(quarantine=not retry_quarantined)
             with _clear_errors(job), _ticking(job, progress, began):
+                committer.learn(quarantine=not retry_quarantined)
                 for row in _pipeline(cut, job, rows_per_shard or _rows_per_shard(canon)):
                     committer.take(row)
                 committer.commit()

@@ -3,9 +3,9 @@
 An ingest writes its shards below `ingest-<id>/` of a table, and they count only once a commit names them. Before the
 first shard it leaves a record in `_ingests/`, and renews it while it works. It is dead when its record is gone, when
 the record names a process of this machine that no longer runs, or when a record of another machine was not renewed for
-ten minutes by the storage's own clock. Whoever finds a dead one takes away its record, then commits nothing but a turn
-(which overtakes the dead one, should it wake up, so that it looks at its record before it commits), then deletes what
-no version names.
+ten minutes by the storage's own clock. Whoever finds a dead one takes away its record, then, if it may only be asleep,
+commits nothing but a turn (which overtakes it, so that it looks at its record before it commits), then deletes what no
+version names.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
@@ -59,13 +60,13 @@ class Lease:
     def sweep(self, tables: Iterable[str]) -> None:
         """Remove what dead ingests left in these tables, and their records."""
         now = stat(self._record)
-        records = [e for e in _listed(join(self.root, "_ingests")) if not e.folder]
-        living = {_id(r) for r in records if _id(r) == self.id or (now and _alive(r, now.mtime))}
-        dead = [r for r in records if _id(r) not in living]
-        for record in dead:
-            remove(record.uri)
+        records = [e for e in _listed(join(self.root, "_ingests")) if not e.folder and _id(e) != self.id]
+        states = {_id(record): _state(record, now.mtime if now else 0) for record in records}
+        living = {self.id} | {ingest for ingest, state in states.items() if state == "alive"}
+        for ingest in states.keys() - living:
+            remove(_record_uri(self.root, ingest))
         for table in tables:
-            if dead:
+            if "silent" in states.values():
                 _overtake(table)
             _sweep_table(table, living)
             if living == {self.id}:
@@ -100,14 +101,15 @@ def _listed(folder: str) -> list[Entry]:
     return list(entries(folder)) if found is not None and found.folder else []
 
 
-def _alive(record: Entry, now: int) -> bool:
+def _state(record: Entry, now: int) -> Literal["alive", "dead", "silent"]:
+    """Of the ingest that left the record; "silent" is taken for dead, but may wake up."""
     try:
         host = json.loads(read(record.uri) or b"{}")
     except ValueError:
         host = {}
     if host.get("machine") == _machine():
-        return bool(host["started"] == _started(host["pid"]))
-    return bool(host) and now - record.mtime < DEAD_AFTER_SECONDS * 1e9
+        return "alive" if host["started"] == _started(host["pid"]) else "dead"
+    return "alive" if host and now - record.mtime < DEAD_AFTER_SECONDS * 1e9 else "silent"
 
 
 def _machine() -> str:

@@ -141,8 +141,8 @@ def verify(corpus: Corpus, good: dict[str, bytes], bad: set[str]) -> dict[str, i
     refused = Counter(corpus.quarantined()["uri"].to_pylist())
     named = {Path(corpus.uri) / file.path for file in corpus.files()}
     root = Path(corpus.uri)
-    shards = {path for path in root.glob("ingest-*/*")}
-    leftover = [p for p in shards - named] + [p for p in root.rglob("*") if ".tmp" in p.name]
+    shards = set(root.glob("ingest-*/*"))
+    leftover = list(shards - named) + [p for p in root.rglob("*") if ".tmp" in p.name]
     leftover += list(root.glob("_ingests/*"))
     return {
         "samples": len(payloads),
@@ -157,7 +157,7 @@ def verify(corpus: Corpus, good: dict[str, bytes], bad: set[str]) -> dict[str, i
     }
 
 
-def main(kills: int, seed: int) -> dict[str, int]:
+def main(kills: int, seed: int) -> dict[str, int | str]:
     dice, rng = random.Random(seed), np.random.default_rng(seed)
     done: Counter[str] = Counter()
     good: dict[str, bytes] = {}

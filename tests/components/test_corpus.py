@@ -78,7 +78,7 @@ def test_the_form_of_samples_is_kept_and_another_is_refused():
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(CorpusError, match="no corpus at .*/corpora/none; `pretext ingest SOURCE --corpus none`"):
+    with pytest.raises(CorpusError, match=r"no corpus at .*/corpora/none; `pretext ingest SOURCE --corpus none`"):
         Corpus.open("none")
     with pytest.raises(CorpusError, match="has versions 0 to 0, not 7"):
         Corpus.create("c", CANON).at(7)
