@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,3 +95,19 @@ def quieten(server: bool) -> None:
     ):
         logging.getLogger(name).setLevel(level)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+def ui_command(port: int = 5000, given: str | None = None) -> list[str]:
+    """The command that serves MLflow's pages on an embedded database.
+
+    Raises:
+        ValueError: the runs are on a server, which has pages of its own.
+    """
+    uri = tracking_uri(given)
+    if urlsplit(uri).scheme in SERVERS:
+        raise ValueError(f"the runs are kept by {uri}; open that in a browser")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    database = database_of(uri)
+    files = ["--artifacts-destination", str(database.parent / "mlartifacts")] if database else []
+    return [*command, "--backend-store-uri", uri, *files]

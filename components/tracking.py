@@ -22,12 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from components.mlflow_store import connect_tracking, database_of, quieten, tracking_uri
+from components.mlflow_store import connect_tracking, database_of, quieten, tracking_uri, ui_command
 from components.policy import is_stale
 from components.spool import Shipper, Spool, last_header
 from components.vitals import Sampler
 
-__all__ = ["Closed", "Tracker", "connect_tracking", "deliver", "sweep", "tracking_uri"]
+__all__ = ["Closed", "Tracker", "connect_tracking", "deliver", "sweep", "tracking_uri", "ui_command"]
 
 log = logging.getLogger("pretext.tracking")
 

@@ -20,7 +20,7 @@ from PIL import Image
 from tracking_server import Server
 
 from components.locks import Busy
-from components.tracking import Tracker, connect_tracking, deliver, sweep, tracking_uri
+from components.tracking import Tracker, connect_tracking, deliver, sweep, tracking_uri, ui_command
 
 KEY = "0123456789abcdef"
 
@@ -195,6 +195,12 @@ def test_the_recipe_goes_before_the_environment_and_that_before_the_default(monk
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setenv("PRETEXT_HOME", "/data/home")
     assert tracking_uri() == "sqlite:////data/home/mlflow.db"
+
+
+def test_the_pages_of_an_embedded_store_have_a_command_and_a_server_its_address(store: str) -> None:
+    assert store in ui_command(5123, store) and "5123" in ui_command(5123, store)
+    with pytest.raises(ValueError, match="https://tracker"):
+        ui_command(given="https://tracker.example")
 
 
 def test_a_deleted_experiment_is_named_at_once(store: str, tmp_path: Path) -> None:
