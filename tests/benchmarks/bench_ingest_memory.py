@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_ingest_memory.py [--small 1000] [--large 6000]
 
-Memory is the proportional set size (which counts a shared page, as of Ray's object store, once) of the ingesting process
+Memory is the proportional set size (it counts a shared page, as of the object store, once) of the ingesting process
 and of everything below it: Ray's daemons and workers, decoders. Shards are cut at 16 MiB here, and the object store is
 limited in proportion, so that the small corpus already fills both.
 """
