@@ -67,7 +67,7 @@ def ray_answers() -> str:
 
 def tracking_answers(uri: str | None) -> str:
     """Asks the tracking server for an experiment; an embedded one is made if missing."""
-    from components.tracking import connect_tracking
+    from components.mlflow_store import connect_tracking
 
     client, where = connect_tracking(uri)
     client.search_experiments(max_results=1)

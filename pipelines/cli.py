@@ -231,7 +231,7 @@ def doctor(output: OutputOption = Output.table) -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
     """Serve the MLflow UI on the runs of this pretext home."""
-    from components.tracking import ui_command
+    from components.mlflow_store import ui_command
 
     command = ui_command(port)
     console.say(f"MLflow UI: http://127.0.0.1:{port}  (stop with Ctrl-C)")
@@ -243,8 +243,8 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
-    except TyperException as error:
-        error.show()
+    except TyperException as error:  # bad use; Typer words it
+        getattr(error, "show", traceback.print_exc)()
         code = BAD_USE
     except Stopped as stop:
         console.complain(str(stop))

@@ -80,7 +80,7 @@ def mirror(cls: type, **extra: Any) -> type[Mirror]:
                 {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
             )
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-            info = Field(description=docs.get(f.name)) if required else Field(description=docs.get(f.name), **default)  # type: ignore[call-overload]
+            info = Field(description=docs.get(f.name)) if required else Field(description=docs.get(f.name), **default)
             fields[f.name] = (hints[f.name], info)
     model = create_model(cls.__name__, __base__=Mirror, __doc__=(cls.__doc__ or "").split("\n")[0], **fields)
     model._mirrors = cls
@@ -88,7 +88,10 @@ def mirror(cls: type, **extra: Any) -> type[Mirror]:
 
 
 TASK_SECTIONS = {name: mirror(cls, name=(Literal[name], ...)) for name, cls in TASKS.items()}
-TaskSection = Annotated[functools.reduce(operator.or_, TASK_SECTIONS.values()), Field(discriminator="name")]  # type: ignore[arg-type]
+if typing.TYPE_CHECKING:
+    TaskSection = Mirror
+else:
+    TaskSection = Annotated[functools.reduce(operator.or_, TASK_SECTIONS.values()), Field(discriminator="name")]
 
 
 class LabelledSection(Section):
@@ -174,7 +177,7 @@ class Recipe(Section):
         description="short name: lower case, digits, dashes; at most 36",
     )
     corpus: CorpusSection
-    task: TaskSection  # type: ignore[valid-type]
+    task: TaskSection
     encoder: mirror(EncoderSpec)  # type: ignore[valid-type]
     optim: mirror(Optim)  # type: ignore[valid-type]
     train: mirror(Train)  # type: ignore[valid-type]
@@ -207,6 +210,11 @@ class Recipe(Section):
             optim=self.optim.build(),
             train=self.train.build(),
         )
+
+    @property
+    def task_name(self) -> str:
+        """Key of the task in TASKS."""
+        return str(self.task.name)  # type: ignore[attr-defined]
 
     def pretext_task(self) -> PretextTask:
         """The task's dataclass."""

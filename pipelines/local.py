@@ -12,10 +12,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from components.cluster import connect
 from components.corpus import Corpus, CorpusError, corpus_uri, pretext_home
@@ -211,19 +213,23 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
     """Judge the trained encoder beside its untrained self and raw pixels; writes the judgement and the report."""
     from components import figures
     from components.evaluate import evaluate, untrained
-    from components.report import write_report
+    from components.report import About, write_report
     from ssl_core.train.checkpoint import load_model
 
     with model_of(recipe, planned) as folder:
-        task, model = load_model(folder)
+        task, trained = load_model(folder)
     say(f"evaluate {planned.name}")
     start = untrained(task, recipe.encoder.build(), recipe.train.seed)
-    judgement, evidence = evaluate(task, model, start, *parts_of(recipe, planned), recipe.evaluate.build())
+    judgement, evidence = evaluate(task, trained, start, *parts_of(recipe, planned), recipe.evaluate.build())
     drawn = figures.draw(judgement, evidence, tracker.points())
     for name, png in drawn.items():
         tracker.figure(name, png)
     record_judgement(planned, tracker, judgement)
-    page = write_report(judgement, drawn, about(recipe, planned, tracker))
+    model = f"models:/{recipe.register_.model}@champion" if recipe.register_ else str(planned.folder / MODEL)
+    facts = {"task": recipe.task_name, "encoder": recipe.encoder.name, "code": planned.code, "MLflow": tracker.link}
+    whole = yaml.safe_dump(recipe.plain(), sort_keys=False)
+    where = (planned.name, planned.key, planned.corpus, planned.version, planned.digest, planned.samples)
+    page = write_report(judgement, drawn, About(*where, recipe=whole, model=model, facts=facts))
     tracker.html("report", page)
     replace_text(planned.folder / REPORT, page)
     return judgement
@@ -281,8 +287,9 @@ def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Ju
             run_key=planned.key,
             run_id=tracker.run_id,
             uri=recipe.tracking.uri,
+            size=recipe.corpus.size,
             margin=section.margin,
-            tags=tags | {"task": recipe.task.name, "code": planned.code},
+            tags=tags | {"task": recipe.task_name, "code": planned.code},
             rejudge=rejudge,
         )
 
@@ -328,14 +335,26 @@ def tracked(recipe: Recipe, planned: Plan) -> Iterator[Tracker]:
     """The run's MLflow record, open for the block and closed with how the block ended."""
     from components.tracking import Tracker
 
-    tags = {"pretext.task": recipe.task.name, "pretext.code": planned.code, "mlflow.source.git.commit": git_commit()}
-    where = {"experiment": recipe.tracking.experiment, "uri": recipe.tracking.uri}
-    with Tracker(planned.key, planned.folder, name=planned.name, tags=tags, **where) as tracker:
+    tags = {"pretext.task": recipe.task_name, "pretext.code": planned.code, "mlflow.source.git.commit": git_commit()}
+    experiment, uri = recipe.tracking.experiment, recipe.tracking.uri
+    with Tracker(planned.key, planned.folder, name=planned.name, experiment=experiment, uri=uri, tags=tags) as tracker:
         tracker.params(recipe.plain())
         tracker.dataset(
             planned.corpus, corpus_uri(planned.corpus), planned.version, planned.digest, samples=planned.samples
         )
+        close_dead_runs(uri)
         yield tracker
+
+
+def close_dead_runs(uri: str | None) -> None:
+    """Runs of ours that say RUNNING but show no sign of life become KILLED; where the tracker is away, next time."""
+    from mlflow.exceptions import MlflowException
+
+    from components.tracking import sweep
+
+    with suppress(MlflowException):
+        for run_id in sweep(uri):
+            say(f"closed MLflow run {run_id} as KILLED: it died without a word")
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class SourceMap:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self._walk(child, (*path, i)) for i, child in enumerate(node.value)]
-        return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+        return yaml.SafeLoader("").construct_object(node)
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
         values: dict[str, Any] = {}

@@ -28,7 +28,7 @@ def show_summary(summary: Summary, as_json: bool) -> None:
     """A whole pipeline run: the table, the report, and how to go on."""
     registered = summary.registered
     if as_json:
-        data = {"run": dataclasses.asdict(summary.plan), "judgement": summary.judgement.table()}
+        data: dict[str, Any] = {"run": dataclasses.asdict(summary.plan), "judgement": summary.judgement.table()}
         data |= {"registered": dataclasses.asdict(registered) if registered else None, "seconds": summary.seconds}
         data |= {"ingested": {name: dataclasses.asdict(report) for name, report in summary.ingested.items()}}
         console.emit(data | {"report": summary.report})
