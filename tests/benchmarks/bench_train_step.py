@@ -1,0 +1,151 @@
+"""A SimCLR training step, end to end, against the plain loop that a user would write; images per second on a CPU.
+
+    python tests/benchmarks/bench_train_step.py [--images 512] [--repetitions 3]
+
+ResNet-18 with the ImageNet stem, two views of 96 px, batch 64, from JPEGs of 500x375. The peer decodes and augments per
+sample with Pillow in 2 persistent DataLoader workers and trains in float32 with SGD and NT-Xent as one cross-entropy.
+Ours reads the same files as ingest stores them (short side 128, raw) and runs `ssl_core.train.loop` as it stands:
+batched augmentation, channels_last, bf16 where the CPU has instructions for it. Same encoder and head, same
+augmentation recipe, same batch; repetitions alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from augment import view
+from bench_reader import ingest, write_photos
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from ssl_core.data.decode import Canon
+from ssl_core.data.shards import Shards
+from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.tasks.simclr import SimCLR
+from ssl_core.train.loop import Folder, Point, pretrain
+from ssl_core.train.run import Optim, Run, Train
+
+BATCH, SIZE, CANVAS, STEPS, WARM, WORKERS = 64, 96, 128, 8, 2, 2
+TARGET = 3.0
+
+
+class TwoViews(Dataset[tuple[Tensor, Tensor]]):
+    """The dataset that a user writes: decode, square, two augmented views."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        random.seed(int(torch.randint(2**31, ())))
+        image = Image.open(self.paths[index]).convert("RGB")
+        side = min(image.size)
+        left, top = random.randint(0, image.width - side), random.randint(0, image.height - side)
+        square = image.crop((left, top, left + side, top + side))
+        return torch.from_numpy(view(square, SIZE)), torch.from_numpy(view(square, SIZE))
+
+
+def plain_model() -> nn.Module:
+    torch.manual_seed(0)
+    return SimCLR(canvas=CANVAS, size=SIZE).build(EncoderSpec("resnet18").build)
+
+
+def plain_loss(z: Tensor, temperature: float = 0.1) -> Tensor:
+    z = F.normalize(z, dim=1)
+    logits = z @ z.T / temperature
+    logits.fill_diagonal_(float("-inf"))
+    return F.cross_entropy(logits, torch.arange(len(z)).roll(len(z) // 2))
+
+
+def peer_steps(paths: list[Path]) -> Iterator[None]:
+    """The user's loop; one item per step."""
+    loader = DataLoader(
+        TwoViews(paths), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
+    )
+    model = plain_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    while True:
+        for first, second in loader:
+            optimizer.zero_grad()
+            plain_loss(model(views=torch.cat([first, second]))).backward()
+            optimizer.step()
+            yield
+
+
+def peer_rate(paths: list[Path]) -> float:
+    steps = peer_steps(paths)
+    for _ in range(WARM):
+        next(steps)
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        next(steps)
+    return BATCH * STEPS / (time.perf_counter() - began)
+
+
+def our_rate(shards: Shards, precision: str) -> float:
+    """The loop itself, with a point after the warm-up and one at the end."""
+    train = Train(steps=WARM + STEPS, batch_size=BATCH, precision=precision, log_every=1, check_every=0)  # type: ignore[arg-type]
+    run = Run(SimCLR(canvas=CANVAS, size=SIZE), EncoderSpec("resnet18"), Optim(lr=0.12), train)
+    times: list[float] = []
+
+    def note(point: Point) -> None:
+        times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        pretrain(run, shards, "benchmark", Folder(Path(folder), 1), on_point=note)
+    return BATCH * STEPS / (times[-1] - times[WARM - 1])
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
+    flags = Path("/proc/cpuinfo")
+    text = flags.read_text() if flags.exists() else ""
+    return "avx512_bf16" in text or "amx_bf16" in text
+
+
+def augmentation() -> str:
+    """What making the two views takes of one of our steps; the rest is the network."""
+    task = SimCLR(canvas=CANVAS, size=SIZE)
+    raw = {"image": torch.randint(0, 256, (BATCH, CANVAS, CANVAS, 3), dtype=torch.uint8).permute(0, 3, 1, 2)}
+    began = time.perf_counter()
+    for _ in range(3):
+        task.make_batch(raw, torch.Generator().manual_seed(0))
+    seconds = (time.perf_counter() - began) / 3
+    return f"make_batch {seconds * 1e3:.0f} ms for {BATCH} images"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--repetitions", type=int, default=3)
+    arguments = parser.parse_args()
+    precision = "bf16" if has_bf16() else "fp32"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "photos").mkdir()
+        paths = write_photos(folder / "photos", arguments.images)
+        shards = ingest(paths, folder / "raw", Canon(CANVAS))
+        ours, theirs = [], []
+        for _ in range(arguments.repetitions):
+            theirs.append(peer_rate(paths))
+            ours.append(our_rate(shards, precision))
+        print(f"{torch.get_num_threads()} threads; ours: {precision}, channels_last; {augmentation()}")
+        for label, rates in (("plain loop", theirs), ("ssl_core.train", ours)):
+            print(f"{label:15} {statistics.median(rates):7.1f} images/s   ({', '.join(f'{r:.1f}' for r in rates)})")
+        ratio = statistics.median(one / other for one, other in zip(ours, theirs))
+        print(f"ratio {ratio:.2f}   target {TARGET:.0f}")
+
+
+if __name__ == "__main__":
+    main()
