@@ -111,7 +111,7 @@ def _trainer(job: Job, workers: int, gpus: bool, max_failures: int) -> TorchTrai
 
 def _resources(workers: int, gpus: bool) -> dict[str, float]:
     """Fractions of a CPU where there are as many workers as CPUs: whole ones would leave none for anything else."""
-    share = 0.8 * ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call] / workers
+    share = 0.8 * ray.cluster_resources().get("CPU", 1.0) / workers
     cpu = {"CPU": 1.0 if share >= 1 else max(0.01, round(share, 2))}
     return {**cpu, "GPU": 1.0} if gpus else cpu
 

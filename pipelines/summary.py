@@ -62,8 +62,9 @@ def judgement_table(judgement: Judgement) -> None:
     title = f"Judged on {samples['test']:,} images by probes on {samples['train']:,} (accuracy in %, 95 % interval)"
     console.table(title if probes else "Judged without labels", columns, cells, right=columns[1:])
     for name, value in judgement.pretext.items():
-        chance = f", chance {100 * value.chance:.1f} %" if value.chance is not None else ""
-        console.OUT.print(Text(f"pretext {name} on held-out images: {100 * value.mean:.1f} %{chance}"))
+        shown = (lambda x: f"{100 * x:.1f} %") if name == "accuracy" else (lambda x: f"{x:.3f}")
+        chance = f", chance {shown(value.chance)}" if value.chance is not None else ""
+        console.OUT.print(Text(f"pretext {name} on held-out images: {shown(value.mean)}{chance}"))
     for note in (*judgement.notes, *([judgement.collapse] if judgement.collapse else [])):
         console.OUT.print(Text(f"note: {note}", style="yellow"))
 
