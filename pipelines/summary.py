@@ -62,11 +62,14 @@ def judgement_table(judgement: Judgement) -> None:
     title = f"Judged on {samples['test']:,} images by probes on {samples['train']:,} (accuracy in %, 95 % interval)"
     console.table(title if probes else "Judged without labels", columns, cells, right=columns[1:])
     for name, value in judgement.pretext.items():
-        shown = (lambda x: f"{100 * x:.1f} %") if name == "accuracy" else (lambda x: f"{x:.3f}")
-        chance = f", chance {shown(value.chance)}" if value.chance is not None else ""
-        console.OUT.print(Text(f"pretext {name} on held-out images: {shown(value.mean)}{chance}"))
+        chance = f", chance {_pretext_value(name, value.chance)}" if value.chance is not None else ""
+        console.OUT.print(Text(f"pretext {name} on held-out images: {_pretext_value(name, value.mean)}{chance}"))
     for note in (*judgement.notes, *([judgement.collapse] if judgement.collapse else [])):
         console.OUT.print(Text(f"note: {note}", style="yellow"))
+
+
+def _pretext_value(name: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if name == "accuracy" else f"{value:.3f}"
 
 
 def _score(row: Row, probe: str) -> str:
