@@ -43,7 +43,7 @@ from ssl_core.types import Panel, Raw
 __all__ = ["Evidence", "Judgement", "Part", "Settings", "evaluate", "paired_gain", "untrained"]
 
 Pictures = npt.NDArray[np.uint8]
-_NEAR_CHANCE = 0.02
+_NEAR_CHANCE = 1.08
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def _pretext(
 
 def _notes(pretext: Mapping[str, Pretext], rows: list[Row], has_labels: bool) -> Iterator[str]:
     accuracy = pretext.get("accuracy")
-    if accuracy and accuracy.chance is not None and accuracy.low <= accuracy.chance + _NEAR_CHANCE:
+    if accuracy and accuracy.chance is not None and accuracy.low <= accuracy.chance * _NEAR_CHANCE:
         yield (
             f"The pretext task is answered at chance on held-out samples ({100 * accuracy.mean:.1f} %, chance is "
             f"{100 * accuracy.chance:.1f} %): this data does not hold the answer (such as turned pictures of things "
