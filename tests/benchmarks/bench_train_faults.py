@@ -4,8 +4,8 @@
 
 Two workers train a small ResNet on 64 images of 16 px under Ray Train. Victims and moments are drawn at random: a
 worker (Ray restarts the group) or the driver (the same command starts again). Before about every fourth new start Ray's
-snapshot is truncated or deleted. Where a run ends before all kills are spent, the next one begins, with another seed. At
-the end every weight, optimizer state and the digest of all sample ids must equal those of the undisturbed run.
+snapshot is truncated or deleted. Where a run ends before all kills are spent, the next one begins, with another seed.
+At the end every weight, optimizer state and the digest of all sample ids must equal those of the undisturbed run.
 """
 
 from __future__ import annotations

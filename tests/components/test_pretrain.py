@@ -130,6 +130,7 @@ def test_errors_of_input_come_as_one_sentence_without_retries(corpus: Corpus, tm
     assert "64" in outcome.reason and "128" in outcome.reason and "Traceback" not in outcome.reason
 
 
+@pytest.mark.slow
 def test_a_diverging_run_fails_with_the_reason(corpus: Corpus, tmp_path: Path) -> None:
     run = make_run(steps=200)
     wild = Run(run.task, run.encoder, Optim(lr=1e30, scale_lr=False), run.train)
@@ -137,6 +138,7 @@ def test_a_diverging_run_fails_with_the_reason(corpus: Corpus, tmp_path: Path) -
     assert outcome.status == "FAILED" and "NaN or infinite" in outcome.reason
 
 
+@pytest.mark.slow
 def test_outside_the_main_thread_signals_are_left_alone(corpus: Corpus, tmp_path: Path) -> None:
     """Ray Tune runs its trials so."""
     results: list[Outcome] = []
