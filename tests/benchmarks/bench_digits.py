@@ -65,7 +65,7 @@ def steps_within(run: Run, part: Part, folder: Path, budget: float) -> tuple[int
     """How many steps fit, and the CPU-seconds that finding it out took."""
     trial = dataclasses.replace(run, optim=dataclasses.replace(run.optim, warmup_steps=0, warmup_epochs=0.0))
     spent, per_step = train(trial, part, folder / "trial", TRIAL_STEPS)
-    return int(0.92 * (budget - spent) / per_step), spent
+    return int(0.88 * (budget - spent) / per_step), spent
 
 
 def main() -> int:
