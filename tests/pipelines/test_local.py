@@ -1,0 +1,171 @@
+"""The pipeline end to end on real parts: files on disk, Ray, Ray Train, SQLite MLflow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+
+from components.tracking import tracking_uri
+from pipelines.config import load_recipe
+from pipelines.local import StepError, evaluate_alone, register_alone, run_pipeline
+from pipelines.plan import plan
+
+RECIPE = """\
+name: tiny
+corpus: {{name: tiny, sources: ["{folder}/all"], size: 16}}
+task: {{name: rotation, canvas: 16, flip: false}}
+encoder: {{name: resnet18, stem: cifar, width: 0.0625}}
+optim: {{name: sgd, lr: 0.05}}
+train: {{steps: {steps}, batch_size: 16, log_every: 1, check_every: 0, checkpoint_every: 20}}
+cluster: {{workers: {workers}}}
+evaluate:
+  draws: 3
+  train: {{name: tiny-train, sources: ["{folder}/train"]}}
+  test: {{name: tiny-test, sources: ["{folder}/test"]}}
+register: {{model: tiny}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write_pictures(folder: Path) -> None:
+    """Two kinds of picture, upright stripes and a bright corner, under folders that name the kind."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("test", 16)):
+        for i in range(count):
+            pixels = rng.integers(0, 80, (16, 16, 3), dtype=np.uint8)
+            kind = ("stripes", "corner")[i % 2]
+            if kind == "stripes":
+                pixels[:, :: 2 + i % 3] += 150
+            else:
+                pixels[:8, : 5 + i % 4] += 150
+            for place in (folder / part / kind, *([folder / "all"] if part == "train" else [])):
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(place / f"{i}.png")
+
+
+def recipe_file(folder: Path, steps: int = 6, workers: int = 1) -> str:
+    write_pictures(folder)
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE.format(folder=folder, steps=steps, workers=workers))
+    return str(path)
+
+
+def runs() -> list[Any]:
+    client = MlflowClient(tracking_uri())
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_recipe_ends_as_a_registered_judged_encoder_and_running_it_again_changes_nothing(tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file(tmp_path))
+    first = run_pipeline(recipe)
+    assert {name: report.added for name, report in first.ingested.items()} == {
+        "tiny": 24,
+        "tiny-train": 24,
+        "tiny-test": 16,
+    }
+    assert first.registered is not None and first.registered.champion == 1
+    assert {row.source for row in first.judgement.rows} == {"encoder", "random init", "raw pixels"}
+    assert "<img" in first.report.read_text()
+
+    again = run_pipeline(recipe)
+    assert all(report.added == 0 for report in again.ingested.values())
+    assert again.plan == first.plan
+    assert again.judgement == first.judgement
+    assert again.registered is not None and (again.registered.version, again.registered.created) == (1, False)
+
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["pretext.corpus.version"] == str(first.plan.version)
+    assert run.data.params["train.steps"] == "6"
+    history = MlflowClient(tracking_uri()).get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
+
+    other = load_recipe(str(tmp_path / "tiny.yaml"), ["evaluate.draws=4"])
+    assert plan(other).key == first.plan.key
+    judgement, _ = evaluate_alone(other)
+    assert judgement != first.judgement
+    assert register_alone(other).version == 1
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_step_out_of_order_says_which_comes_first(tmp_path: Path) -> None:
+    from pipelines.local import ingest_step
+
+    recipe = load_recipe(recipe_file(tmp_path))
+    ingest_step(recipe)
+    with pytest.raises(StepError, match="`pretext pretrain` comes first"):
+        evaluate_alone(recipe)
+    with pytest.raises(StepError, match="`pretext evaluate` comes first"):
+        register_alone(recipe)
+
+
+def start(recipe: str, home: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipelines", "run", recipe]
+    environment = os.environ | {"PRETEXT_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(wanted: int, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    database = Path(tracking_uri().removeprefix("sqlite:///"))
+    while time.monotonic() < deadline:
+        for run in runs() if database.exists() else []:
+            if len(MlflowClient(tracking_uri()).get_metric_history(run.info.run_id, "loss")) >= wanted:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"no {wanted} points in {seconds} s")
+
+
+@pytest.mark.slow
+def test_sigterm_closes_the_run_as_killed_and_the_same_command_goes_on(tmp_path: Path, home: Path) -> None:
+    recipe = recipe_file(tmp_path, steps=400, workers=2)
+    first = start(recipe, home)
+    wait_for_steps(30)
+    first.send_signal(signal.SIGTERM)
+    _, complaint = first.communicate(timeout=120)
+    assert first.returncode == 143, complaint
+    assert "the same command goes on" in complaint
+    (run,) = runs()
+    assert run.info.status == "KILLED"
+
+    second = start(recipe, home)
+    out, complaint = second.communicate(timeout=400)
+    assert second.returncode == 0, complaint
+    assert "champion" in out
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    history = MlflowClient(tracking_uri()).get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in history] == list(range(1, 401))
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_train_the_same_run_at_once(tmp_path: Path, home: Path) -> None:
+    recipe = recipe_file(tmp_path, steps=400)
+    first = start(recipe, home)
+    wait_for_steps(5)
+    second = start(recipe, home)
+    _, complaint = second.communicate(timeout=120)
+    assert second.returncode == 1
+    assert "is being worked on" in complaint
+    _, complaint = first.communicate(timeout=400)
+    assert first.returncode == 0, complaint
