@@ -82,6 +82,9 @@ def pretrain(
     """
     folder = RunFolder(storage, name)
     with connect(address):
+        lacking = _lacking_gpus(workers, address) if gpus else ""
+        if lacking:
+            return Outcome("FAILED", 0, 0, lacking)
         wrong = repair(folder, run.train.keep)
         if wrong:
             log.info("repaired Ray's snapshot of %s, which was %s", folder.uri, wrong)
@@ -114,6 +117,14 @@ def _resources(workers: int, gpus: bool) -> dict[str, float]:
     share = 0.8 * ray.cluster_resources().get("CPU", 1.0) / workers
     cpu = {"CPU": 1.0 if share >= 1 else max(0.01, round(share, 2))}
     return {**cpu, "GPU": 1.0} if gpus else cpu
+
+
+def _lacking_gpus(workers: int, address: str | None) -> str:
+    """A sentence where a local Ray will never have the GPUs; a named cluster may still grow."""
+    shown = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    if shown >= workers or address or os.environ.get("RAY_ADDRESS"):
+        return ""
+    return f"cluster.gpus asks for {workers} GPUs and this machine shows {shown}; set it to false or name a cluster."
 
 
 class _Fit(threading.Thread):

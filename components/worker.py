@@ -18,13 +18,23 @@ from ray.train.v2.api.report_config import CheckpointUploadMode
 from components.corpus import Corpus, CorpusError
 from components.run_folder import MODEL, RunFolder
 from components.storage import join, remote
+from ssl_core.data.reader import ReadError
 from ssl_core.data.shards import Shards
 from ssl_core.train import checkpoint
 from ssl_core.train.loop import pretrain
 from ssl_core.train.run import Run
 from ssl_core.train.team import State
 
-FINAL = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError, CorpusError)
+FINAL = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+    CorpusError,
+    ReadError,
+)
 """Errors of input or code, which come again however often the workers are restarted."""
 
 

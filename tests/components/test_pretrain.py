@@ -130,6 +130,11 @@ def test_errors_of_input_come_as_one_sentence_without_retries(corpus: Corpus, tm
     assert "64" in outcome.reason and "128" in outcome.reason and "Traceback" not in outcome.reason
 
 
+def test_gpus_that_are_not_there_are_refused_at_once(corpus: Corpus, tmp_path: Path) -> None:
+    outcome, _ = train(make_run(), corpus, tmp_path, workers=64, gpus=True)
+    assert outcome.status == "FAILED" and "asks for 64 GPUs" in outcome.reason
+
+
 @pytest.mark.slow
 def test_a_diverging_run_fails_with_the_reason(corpus: Corpus, tmp_path: Path) -> None:
     run = make_run(steps=200)
