@@ -1,4 +1,4 @@
-"""Small affine warps: rotation, shear, scale and translation about the centre, bilinear."""
+"""Small warps: rotation, shear, scale and translation about the centre, and elastic bending; bilinear."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def affine_matrices(angle: Tensor, shear: Tensor, scale: Tensor, translate: Tens
     return torch.stack([top, bottom], 1)
 
 
-def warp(x: Tensor, matrices: Tensor, fill: Fill = "zeros") -> Tensor:
+def warp(x: Tensor, matrices: Tensor, fill: Fill = "zeros", bend: Tensor | None = None) -> Tensor:
     """Move each image by its forward map [n, 2, 3] (see `affine_matrices`); x [n, c, h, w] float, same shape back.
 
+    bend: [n, h, w, 2] right and down, in half sides, added to where each pixel is read; see `bends`.
     Bilinear without antialiasing: meant for scales near 1.
     """
     h, w = x.shape[-2:]
@@ -39,7 +40,17 @@ def warp(x: Tensor, matrices: Tensor, fill: Fill = "zeros") -> Tensor:
     top = torch.stack([a, b * (h / w), -(a * right + b * down) * (2 / w)], 1)
     bottom = torch.stack([c * (w / h), d, -(c * right + d * down) * (2 / h)], 1)
     grid = F.affine_grid(torch.stack([top, bottom], 1), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode=fill, align_corners=False)
+    return F.grid_sample(x, grid if bend is None else grid + bend, padding_mode=fill, align_corners=False)
+
+
+def bends(n: int, side: int, strength: float, rng: Generator, knots: int = 4) -> Tensor:
+    """[n, side, side, 2]: smooth random displacement, as Simard et al. 2003 bend handwriting.
+
+    Normal with standard deviation `strength` half sides at knots x knots places, bicubic between them.
+    """
+    at_knots = torch.empty(n, 2, knots, knots, device=rng.device).normal_(0, strength, generator=rng)
+    smooth = F.interpolate(at_knots, size=(side, side), mode="bicubic", align_corners=True)
+    return smooth.permute(0, 2, 3, 1)
 
 
 def random_affine(
@@ -50,12 +61,17 @@ def random_affine(
     shear: float = 0.0,
     translate: float = 0.0,
     zoom: float = 1.0,
+    elastic: float = 0.0,
     fill: Fill = "zeros",
 ) -> Tensor:
-    """Rotation and shear up to +-degrees, shift up to +-translate of the side, scale log-uniform in [1/zoom, zoom]."""
+    """Rotation and shear up to +-degrees, shift up to +-translate of the side, scale log-uniform in [1/zoom, zoom].
+
+    elastic: strength of `bends`, in the same resampling; x [n, c, side, side].
+    """
     n, side = len(x), x.shape[-1]
     angle = uniform((n,), -radians(degrees), radians(degrees), rng)
     slant = uniform((n,), -radians(shear), radians(shear), rng)
     scale = torch.full((n,), zoom, device=rng.device) ** uniform((n,), -1, 1, rng)
     shift = uniform((n, 2), -translate * side, translate * side, rng)
-    return warp(x, affine_matrices(angle, slant, scale, shift), fill)
+    bend = bends(n, side, elastic, rng) if elastic else None
+    return warp(x, affine_matrices(angle, slant, scale, shift), fill, bend)

@@ -47,6 +47,8 @@ class SimCLR:
         shear: shear by up to so many degrees; the paper: none.
         translate: shift by up to this share of the side, black filled in; the paper: none.
         zoom: scale by up to this factor, up or down; the paper: none, which is 1.
+        elastic: bends the picture smoothly (Simard 2003), shifts having this standard deviation as a share of half the
+            side; the paper: none. 0.1 for handwriting, whose strokes vary more than their place.
         temperature: divides the cosine similarities; the paper: 0.1, and 0.5 on CIFAR.
         hidden: width of the projection head's hidden layers; the paper: 2048.
         out: width of the projection; the paper: 128.
@@ -66,6 +68,7 @@ class SimCLR:
     shear: float = 0.0
     translate: float = 0.0
     zoom: float = 1.0
+    elastic: float = 0.0
     temperature: float = 0.1
     hidden: int = 2048
     out: int = 128
@@ -89,7 +92,7 @@ class SimCLR:
             raise ValueError("simclr: canvas and size start at 8 px; hidden, out and layers at 1.")
         if not 0 < self.min_area <= 1:
             raise ValueError(f"simclr: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
-        for name in ("flip", "jitter_chance", "grey", "blur", "translate"):
+        for name in ("flip", "jitter_chance", "grey", "blur", "translate", "elastic"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"simclr: {name} is {getattr(self, name)}; it lies between 0 and 1.")
         if not 0 <= self.jitter <= 2 or min(self.degrees, self.shear) < 0 or self.shear >= 90:
@@ -115,9 +118,15 @@ class SimCLR:
         x = images.random_resized_crop(
             x, self.size, rng, min_area=self.min_area, max_ratio=self.max_ratio, flip=self.flip, views=2
         )
-        if self.degrees or self.shear or self.translate or self.zoom > 1:
+        if self.degrees or self.shear or self.translate or self.zoom > 1 or self.elastic:
             x = warps.random_affine(
-                x, rng, degrees=self.degrees, shear=self.shear, translate=self.translate, zoom=self.zoom
+                x,
+                rng,
+                degrees=self.degrees,
+                shear=self.shear,
+                translate=self.translate,
+                zoom=self.zoom,
+                elastic=self.elastic,
             )
         if self.jitter:
             strong, weak = 0.8 * self.jitter, 0.2 * self.jitter

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mlflow import MlflowClient
 from PIL import Image
 
-from components.tracking import tracking_uri
+from components.mlflow_store import connect_tracking, tracking_uri
 from pipelines.config import load_recipe
 from pipelines.local import StepError, evaluate_alone, register_alone, run_pipeline
 from pipelines.plan import plan
@@ -70,7 +69,7 @@ def recipe_file(folder: Path, steps: int = 6, workers: int = 1) -> str:
 
 
 def runs() -> list[Any]:
-    client = MlflowClient(tracking_uri())
+    client, _ = connect_tracking()
     return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
@@ -97,7 +96,7 @@ def test_a_recipe_ends_as_a_registered_judged_encoder_and_running_it_again_chang
     assert run.info.status == "FINISHED"
     assert run.data.tags["pretext.corpus.version"] == str(first.plan.version)
     assert run.data.params["train.steps"] == "6"
-    history = MlflowClient(tracking_uri()).get_metric_history(run.info.run_id, "loss")
+    history = connect_tracking()[0].get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
 
     other = load_recipe(str(tmp_path / "tiny.yaml"), ["evaluate.draws=4"])
@@ -130,7 +129,7 @@ def wait_for_steps(wanted: int, seconds: float = 180) -> None:
     database = Path(tracking_uri().removeprefix("sqlite:///"))
     while time.monotonic() < deadline:
         for run in runs() if database.exists() else []:
-            if len(MlflowClient(tracking_uri()).get_metric_history(run.info.run_id, "loss")) >= wanted:
+            if len(connect_tracking()[0].get_metric_history(run.info.run_id, "loss")) >= wanted:
                 return
         time.sleep(0.2)
     raise AssertionError(f"no {wanted} points in {seconds} s")
@@ -154,7 +153,7 @@ def test_sigterm_closes_the_run_as_killed_and_the_same_command_goes_on(tmp_path:
     assert "champion" in out
     (run,) = runs()
     assert run.info.status == "FINISHED"
-    history = MlflowClient(tracking_uri()).get_metric_history(run.info.run_id, "loss")
+    history = connect_tracking()[0].get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == list(range(1, 401))
 
 

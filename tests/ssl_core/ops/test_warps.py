@@ -45,5 +45,5 @@ def test_a_quarter_turn_is_rot90():
 def test_no_strength_is_the_identity_and_each_strength_moves_pixels():
     x = fields(20, 20)
     assert torch.allclose(warps.random_affine(x, generator()), x, atol=1e-5)
-    for strength in ({"degrees": 10.0}, {"shear": 10.0}, {"translate": 0.2}, {"zoom": 1.2}):
+    for strength in ({"degrees": 10.0}, {"shear": 10.0}, {"translate": 0.2}, {"zoom": 1.2}, {"elastic": 0.1}):
         assert (warps.random_affine(x, generator(), **strength) - x).abs().max() > 0.01
