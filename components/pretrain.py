@@ -121,7 +121,7 @@ def _resources(workers: int, gpus: bool) -> dict[str, float]:
 
 def _lacking_gpus(workers: int, address: str | None) -> str:
     """A sentence where a local Ray will never have the GPUs; a named cluster may still grow."""
-    shown = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    shown = int(ray.cluster_resources().get("GPU", 0))
     if shown >= workers or address or os.environ.get("RAY_ADDRESS"):
         return ""
     return f"cluster.gpus asks for {workers} GPUs and this machine shows {shown}; set it to false or name a cluster."

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from augment import view
+from bench_augment import view
 from bench_reader import ingest, write_photos
 from PIL import Image
 from torch import Tensor, nn
