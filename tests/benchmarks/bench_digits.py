@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_digits.py [--seconds 100] [--split 0] [section.key=value ...]
 
 The quickstart's own recipe in one process: 1,347 images to learn from, 450 held out (scikit-learn's train_test_split
-with test_size=450, random_state=SPLIT; the recipe's settings were
-chosen on split 0, so the other splits are the cleaner figures). The number of steps is measured to fit the budget, which counts all threads and
-that measurement too. Raw pixels and the random init are judged in the same run; the library's row was measured
-elsewhere, with the same budget and split sizes. Exits 1 unless the encoder is above all peers on both few-label rows.
+with test_size=450, random_state=SPLIT). The recipe's settings were chosen on split 0, so the other splits are the
+cleaner figures. The number of steps is measured to fit the budget, which counts all threads and that measurement too.
+Raw pixels and the random init are judged in the same run; the library's row was measured elsewhere, with the same
+budget and sizes. Exits 1 unless the encoder is above all peers on both few-label rows.
 """
 
 import argparse
