@@ -1,6 +1,7 @@
 """Real images that come inside a dependency, written as ordinary files: the corpora of the quickstart and of the tests.
 
-scikit-learn carries the test part of the UCI optical digits (Alpaydin & Kaynak 1998): 1,797 handwritten digits, 8x8 grey.
+scikit-learn carries the test part of the UCI optical digits (Alpaydin & Kaynak 1998): 1,797 handwritten digits, 8x8 px
+and grey.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from sklearn.model_selection import train_test_split
 def write_digits(root: Path, seed: int = 0) -> dict[str, int]:
     """Write the digits as PNG files: `unlabelled/` to pretrain on; `train/<digit>/`, `test/<digit>/` to judge with.
 
-    `unlabelled` holds the 1,347 images of `train` under names that tell nothing; the 450 of `test` are never trained on.
-    Files that are already there are kept, so that ingesting again finds nothing new.
+    `unlabelled` holds the 1,347 images of `train` under names that tell nothing; the 450 of `test` are never trained
+    on. Files that are already there are kept, so that ingesting again finds nothing new.
 
     Args:
         root: folder to write into; made if missing.
