@@ -26,6 +26,8 @@ from components.spool import Entry, Record, Spool, Unavailable, last_header
 log = logging.getLogger("pretext.tracking")
 
 RUN_KEY, HEARTBEAT = "pretext.run_key", "pretext.heartbeat"
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens MLflow's pages for training runs; without it they guess, and may show those for language models."""
 TABLES, IMAGES = "mlflow.loggedArtifacts", "mlflow.loggedImages"  # tags by which MLflow's pages find them
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's own limits
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS"}
@@ -238,7 +240,7 @@ def find_experiment(client: MlflowClient, name: str, artifacts: str | None) -> E
 
 def _make_experiment(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
     try:
-        return client.get_experiment(client.create_experiment(name, artifacts))
+        return client.get_experiment(client.create_experiment(name, artifacts, tags=TRAINING))
     except MlflowException:
         made = client.get_experiment_by_name(name)  # by someone else since we looked?
         if made is None:

@@ -7,6 +7,7 @@ repeated alone, and a run that was stopped goes on where it stood.
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import os
 import signal
 import threading
@@ -27,6 +28,7 @@ from components.locks import Busy, exclusive
 from pipelines.config import CorpusSection, LabelledSection, Recipe
 from pipelines.console import Bar, Stopped, duration, say
 from pipelines.plan import Plan, git_commit, plan
+from pipelines.summary import markdown
 from ssl_core.data.decode import Canon, Limits
 
 if TYPE_CHECKING:
@@ -225,12 +227,18 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
     for name, png in drawn.items():
         tracker.figure(name, png)
     record_judgement(planned, tracker, judgement)
+    for use, section in (("probe train", recipe.evaluate.train), ("probe test", recipe.evaluate.test)):
+        if section is not None:
+            corpus = Corpus.open(section.name)
+            what = (section.name, corpus.uri, corpus.version, corpus.digest())
+            tracker.dataset(*what, samples=corpus.count(), context=use)
     model = f"models:/{recipe.register_.model}@champion" if recipe.register_ else str(planned.folder / MODEL)
     facts = {"task": recipe.task_name, "encoder": recipe.encoder.name, "code": planned.code, "MLflow": tracker.link}
     whole = yaml.safe_dump(recipe.plain(), sort_keys=False)
     where = (planned.name, planned.key, planned.corpus, planned.version, planned.digest, planned.samples)
     page = write_report(judgement, drawn, About(*where, recipe=whole, model=model, facts=facts))
     tracker.html("report", page)
+    tracker.tag({"mlflow.note.content": markdown(judgement)})
     replace_text(planned.folder / REPORT, page)
     return judgement
 
@@ -335,7 +343,14 @@ def tracked(recipe: Recipe, planned: Plan) -> Iterator[Tracker]:
     """The run's MLflow record, open for the block and closed with how the block ended."""
     from components.tracking import Tracker
 
-    tags = {"pretext.task": recipe.task_name, "pretext.code": planned.code, "mlflow.source.git.commit": git_commit()}
+    tags = {
+        "pretext.task": recipe.task_name,
+        "pretext.code": planned.code,
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": "pretext",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": git_commit(),
+    }
     experiment, uri = recipe.tracking.experiment, recipe.tracking.uri
     with Tracker(planned.key, planned.folder, name=planned.name, experiment=experiment, uri=uri, tags=tags) as tracker:
         tracker.params(recipe.plain())

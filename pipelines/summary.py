@@ -68,6 +68,16 @@ def judgement_table(judgement: Judgement) -> None:
         console.OUT.print(Text(f"note: {note}", style="yellow"))
 
 
+def markdown(judgement: Judgement) -> str:
+    """The judge's table as Markdown, for the run's description in MLflow."""
+    rows = judgement.headline()
+    probes = [name for name in PROBES if any(name in row.scores for row in rows)]
+    head = ["representation", *probes, "RankMe"]
+    lines = [head, ["---", *("---:" for _ in head[1:])]]
+    lines += [[row.name, *(_score(row, name) for name in probes), _measure(row, "rank_me")] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\nThe figures are in report.html.\n"
+
+
 def _pretext_value(name: str, value: float) -> str:
     return f"{100 * value:.1f} %" if name == "accuracy" else f"{value:.3f}"
 
