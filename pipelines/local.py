@@ -7,13 +7,10 @@ repeated alone, and a run that was stopped goes on where it stood.
 from __future__ import annotations
 
 import dataclasses
-import getpass
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from components.cluster import connect
-from components.corpus import Corpus, CorpusError, corpus_uri, pretext_home
+from components.corpus import Corpus, CorpusError, pretext_home
 from components.ingest import IngestReport, Progress, ingest
 from components.judgement import Judgement
-from components.locks import Busy, exclusive
 from pipelines.config import CorpusSection, LabelledSection, Recipe
 from pipelines.console import Bar, Stopped, duration, say
-from pipelines.plan import Plan, git_commit, plan
+from pipelines.plan import Plan, plan
+from pipelines.session import StepError, held, stoppable, tracked
 from pipelines.summary import markdown
 from ssl_core.data.decode import Canon, Limits
 
@@ -41,10 +38,6 @@ if TYPE_CHECKING:
 
 MODEL, JUDGEMENT, REPORT = "model", "judgement.json", "report.html"
 """What the steps leave in the run folder."""
-
-
-class StepError(RuntimeError):
-    """A step cannot be done; the message says why, and what to do first."""
 
 
 @dataclass(frozen=True)
@@ -336,73 +329,6 @@ def run_folder(recipe: Recipe, planned: Plan) -> RunFolder:
 def storage_of(recipe: Recipe, planned: Plan) -> str:
     """Where the run's checkpoints and model lie."""
     return recipe.cluster.storage or str(planned.folder.parent)
-
-
-@contextmanager
-def tracked(recipe: Recipe, planned: Plan) -> Iterator[Tracker]:
-    """The run's MLflow record, open for the block and closed with how the block ended."""
-    from components.tracking import Tracker
-
-    tags = {
-        "pretext.task": recipe.task_name,
-        "pretext.code": planned.code,
-        "mlflow.user": getpass.getuser(),
-        "mlflow.source.name": "pretext",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": git_commit(),
-    }
-    experiment, uri = recipe.tracking.experiment, recipe.tracking.uri
-    with Tracker(planned.key, planned.folder, name=planned.name, experiment=experiment, uri=uri, tags=tags) as tracker:
-        tracker.params(recipe.plain())
-        tracker.dataset(
-            planned.corpus, corpus_uri(planned.corpus), planned.version, planned.digest, samples=planned.samples
-        )
-        close_dead_runs(uri)
-        yield tracker
-
-
-def close_dead_runs(uri: str | None) -> None:
-    """Runs of ours that say RUNNING but show no sign of life become KILLED; where the tracker is away, next time."""
-    from mlflow.exceptions import MlflowException
-
-    from components.tracking import sweep
-
-    with suppress(MlflowException):
-        for run_id in sweep(uri):
-            say(f"closed MLflow run {run_id} as KILLED: it died without a word")
-
-
-@contextmanager
-def held(planned: Plan) -> Iterator[None]:
-    """One process at a time works on a run.
-
-    Raises:
-        StepError: another one does.
-    """
-    try:
-        with exclusive(planned.folder / ".lock", wait=0):
-            yield
-    except Busy as busy:
-        raise StepError(f"run {planned.name} is being worked on: {busy}; wait for it, or stop it") from None
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM unwinds the stack like Ctrl-C, so that runs are closed and nothing half-written stays."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        name = signal.Signals(number).name
-        raise Stopped(f"stopped by {name}; the same command goes on from here", 128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def replace_text(path: Path, text: str) -> None:

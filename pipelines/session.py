@@ -1,0 +1,98 @@
+"""What surrounds a step: one process per run, a signal that unwinds the stack, an MLflow run that is always closed."""
+
+from __future__ import annotations
+
+import getpass
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from components.corpus import corpus_uri
+from components.locks import Busy, exclusive
+from pipelines.config import Recipe
+from pipelines.console import Stopped, say
+from pipelines.plan import Plan, git_commit
+
+if TYPE_CHECKING:
+    from components.tracking import Tracker
+
+
+class StepError(RuntimeError):
+    """A step cannot be done; the message says why, and what to do first."""
+
+
+@contextmanager
+def tracked(recipe: Recipe, planned: Plan) -> Iterator[Tracker]:
+    """The run's MLflow record, open for the block and closed with how the block ended."""
+    from components.tracking import Tracker
+
+    tags = {
+        "pretext.task": recipe.task_name,
+        "pretext.code": planned.code,
+        "mlflow.user": user(),
+        "mlflow.source.name": "pretext",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": git_commit(),
+    }
+    experiment, uri = recipe.tracking.experiment, recipe.tracking.uri
+    with Tracker(planned.key, planned.folder, name=planned.name, experiment=experiment, uri=uri, tags=tags) as tracker:
+        tracker.params(recipe.plain())
+        tracker.dataset(
+            planned.corpus, corpus_uri(planned.corpus), planned.version, planned.digest, samples=planned.samples
+        )
+        close_dead_runs(uri)
+        yield tracker
+
+
+def close_dead_runs(uri: str | None) -> None:
+    """Runs of ours that say RUNNING but show no sign of life become KILLED; where the tracker is away, next time."""
+    from mlflow.exceptions import MlflowException
+
+    from components.tracking import sweep
+
+    with suppress(MlflowException):
+        for run_id in sweep(uri):
+            say(f"closed MLflow run {run_id} as KILLED: it died without a word")
+
+
+@contextmanager
+def held(planned: Plan) -> Iterator[None]:
+    """One process at a time works on a run.
+
+    Raises:
+        StepError: another one does.
+    """
+    try:
+        with exclusive(planned.folder / ".lock", wait=0):
+            yield
+    except Busy as busy:
+        raise StepError(f"run {planned.name} is being worked on: {busy}; wait for it, or stop it") from None
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM unwinds the stack like Ctrl-C, so that runs are closed and nothing half-written stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        raise Stopped(f"stopped by {name}; the same command goes on from here", 128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def user() -> str | None:
+    """Who started the run; None in a container whose user has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
