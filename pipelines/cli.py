@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -79,9 +79,11 @@ def ingest(
     sources: Annotated[list[str], typer.Argument(help="Folder, glob, tar, Parquet file, or a URI of one.")],
     corpus: Annotated[str, typer.Option("--corpus", help="Corpus name, path or URI; made if missing.")],
     size: Annotated[int | None, typer.Option(help="Short side of the stored images, pixels [256].")] = None,
-    payload: Annotated[str | None, typer.Option(help="raw (fastest) or jpeg (a fifth of the bytes) [raw].")] = None,
+    payload: Annotated[
+        Literal["raw", "jpeg"] | None, typer.Option(help="raw (fastest) or jpeg (a fifth of the bytes) [raw].")
+    ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="`parent`: label = name of the folder that holds the file.")
+        Literal["parent"] | None, typer.Option(help="`parent`: label = name of the folder that holds the file.")
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column of image bytes in Parquet sources.")] = None,
     retry_quarantined: Annotated[bool, typer.Option(help="Try quarantined files again.")] = False,
@@ -267,8 +269,11 @@ def _failed(error: Exception) -> int:
     if ours or isinstance(error, ValueError | OSError):
         console.complain(str(error))
         return BAD_USE if type(error).__name__ == "RecipeError" else FAILED
+    first = (str(error).splitlines() or [""])[0]
+    if type(error).__name__ == "MlflowException":  # by its name: importing MLflow takes seconds
+        console.complain(f"MLflow: {first}")
+        return FAILED
     with tempfile.NamedTemporaryFile("w", prefix="pretext-", suffix=".txt", delete=False) as trace:
         traceback.print_exception(error, file=trace)
-    first = (str(error).splitlines() or [""])[0]
     console.complain(f"unexpected {type(error).__name__}: {first}; this is a bug, its trace is in {trace.name}")
     return FAILED

@@ -153,7 +153,7 @@ class EvaluateSection(mirror(Settings)):  # type: ignore[misc]
 class RegisterSection(Section):
     """The registered model."""
 
-    model: str = Field(pattern=r"^[^/:]+$", description="name in the MLflow registry")
+    model: str = Field(pattern=r"^[^/:%'\"]+$", description="name in the MLflow registry")
     margin: float = Field(
         0.0,
         description="a new champion's gain must exceed this, at the lower confidence bound (percentage points)",

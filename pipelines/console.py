@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -100,6 +103,15 @@ class Bar:
             self._last = time.monotonic()
             share = f" {done / total:4.0%}" if total else ""
             say(f"{self.title}{share}  {note}")
+
+
+def program() -> str:
+    """How this shell calls us: `pretext`, or the path of a script that is not on its PATH, fit to be copied."""
+    called = Path(sys.argv[0])
+    if called.name != "pretext" or shutil.which("pretext") == str(called.absolute()):
+        return "pretext"
+    here = called.absolute()
+    return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import psutil
 
-from components.corpus import Corpus, pretext_home
+from components.corpus import Corpus, corpora, pretext_home
 from components.machine import (
     accelerators,
     collective_backend,
@@ -41,7 +41,7 @@ class Finding:
     detail: str
 
 
-def examine(tracking_uri: str | None = None) -> Iterator[Finding]:
+def examine() -> Iterator[Finding]:
     """Look at everything a run needs, one finding after the other; a check that raises is a `fail`."""
     checks: dict[str, Callable[[], Finding]] = {
         "python": _python,
@@ -53,7 +53,7 @@ def examine(tracking_uri: str | None = None) -> Iterator[Finding]:
         "collectives": _collectives,
         "decoding": _decoding,
         "ray": _ray,
-        "mlflow": lambda: _mlflow(tracking_uri),
+        "mlflow": _mlflow,
         "corpora": _corpora,
     }
     for subject, check in checks.items():
@@ -123,12 +123,10 @@ def _ray() -> Finding:
     return Finding("ray", "ok", ray_answers())
 
 
-def _mlflow(uri: str | None) -> Finding:
-    return Finding("mlflow", "ok", tracking_answers(uri))
+def _mlflow() -> Finding:
+    return Finding("mlflow", "ok", tracking_answers())
 
 
 def _corpora() -> Finding:
-    folder = pretext_home() / "corpora"
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    shown = ", ".join(f"{n} (version {Corpus.open(n).version})" for n in names)
+    shown = ", ".join(f"{name} (version {Corpus.open(name).version})" for name in corpora())
     return Finding("corpora", "ok", shown or "none yet; `pretext ingest SOURCE --corpus NAME` makes one")

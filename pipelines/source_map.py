@@ -31,13 +31,13 @@ class SourceMap:
     origins: dict[Path_, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, name: str | None = None) -> SourceMap:
+    def read(cls, path: Path) -> SourceMap:
         """Parse a file.
 
         Raises:
             YamlError: unreadable, not YAML, not a mapping, or a key twice.
         """
-        shown = name or str(path)
+        shown = str(path)
         try:
             root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:

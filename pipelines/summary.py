@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from pipelines import console
-from pipelines.console import duration
+from pipelines.console import duration, program
 
 if TYPE_CHECKING:
     from components.embed import EmbedReport
@@ -36,9 +36,9 @@ def show_summary(summary: Summary, as_json: bool) -> None:
     judgement_table(summary.judgement)
     if registered:
         console.OUT.print(Text(promotion_sentence(registered)))
-    lines = {"report": summary.report, "MLflow UI": "pretext ui"}
+    lines = {"report": summary.report, "MLflow UI": f"{program()} ui"}
     if registered:
-        lines["embed"] = f"pretext embed --model models:/{registered.name}@champion SOURCE -o out.parquet"
+        lines["embed"] = f"{program()} embed --model models:/{registered.name}@champion SOURCE -o out.parquet"
     console.pairs(f"{summary.plan.name}: done in {duration(summary.seconds)}", lines)
 
 
@@ -48,7 +48,7 @@ def show_judgement(judgement: Judgement, plan: Plan, as_json: bool) -> None:
         console.emit(judgement.table())
         return
     judgement_table(judgement)
-    console.pairs(plan.name, {"report": plan.folder / "report.html", "next": "pretext register RECIPE"})
+    console.pairs(plan.name, {"report": plan.folder / "report.html", "next": f"{program()} register RECIPE"})
 
 
 def judgement_table(judgement: Judgement) -> None:
@@ -118,7 +118,7 @@ def show_ingest(corpus: str, report: IngestReport, as_json: bool) -> None:
         f"{corpus} version {report.version}", values | {"took": f"{duration(report.seconds)}, {rate:,.0f} added/s"}
     )
     if report.quarantined:
-        console.OUT.print(Text(f"why: pretext corpus quarantine {corpus}"))
+        console.OUT.print(Text(f"why: {program()} corpus quarantine {corpus}"))
 
 
 def show_embedded(report: EmbedReport, as_json: bool) -> None:
