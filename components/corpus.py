@@ -90,6 +90,11 @@ def corpus_uri(name_or_uri: str) -> str:
     return str(pretext_home() / "corpora" / name_or_uri)
 
 
+def corpora() -> list[str]:
+    """Names of the corpora below the pretext home."""
+    return sorted(log.parent.name for log in (pretext_home() / "corpora").glob("*/_delta_log"))
+
+
 class Corpus:
     """A corpus at one version. Get it from `open` (an existing one) or `create` (made if missing)."""
 

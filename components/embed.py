@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from components.corpus import Corpus, pretext_home
+from components.corpus import Corpus, corpora
 from components.export import Loaded, input_of, load_artifact
 from components.listing import found
 from components.register import fetch
@@ -122,21 +122,21 @@ def embed(
 
 
 def _is_corpus(source: str) -> bool:
-    return "/" not in source and not Path(source).exists() and (pretext_home() / "corpora" / source).is_dir()
+    return not Path(source).exists() and source in corpora()
 
 
 def _from_corpus(source: str, loaded: Loaded, batch_size: int) -> Iterator[_Picture]:
     corpus = Corpus.open(source)
     shards = Shards.open(corpus.shards())
     name, _ = input_of(loaded.task)
-    uris = shards.column("uri")
+    uris, hashes = shards.column("uri"), shards.column("hash")
     with Reader(
         shards, loaded.task.sample, batch_size=batch_size, seed=0, digest=corpus.digest(), train=False
     ) as reader:
         for batch in reader:
             squares = batch.raw[name].permute(0, 2, 3, 1).numpy()
             for i, square in zip(batch.ids.tolist(), squares):
-                yield _Picture(uris[i].as_py(), str(shards.hashes[i]), square)
+                yield _Picture(uris[i].as_py(), hashes[i].as_py(), square)
 
 
 def _from_files(

@@ -65,10 +65,10 @@ def ray_answers() -> str:
     return f"{nodes} node(s), {cpus:g} CPUs, answered in {time.monotonic() - started:.0f} s"
 
 
-def tracking_answers(uri: str | None) -> str:
+def tracking_answers() -> str:
     """Asks the tracking server for an experiment; an embedded one is made if missing."""
     from components.mlflow_store import connect_tracking
 
-    client, where = connect_tracking(uri)
+    client, where = connect_tracking()
     client.search_experiments(max_results=1)
     return f"{where} answers"
