@@ -43,7 +43,8 @@ def map_file(path: Path) -> Bytes:
     finally:
         os.close(descriptor)
     block = (ctypes.c_uint8 * size).from_address(address)
-    weakref.finalize(block, _libc.munmap, address, size)
+    unmap = weakref.finalize(block, _libc.munmap, address, size)
+    unmap.atexit = False  # views may be read to the very end; the kernel unmaps what is left
     view: Bytes = np.ctypeslib.as_array(block)
     view.flags.writeable = False
     return view

@@ -68,7 +68,7 @@ class Fetcher:
 
     Attributes:
         memory: shape of one sample as it lies in memory; raises ValueError for a field that the corpus cannot give.
-        check: raises ReadError when one of the samples cannot fill the field.
+        check: raises ValueError when one of the samples cannot fill the field.
         fetch: fills [n, *memory] for n sample ids; the key names the random numbers, None means none are drawn.
         view: [n, *memory] tensor to [n, *field.shape], without a copy.
     """
