@@ -65,6 +65,7 @@ def test_tasks_lists_every_task_and_shows_every_field_of_one(pretext: Pretext) -
         (["evaluate", "digits"], 1, "There is no corpus at"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
         (["ingest", "."], 2, "Missing option '--corpus'"),
+        (["ingest", ".", "--corpus", "x", "--labels", "folder"], 2, "'folder' is not one of 'parent'"),
     ],
 )
 def test_a_mistake_is_answered_by_one_sentence_and_an_exit_code(
