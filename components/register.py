@@ -100,8 +100,8 @@ def register(
         MlflowException: the tracking server does not take it; calling again goes on from there.
     """
     client, uri = connect_tracking(uri)
-    if not name or any(letter in name for letter in "/:%"):
-        raise ValueError(f"model name {name!r}: give a name without '/', ':' and '%'")
+    if not name or any(letter in name for letter in "/:%'"):
+        raise ValueError(f"model name {name!r}: give a name without / : % and quotes")
     chosen = layer or (judgement.best if judgement else None)
     about = {"run_key": run_key, "run_id": run_id, **(tags or {}), **({"size": size} if size else {})}
     candidate = Candidate(model, judgement, chosen, about)
@@ -110,7 +110,7 @@ def register(
         version = found or _create(client, name, candidate)
 
     def gain_over(champion: int) -> Gain | None:
-        return _gain(client, uri, name, champion, judgement, probe, rejudge)
+        return _gain(uri, name, champion, judgement, probe, rejudge)
 
     collapse = judgement.collapse if judgement else ""
     number = int(version.version)
@@ -238,7 +238,6 @@ def _logged_model(client: MlflowClient, candidate: Candidate, about: Mapping[str
 
 
 def _gain(
-    client: MlflowClient,
     uri: str,
     name: str,
     champion: int,
