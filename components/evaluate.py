@@ -51,7 +51,7 @@ class Settings:
     """How the probes are run.
 
     Attributes:
-        draws: draws of the few-label probes.
+        draws: draws of the few-label probes, at most 255.
         shots: labels per class of the few-label probes.
         neighbours: k of kNN.
         temperature: of kNN's votes.
@@ -73,8 +73,10 @@ class Settings:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        if self.draws < 2 or min(self.neighbours, self.most, self.views, self.batch_size, *self.shots) < 1:
-            raise ValueError("evaluate: draws start at 2; neighbours, shots, most, views and batch_size at 1.")
+        if not 2 <= self.draws <= 255:
+            raise ValueError(f"evaluate: draws is {self.draws}; it lies between 2 and 255.")
+        if min(self.neighbours, self.most, self.views, self.batch_size, *self.shots) < 1:
+            raise ValueError("evaluate: neighbours, shots, most, views and batch_size start at 1.")
         if not 0 < self.holdout < 1 or self.temperature <= 0:
             raise ValueError("evaluate: holdout lies between 0 and 1 and temperature above 0.")
 
@@ -90,7 +92,7 @@ class Evidence:
         queries: test pictures.
         found: [queries, 5] pictures of each query's nearest training samples, nearest first.
         captions: query and neighbours -> label, or cosine without labels.
-        panel: what the pretext task saw and answered on held-out samples.
+        panel: what the pretext task saw and answered on test samples.
     """
 
     layer: str
@@ -266,7 +268,7 @@ def _measures(x: Tensor, view: Tensor | None) -> dict[str, float]:
 def _pretext(
     task: PretextTask, model: TaskModel, part: Part, ids: Ids, settings: Settings, device: torch.device
 ) -> tuple[dict[str, Pretext], Panel]:
-    """The task's own metrics on held-out samples, in whole batches, and a panel of the first batch."""
+    """The task's own metrics on test samples, in whole batches, and a panel of the first batch."""
     rng = torch.Generator(device).manual_seed(settings.seed)
     ids = some(ids, settings.views, settings.seed)
     size = min(settings.batch_size, len(ids))
@@ -284,11 +286,16 @@ def _pretext(
     return {name: Pretext(*normal_mean(torch.cat(value)), chance.get(name)) for name, value in values.items()}, panel
 
 
+def _samples(has_labels: bool) -> str:
+    """What the pretext task was tried on: without a labelled set, what the encoder was trained on."""
+    return "held-out samples" if has_labels else "samples of its own corpus"
+
+
 def _notes(pretext: Mapping[str, Pretext], rows: list[Row], has_labels: bool) -> Iterator[str]:
     accuracy = pretext.get("accuracy")
     if accuracy and accuracy.chance is not None and accuracy.low <= accuracy.chance * _NEAR_CHANCE:
         yield (
-            f"The pretext task is answered at chance on held-out samples ({100 * accuracy.mean:.1f} %, chance is "
+            f"The pretext task is answered at chance on {_samples(has_labels)} ({100 * accuracy.mean:.1f} %, chance is "
             f"{100 * accuracy.chance:.1f} %): this data does not hold the answer (such as turned pictures of things "
             "without an upright), or the training was too short; try another task or train longer."
         )

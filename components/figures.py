@@ -161,7 +161,7 @@ def answers(panel: Panel) -> bytes:
 
 
 def nearest(evidence: Evidence) -> bytes:
-    """Held-out pictures, each with the training pictures that the encoder finds most alike."""
+    """Test pictures, each with the training pictures that the encoder finds most alike."""
     n, found = evidence.found.shape[:2]
     side, gap, words, top, apart = 0.78, 0.08, 0.26, 0.32, 0.2
     wide = 2 if n > 4 else 1
@@ -218,7 +218,7 @@ def _picture(axes: Axes, image: npt.NDArray[Any], caption: str = "", colour: str
 
 
 def embedding_map(evidence: Evidence) -> bytes | None:
-    """Held-out samples laid out by likeness (t-SNE of the best layer), coloured by label; None for fewer than 10."""
+    """Test samples laid out by likeness (t-SNE of the best layer), coloured by label; None for fewer than 10."""
     if len(evidence.features) < 10:
         return None
     places = _lay_out(evidence.features)
@@ -232,7 +232,7 @@ def embedding_map(evidence: Evidence) -> bytes | None:
         axes.set_yticks([])
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        axes.set_title(f"{len(places):,} held-out samples, t-SNE of {evidence.layer}")
+        axes.set_title(f"{len(places):,} samples, t-SNE of {evidence.layer}")
     return png.getvalue()
 
 
@@ -264,12 +264,12 @@ def _scatter_classes(axes: Axes, places: npt.NDArray[np.float32], labels: npt.ND
 def curves(points: Sequence[Point]) -> bytes | None:
     """Loss, accuracy, learning rate and spread over the steps, those there are; None for fewer than two points."""
     wanted = {
-        "loss": ("loss", "train/loss"),
-        "pretext accuracy": ("accuracy", "train/accuracy"),
-        "learning rate": ("lr", "train/lr", "learning_rate"),
-        "effective rank": ("effective_rank", "train/effective_rank"),
+        "loss": "loss",
+        "pretext accuracy": "accuracy",
+        "learning rate": "lr",
+        "effective rank": "effective_rank",
     }
-    series = {title: _series(points, names) for title, names in wanted.items()}
+    series = {title: _series(points, name) for title, name in wanted.items()}
     series = {title: values for title, values in series.items() if len(values[0]) > 1}
     if not series:
         return None
@@ -285,8 +285,8 @@ def curves(points: Sequence[Point]) -> bytes | None:
     return png.getvalue()
 
 
-def _series(points: Sequence[Point], names: Sequence[str]) -> tuple[list[int], list[float]]:
-    found = [(point.step, point.metrics[name]) for point in points for name in names if name in point.metrics]
+def _series(points: Sequence[Point], name: str) -> tuple[list[int], list[float]]:
+    found = [(point.step, point.metrics[name]) for point in points if name in point.metrics]
     found = [(step, value) for step, value in found if np.isfinite(value)]
     return [step for step, _ in found], [value for _, value in found]
 

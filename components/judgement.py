@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pretext:
-    """A metric of the pretext task on held-out samples, beside what an ignorant model shows."""
+    """A metric of the pretext task on the test part, beside what an ignorant model shows."""
 
     mean: float
     low: float
@@ -91,7 +91,7 @@ class Judgement:
         classes: names of the classes; empty without labels.
         evaluation_set: hash of both corpora's contents, the seed and the probes; equal hashes may be compared.
         settings: of the probes.
-        pretext: metric of the pretext task -> its value on held-out samples.
+        pretext: metric of the pretext task -> its value on the test part; without labels, on part of the training corpus.
         collapse: why the representation is useless, in one sentence; empty when it is not.
         notes: what a reader should know, a sentence each.
         correct: probe -> per-sample correctness of the best layer, for the paired comparison of two encoders.

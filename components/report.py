@@ -27,14 +27,14 @@ FIGURES = {
             "label draws for the few-label probes. The best layer, chosen on the training part, carries its figure."
         ),
     ),
-    "answers": ("What the task saw and answered", "Held-out samples as the pretext task showed them to the network."),
+    "answers": ("What the task saw and answered", "Test samples as the pretext task showed them to the network."),
     "neighbours": (
         "Nearest neighbours",
-        "Held-out pictures and the training pictures whose features are most alike, nearest first.",
+        "Test pictures and the training pictures whose features are most alike, nearest first.",
     ),
     "map": (
         "Embedding map",
-        "Features of held-out samples, laid out so that like is near like; distances far apart say little.",
+        "Features of test samples, laid out so that like is near like; distances far apart say little.",
     ),
     "curves": ("Training", "Curves of the pretext task. They say that training worked, not that the encoder is good."),
 }

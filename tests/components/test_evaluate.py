@@ -201,6 +201,13 @@ def test_neighbours_are_real_pictures_of_the_training_part(parts, judged):
 
 
 def test_settings_that_make_no_sense_are_refused():
-    for wrong in ({"draws": 1}, {"neighbours": 0}, {"holdout": 1.0}, {"temperature": 0.0}, {"shots": (0,)}):
+    for wrong in (
+        {"draws": 1},
+        {"draws": 256},
+        {"neighbours": 0},
+        {"holdout": 1.0},
+        {"temperature": 0.0},
+        {"shots": (0,)},
+    ):
         with pytest.raises(ValueError):
             Settings(**wrong)
