@@ -41,9 +41,7 @@ class Appender:
             self._learn(table)
         self._others = False  # what was there before is dropped before it is read
 
-    def append(
-        self, files: list[DataFile], strip: Callable[[DataFile], DataFile | None], info: Mapping[str, Any]
-    ) -> None:
+    def append(self, files: list[DataFile], strip: Strip, info: Mapping[str, Any]) -> None:
         """Commit `files`, without rows that others have committed; a repetition changes nothing.
 
         Raises:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_core.data.reader import FETCHERS
@@ -142,11 +142,6 @@ def read_images(part: Part, sample: Mapping[str, Field], ids: Sequence[int]) -> 
     out = np.empty((len(ids), *FETCHERS["image"].memory(field)), dtype=np.uint8)
     FETCHERS["image"].fetch(part.shards, np.asarray(ids, dtype=np.int64), field, None, out)
     return out
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are."""
-    return next(model.parameters()).device
 
 
 def _collect(into: dict[str, list[Tensor]], found: Mapping[str, Tensor]) -> None:
