@@ -91,7 +91,7 @@ class Judgement:
         classes: names of the classes; empty without labels.
         evaluation_set: hash of both corpora's contents, the seed and the probes; equal hashes may be compared.
         settings: of the probes.
-        pretext: metric of the pretext task -> its value on the test part; without labels, on part of the training corpus.
+        pretext: metric of the pretext task -> its value on the test part; without labels on training samples.
         collapse: why the representation is useless, in one sentence; empty when it is not.
         notes: what a reader should know, a sentence each.
         correct: probe -> per-sample correctness of the best layer, for the paired comparison of two encoders.
