@@ -226,7 +226,12 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
             what = (section.name, corpus.uri, corpus.version, corpus.digest())
             tracker.dataset(*what, samples=corpus.count(), context=use)
     model = f"models:/{recipe.register_.model}@champion" if recipe.register_ else str(planned.folder / MODEL)
-    facts = {"task": recipe.task_name, "encoder": recipe.encoder.name, "code": planned.code, "MLflow": tracker.link}
+    facts = {
+        "task": recipe.task_name,
+        "encoder": recipe.encoder.name,
+        "code": planned.code,
+        "MLflow": tracker.link if tracker.link.startswith("http") else "pretext ui",
+    }
     whole = yaml.safe_dump(recipe.plain(), sort_keys=False)
     where = (planned.name, planned.key, planned.corpus, planned.version, planned.digest, planned.samples)
     page = write_report(judgement, drawn, About(*where, recipe=whole, model=model, facts=facts))
