@@ -184,7 +184,7 @@ class Tracker:
             lost = f" {self._lost} could not be written to disk and are lost." if self._lost else ""
             sentence = (
                 f"{left} records of this run wait in {self._spool.folder} because {self.uri} does not take them "
-                f"({self._shipper.trouble or 'too slow'}); the next attempt or `deliver` sends them.{lost}"
+                f"({self._shipper.trouble or 'too slow'}); the same command, run again, sends them.{lost}"
             )
             log.warning("%s", sentence)
         self._closed = Closed(status, left, sentence)

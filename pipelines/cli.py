@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -87,16 +87,23 @@ def ingest(
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column of image bytes in Parquet sources.")] = None,
     retry_quarantined: Annotated[bool, typer.Option(help="Try quarantined files again.")] = False,
+    max_bytes: Annotated[int | None, typer.Option(help="Largest file, bytes [64 MiB].")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Largest picture, pixels [50 million].")] = None,
+    max_aspect: Annotated[float | None, typer.Option(help="Longest picture, long by short side [8].")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="CPU time to decode a file [10].")] = None,
+    max_memory: Annotated[int | None, typer.Option(help="Memory to decode a file, bytes [1 GiB].")] = None,
     output: OutputOption = Output.table,
 ) -> None:
     """Take new content from the sources into a corpus; what is known is not read again."""
     from pipelines.local import ingest_alone
     from pipelines.summary import show_ingest
 
-    canon = {"size": size, "payload": payload}
-    report = ingest_alone(sources, corpus, canon, labels, column, retry_quarantined)
+    limits: dict[str, float | None] = {"max_bytes": max_bytes, "max_pixels": max_pixels, "max_aspect": max_aspect}
+    limits |= {"max_seconds": max_seconds, "max_memory": max_memory}
+    options: dict[str, Any] = {"labels": labels, "column": column, "retry_quarantined": retry_quarantined}
+    report = ingest_alone(sources, corpus, {"size": size, "payload": payload}, limits, **options)
     show_ingest(corpus, report, as_json=output is Output.json)
-    if not report.added:
+    if not report.added + report.quarantined:
         raise typer.Exit(NOTHING_TO_DO)
 
 

@@ -18,8 +18,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
+from components.corpus import corpus_uri
 from components.evaluate import Settings
 from pipelines.source_map import SourceMap, YamlError
 from ssl_core.data.decode import Canon, Limits
@@ -30,6 +39,17 @@ from ssl_core.train.run import Optim, Run, Train
 
 RECIPES = Path(__file__).parent / "recipes"
 
+WRITTEN = {
+    "tuple_type": "write a list, [a, b]",
+    "model_type": "write its keys below it, indented",
+    "model_attributes_type": "write its keys below it, indented",
+    "string_type": "write text; quote what YAML takes for something else",
+    "int_parsing": "write a whole number, such as 100",
+    "int_from_float": "write a whole number, such as 100",
+    "float_parsing": "write a number, such as 0.1",
+}
+"""How a value of the wrong type should have been written, by pydantic's name for the error."""
+
 
 class RecipeError(ValueError):
     """A recipe that cannot run; the message says what, where and how to mend it, one problem a line."""
@@ -39,6 +59,18 @@ class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, and nothing changes after the check."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, data: Any) -> Any:
+        """YAML reads yes, no, on and off as switches; `clip: off` must not come to mean 0.0."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            kind = cls.model_fields[name].annotation if name in cls.model_fields else None
+            kinds = {kind, *typing.get_args(kind)}
+            if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+                nothing = ", or null for none" if type(None) in kinds else ""
+                raise ValueError(f"{name} is {str(value).lower()}, a switch; write a number{nothing}")
+        return data
 
 
 class Mirror(Section):
@@ -94,10 +126,18 @@ else:
     TaskSection = Annotated[functools.reduce(operator.or_, TASK_SECTIONS.values()), Field(discriminator="name")]
 
 
+def _corpus_name(name: str) -> str:
+    corpus_uri(name)
+    return name
+
+
+CorpusName = Annotated[str, AfterValidator(_corpus_name)]
+
+
 class LabelledSection(Section):
     """A labelled corpus for judging; its images never train the encoder."""
 
-    name: str = Field(description="corpus name, path or URI")
+    name: CorpusName = Field(description="corpus name, path or URI")
     sources: tuple[str, ...] = Field(
         (), description="what `pretext run` ingests into it first; {home} is the pretext home"
     )
@@ -107,13 +147,13 @@ class LabelledSection(Section):
 class CorpusSection(Section):
     """The unlabelled corpus, how its samples are kept, and what is ingested into it first."""
 
-    name: str = Field(description="corpus name (below the pretext home), path or URI")
+    name: CorpusName = Field(description="corpus name (below the pretext home), path or URI")
     sources: tuple[str, ...] = Field(
         (), description="folders, globs, tars, Parquet files or URIs that `pretext run` ingests first"
     )
     column: str | None = Field(None, description="column of image bytes in Parquet sources")
     version: int | None = Field(None, ge=0, description="train on this version; newest by default")
-    size: int = Field(256, ge=1, description="short side of the stored images, pixels")
+    size: int = Field(256, ge=1, le=8192, description="short side of the stored images, pixels")
     payload: Literal["raw", "jpeg"] = Field("raw", description="raw: fastest; jpeg: a fifth of the bytes")
     quality: int = Field(95, ge=1, le=100, description="JPEG quality of the `jpeg` payload")
     limits: mirror(Limits) = Field(default_factory=lambda: mirror(Limits)(), description="what a media file may cost")  # type: ignore[valid-type]
@@ -276,6 +316,8 @@ def explain(error: ValidationError, source: SourceMap) -> Iterator[str]:
     """One sentence for each problem: where, what, and the nearest right key."""
     for problem in error.errors():
         path = tuple(part for i, part in enumerate(problem["loc"]) if not _is_union_tag(problem["loc"], i))
+        if problem["type"].startswith("union_tag"):
+            path = (*path, "name")
         message = str(problem["msg"]).removeprefix("Value error, ")
         if problem["type"] == "value_error":  # a dataclass speaks for its section and names the key in its sentence
             yield f"{source.where(_named_in(message, path, source))}: {message}"
@@ -286,7 +328,7 @@ def explain(error: ValidationError, source: SourceMap) -> Iterator[str]:
 def _named_in(message: str, section: tuple[str | int, ...], source: SourceMap) -> tuple[str | int, ...]:
     """Path of the first key that the message names, as `section.key` or, within the section, as `key`."""
     for first, second in re.findall(r"\b([a-z_]+)(?:\.([a-z_]+))?", message):
-        for path in ((first, second), (*section, first)):
+        for path in ((first, second), (*section, second), (*section, first)):
             if path in source.origins:
                 return path
     return section
@@ -303,11 +345,14 @@ def _sentence(problem: Any, dotted: str, data: dict[str, Any]) -> str:
         return f"`{dotted}` is no key of a recipe; {_nearest_key(dotted, data)}"
     if kind == "missing":
         return f"`{dotted}` is missing; add it"
+    if kind in WRITTEN:
+        shown = "empty" if given is None else repr(given)
+        return f"`{dotted}` is {shown}: {WRITTEN[kind]}"
     if kind == "union_tag_not_found":
-        return f"`{dotted}.name` is missing; one of {', '.join(TASKS)}"
+        return f"`{dotted}` is missing; one of {', '.join(TASKS)}"
     if kind == "union_tag_invalid":
         tag = str(problem["ctx"]["tag"])
-        return f"`{dotted}.name` is {tag!r}; {_nearest(tag, list(TASKS))}"
+        return f"`{dotted}` is {tag!r}; {_nearest(tag, list(TASKS))}"
     message = str(problem["msg"])
     return f"`{dotted}` is {given!r}: {message[0].lower()}{message[1:]}"
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ def evaluate_alone(recipe: Recipe) -> tuple[Judgement, Plan]:
     """Judge the encoder that the recipe has trained. Raises what `run_pipeline` raises."""
     with stoppable():
         planned = plan(recipe)
+        require_model(recipe, planned)
         with held(planned), tracked(recipe, planned) as tracker:
             return evaluate_step(recipe, planned, tracker), planned
 
@@ -102,8 +104,10 @@ def register_alone(recipe: Recipe) -> Registered:
         raise StepError("the recipe has no section `register`; add `register: {model: NAME}`")
     with stoppable():
         planned = plan(recipe)
+        require_model(recipe, planned)
+        judgement = read_judgement(planned)
         with held(planned), tracked(recipe, planned) as tracker:
-            return register_step(recipe, planned, tracker, read_judgement(planned))
+            return register_step(recipe, planned, tracker, judgement)
 
 
 def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
@@ -123,18 +127,16 @@ def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
 
 
 def ingest_alone(
-    sources: list[str], corpus: str, canon: dict[str, Any], labels: Any, column: str | None, retry: bool
+    sources: list[str], corpus: str, canon: Mapping[str, Any], limits: Mapping[str, Any], **options: Any
 ) -> IngestReport:
-    """Ingest by hand; what `canon` does not say is as in the corpus, or the default for a new one."""
+    """Ingest by hand; a `canon` value of None is as in the corpus, or the default for a new one; so are limits."""
     try:
         known = dataclasses.asdict(Corpus.open(corpus).canon)
     except CorpusError:
         known = dataclasses.asdict(CorpusSection(name=corpus).canon())
-    chosen = Canon(**known | {name: value for name, value in canon.items() if value is not None})
+    form, cost = ({k: v for k, v in given.items() if v is not None} for given in (canon, limits))
     with stoppable():
-        return ingest_watched(
-            sources, corpus, canon=chosen, limits=Limits(), labels=labels, column=column, retry_quarantined=retry
-        )
+        return ingest_watched(sources, corpus, canon=Canon(**known | form), limits=Limits(**cost), **options)
 
 
 def ingest_watched(sources: list[str], corpus: str, **options: Any) -> IngestReport:
@@ -190,7 +192,8 @@ def pretrain_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> None:
             address=recipe.cluster.address,
         )
     if outcome.status == "KILLED":
-        raise Stopped(f"{outcome.reason} at step {outcome.step} of {outcome.steps}; the same command goes on", 143)
+        code = 128 + (signal.SIGINT if "SIGINT" in outcome.reason else signal.SIGTERM)
+        raise Stopped(f"{outcome.reason} at step {outcome.step} of {outcome.steps}; the same command goes on", code)
     if outcome.status == "FAILED":
         tracker.tag({"pretext.failure": outcome.reason})
         raise StepError(f"pretrain {planned.name}: {outcome.reason}")
@@ -311,16 +314,22 @@ def parts_of(recipe: Recipe, planned: Plan) -> tuple[Part, Part | None]:
     return found[0], found[1] if len(found) > 1 else None
 
 
-@contextmanager
-def model_of(recipe: Recipe, planned: Plan) -> Iterator[Path]:
-    """A local folder with the run's model, downloaded where the run's storage is remote.
+def require_model(recipe: Recipe, planned: Plan) -> None:
+    """Asked before a run's MLflow record is opened, so that a step out of order leaves no trace in it.
 
     Raises:
         StepError: the run has no model yet.
     """
+    if not run_folder(recipe, planned).holds(MODEL):
+        raise StepError(f"run {planned.name} has no trained model; `pretext pretrain` comes first")
+
+
+@contextmanager
+def model_of(recipe: Recipe, planned: Plan) -> Iterator[Path]:
+    """A local folder with the run's model, downloaded where the run's storage is remote."""
+    require_model(recipe, planned)
     with run_folder(recipe, planned).local_copy(MODEL) as path:
-        if path is None:
-            raise StepError(f"run {planned.name} has no trained model; `pretext pretrain` comes first")
+        assert path is not None
         yield path
 
 

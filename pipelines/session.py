@@ -52,7 +52,7 @@ def close_dead_runs(uri: str | None) -> None:
 
     from components.tracking import sweep
 
-    with suppress(MlflowException):
+    with suppress(MlflowException, Busy):
         for run_id in sweep(uri):
             say(f"closed MLflow run {run_id} as KILLED: it died without a word")
 

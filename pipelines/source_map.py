@@ -11,6 +11,10 @@ import yaml
 
 Path_ = tuple[str | int, ...]
 
+MOST_NODES = 10_000
+"""Keys and values of a recipe with its aliases written out: a few lines of YAML can stand for billions."""
+DEEPEST = 50
+
 
 class YamlError(ValueError):
     """The file is not the YAML that a recipe can be."""
@@ -44,7 +48,9 @@ class SourceMap:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise YamlError(f"{shown}:{line}: not valid YAML: {error.problem}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise YamlError(f"{shown}: not a YAML text file: {error}") from None
+            raise YamlError(f"{shown}: not a YAML text file: {' '.join(str(error).split())}") from None
+        except RecursionError:
+            raise YamlError(f"{shown}: not a recipe: its brackets are nested too deep") from None
         if not isinstance(root, yaml.MappingNode):
             raise YamlError(f"{shown}:1: a recipe is a mapping of sections such as `task:` and `corpus:`")
         source = cls(shown)
@@ -52,16 +58,27 @@ class SourceMap:
         return source
 
     def _walk(self, node: yaml.Node, path: Path_) -> Any:
-        self.origins.setdefault(path, f"{self.name}:{node.start_mark.line + 1}")
+        here = f"{self.name}:{node.start_mark.line + 1}"
+        if len(path) > DEEPEST:  # as an alias within what it stands for
+            raise YamlError(f"{here}: nested too deep; does an alias (*name) stand within its own anchor (&name)?")
+        self.origins.setdefault(path, here)
+        if len(self.origins) > MOST_NODES:
+            raise YamlError(f"{here}: more than {MOST_NODES:,} keys and values; write fewer aliases (*name)")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self._walk(child, (*path, i)) for i, child in enumerate(node.value)]
-        return yaml.SafeLoader("").construct_object(node)
+        try:
+            return yaml.SafeLoader("").construct_object(node)
+        except (yaml.YAMLError, ValueError):  # a tag nobody knows; a date in the 13th month
+            raise YamlError(f"{here}: `{node.value}` is no value of the kind it looks like; quote it") from None
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, child in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                line = key_node.start_mark.line + 1
+                raise YamlError(f"{self.name}:{line}: a key is a word, not a list or a mapping; quote what has {{ or [")
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key in values:
                 first = self.origins[(*path, key)]
@@ -82,7 +99,7 @@ class SourceMap:
             raise YamlError(f"--set {assignment}: write it as section.key=value, e.g. --set train.batch_size=128")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise YamlError(f"--set {assignment}: the value is not valid YAML; quote it") from None
         place: Any = self.data
         for i, key in enumerate(keys[:-1]):

@@ -61,9 +61,10 @@ def judgement_table(judgement: Judgement) -> None:
     samples = judgement.samples
     title = f"Judged on {samples['test']:,} images by probes on {samples['train']:,} (accuracy in %, 95 % interval)"
     console.table(title if probes else "Judged without labels", columns, cells, right=columns[1:])
+    where = "held-out" if probes else "training"
     for name, value in judgement.pretext.items():
         chance = f", chance {_pretext_value(name, value.chance)}" if value.chance is not None else ""
-        console.OUT.print(Text(f"pretext {name} on held-out images: {_pretext_value(name, value.mean)}{chance}"))
+        console.OUT.print(Text(f"pretext {name} on {where} images: {_pretext_value(name, value.mean)}{chance}"))
     for note in (*judgement.notes, *([judgement.collapse] if judgement.collapse else [])):
         console.OUT.print(Text(f"note: {note}", style="yellow"))
 
@@ -136,16 +137,15 @@ def show_embedded(report: EmbedReport, as_json: bool) -> None:
 
 def show_corpora(as_json: bool) -> None:
     """All corpora below the pretext home."""
-    from components.corpus import Corpus, pretext_home
+    from components.corpus import Corpus, corpora, pretext_home
 
-    folder = pretext_home() / "corpora"
-    names = sorted(path.name for path in folder.iterdir() if (path / "_delta_log").is_dir()) if folder.is_dir() else []
-    rows = [_corpus_facts(name, Corpus.open(name)) for name in names]
+    rows = [_corpus_facts(name, Corpus.open(name)) for name in corpora()]
     if as_json:
         console.emit(rows)
         return
     columns = ("corpus", "version", "samples", "stored as")
-    console.table(str(folder), columns, [[row[c] for c in columns] for row in rows], right=("version", "samples"))
+    cells = [[row[column] for column in columns] for row in rows]
+    console.table(str(pretext_home() / "corpora"), columns, cells, right=("version", "samples"))
 
 
 def _corpus_facts(name: str, corpus: Any) -> dict[str, Any]:
