@@ -65,7 +65,7 @@ def test_every_recipe_of_the_package_is_valid_and_says_how_to_run_it(recipe: str
         ("batch_size", "bach_size", 13, "did you mean `train.batch_size`?"),
         ("  canvas", "  canvass", 7, "did you mean `task.canvas`?"),
         ("  size: 64", "  batch_size: 64", 4, "did you mean `train.batch_size`?"),
-        ("name: rotation", "name: rotaton", 5, "did you mean rotation?"),
+        ("name: rotation", "name: rotaton", 6, "did you mean rotation?"),
         ("optim:", "optimizer:", 10, "did you mean `optim`?"),
     ],
 )
@@ -96,6 +96,48 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 def test_text_that_is_not_yaml_names_the_line(tmp_path: Path) -> None:
     assert "tiny.yaml:2: not valid YAML" in complaint(tmp_path, "name: x\ncorpus: ] 1\n")
     assert "a recipe is a mapping" in complaint(tmp_path, "- just\n- a list\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &a [*a]\n", "tiny.yaml:1: nested too deep"),
+        ("a: " + "[" * 3000 + "]" * 3000, "tiny.yaml: not a recipe: its brackets are nested too deep"),
+        (
+            "a: &a [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1 or ''}, *a{i - 1 or ''}]\n" for i in range(1, 40)),
+            "aliases",
+        ),
+        ("name: !tag x\n", "tiny.yaml:1: `x` is no value of the kind it looks like; quote it"),
+        ("name: x\nday: 2024-13-45\n", "tiny.yaml:2: `2024-13-45` is no value"),
+        ("? [a, b]\n: 1\n", "tiny.yaml:1: a key is a word"),
+        ("name: \x07\n", "tiny.yaml: not a YAML text file"),
+    ],
+    ids=["cycle", "depth", "bomb", "tag", "date", "key", "control"],
+)
+def test_a_trap_of_yaml_is_answered_by_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    answer = complaint(tmp_path, text)
+    assert said in answer
+    assert len(answer.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.seed=yes", "--set train.seed=yes: seed is true, a switch; write a number"),
+        ("corpus.sources=photos", "`corpus.sources` is 'photos': write a list, [a, b]"),
+        ("corpus.sources=", "`corpus.sources` is empty: write a list, [a, b]"),
+        ("train=5", "`train` is 5: write its keys below it, indented"),
+        ("train.batch_size=6e1", "`train.batch_size` is '6e1': write a whole number"),
+        ("name=2024", "`name` is 2024: write text; quote"),
+        ("corpus.name=a b", "--set corpus.name=a b: 'a b' cannot name a corpus"),
+        ("corpus.size=9000", "`corpus.size` is 9000: input should be less than or equal to 8192"),
+        ("corpus.limits.max_bytes=0", "--set corpus.limits.max_bytes=0: limits.max_bytes must be above 0"),
+        ("task.name=rotatoin", "--set task.name=rotatoin: `task.name` is 'rotatoin'; did you mean rotation?"),
+        ("train.seed=2024-13-45", "the value is not valid YAML; quote it"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_how_to_be_written(tmp_path: Path, override: str, said: str) -> None:
+    assert said in complaint(tmp_path, GOOD, override)
 
 
 def test_set_overrides_a_value_and_is_blamed_for_a_bad_one(tmp_path: Path) -> None:
