@@ -21,6 +21,7 @@ from ssl_core.data.reader import Batch, Reader
 from ssl_core.data.shards import Shards
 from ssl_core.train import checkpoint
 from ssl_core.train.learner import Learner
+from ssl_core.train.memory import keep_freed_memory
 from ssl_core.train.optim import lr_schedule
 from ssl_core.train.run import Run
 from ssl_core.train.team import State, Team
@@ -127,6 +128,8 @@ def pretrain(
         ValueError: run, corpus and ranks do not fit together; the message says how to mend it.
     """
     team = Team.join(rank, world, device)
+    if team.device.type == "cpu":
+        keep_freed_memory()
     learner = Learner(run, team)
     state = team.share_state(store.newest() if rank == 0 else None)
     watch = CollapseWatch(run.train, _resume(learner, state, digest))

