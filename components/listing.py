@@ -23,6 +23,7 @@ from components.sources import (
     Taking,
     first_visit,
     hidden,
+    itself,
     label_of,
     part_of,
     refusal,
@@ -45,7 +46,7 @@ def found(part: Part, taking: Taking, fresh: Fresh, skipped: Callable[[int], Non
     elif part.kind == "file":
         yield from _files([Entry(part.uri, False, part.size, part.mtime)], taking, fresh)
     else:
-        yield from _folder(part, taking, fresh, skipped, set())
+        yield from _folder(part, taking, fresh, skipped, itself(part))
 
 
 def _folder(

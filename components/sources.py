@@ -93,7 +93,7 @@ def parts(sources: Sequence[str], enough: int = 64) -> list[Part]:
     """
     waiting = deque(part for source in sources for part in _named(source))
     cut: list[Part] = []
-    visited: set[tuple[int, int]] = set()
+    visited = {identity for part in waiting for identity in itself(part)}
     while waiting:
         part = waiting.popleft()
         if part.kind != "folder" or len(cut) + len(waiting) >= enough:
@@ -158,6 +158,12 @@ def _subparts(uri: str, visited: set[tuple[int, int]]) -> Iterator[Part]:
         part = part_of(entry)
         if part.kind != "file":
             yield part
+
+
+def itself(part: Part) -> set[tuple[int, int]]:
+    """The local folder a walk begins at: a link back to it is not followed."""
+    entry = stat(part.uri) if part.kind == "folder" and not is_remote(part.uri) else None
+    return {entry.identity} if entry and entry.identity else set()
 
 
 def first_visit(folder: Entry, visited: set[tuple[int, int]]) -> bool:

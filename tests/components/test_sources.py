@@ -110,6 +110,14 @@ def test_links_are_followed_and_a_loop_of_links_ends(tmp_path: Path):
         assert found_names == {"1.png", "2.png"}
 
 
+@pytest.mark.parametrize("enough", [0, 64])
+def test_a_link_back_to_the_source_lists_nothing_twice(tmp_path: Path, enough: int):
+    put(tmp_path / "a" / "1.png")
+    put(tmp_path / "2.png")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    assert names(rows(tmp_path, enough=enough), tmp_path) == ["2.png", "a/1.png"]
+
+
 def test_pipes_and_devices_are_not_opened(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.png")
     assert rows(tmp_path) == []
