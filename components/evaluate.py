@@ -44,6 +44,7 @@ __all__ = ["Evidence", "Judgement", "Part", "Settings", "evaluate", "paired_gain
 
 Pictures = npt.NDArray[np.uint8]
 _NEAR_CHANCE = 1.08
+_PRETEXT_BATCH = 256  # fixed, since a contrastive task is harder in a larger batch
 
 
 @dataclass(frozen=True)
@@ -271,10 +272,10 @@ def _pretext(
     """The task's own metrics on test samples, in whole batches, and a panel of the first batch."""
     rng = torch.Generator(device).manual_seed(settings.seed)
     ids = some(ids, settings.views, settings.seed)
-    size = min(settings.batch_size, len(ids))
+    size = min(_PRETEXT_BATCH, len(ids))
     values: dict[str, list[Tensor]] = {}
     panel = None
-    for raw in _read(task, part, ids[: len(ids) // size * size], settings, device):
+    for raw in batches(part, task.sample, ids[: len(ids) // size * size], size, device):
         inputs, targets = task.make_batch(raw, rng)
         outputs = model(**inputs)
         found = {"loss": task.loss(outputs, targets), **task.metrics(outputs, targets)}
