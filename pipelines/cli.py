@@ -78,7 +78,9 @@ def _run(recipe: str, set_: list[str] | None, output: Output) -> None:
 def ingest(
     sources: Annotated[list[str], typer.Argument(help="Folder, glob, tar, Parquet file, or a URI of one.")],
     corpus: Annotated[str, typer.Option("--corpus", help="Corpus name, path or URI; made if missing.")],
-    size: Annotated[int | None, typer.Option(help="Short side of the stored images, pixels [256].")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, max=8192, help="Short side of the stored images, pixels [256].")
+    ] = None,
     payload: Annotated[
         Literal["raw", "jpeg"] | None, typer.Option(help="raw (fastest) or jpeg (a fifth of the bytes) [raw].")
     ] = None,
@@ -275,7 +277,7 @@ def _failed(error: Exception) -> int:
     ours = type(error).__module__.partition(".")[0] in ("ssl_core", "components", "pipelines")
     if ours or isinstance(error, ValueError | OSError):
         console.complain(str(error))
-        return BAD_USE if type(error).__name__ == "RecipeError" else FAILED
+        return BAD_USE if type(error).__name__ in ("RecipeError", "UnknownTaskError") else FAILED
     first = (str(error).splitlines() or [""])[0]
     if type(error).__name__ == "MlflowException":  # by its name: importing MLflow takes seconds
         console.complain(f"MLflow: {first}")

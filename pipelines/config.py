@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from components.corpus import corpus_uri
+from components.corpus import CorpusError, corpus_uri
 from components.evaluate import Settings
 from pipelines.source_map import SourceMap, YamlError
 from ssl_core.data.decode import Canon, Limits
@@ -126,18 +126,10 @@ else:
     TaskSection = Annotated[functools.reduce(operator.or_, TASK_SECTIONS.values()), Field(discriminator="name")]
 
 
-def _corpus_name(name: str) -> str:
-    corpus_uri(name)
-    return name
-
-
-CorpusName = Annotated[str, AfterValidator(_corpus_name)]
-
-
 class LabelledSection(Section):
     """A labelled corpus for judging; its images never train the encoder."""
 
-    name: CorpusName = Field(description="corpus name, path or URI")
+    name: str = Field(description="corpus name, path or URI")
     sources: tuple[str, ...] = Field(
         (), description="what `pretext run` ingests into it first; {home} is the pretext home"
     )
@@ -147,7 +139,7 @@ class LabelledSection(Section):
 class CorpusSection(Section):
     """The unlabelled corpus, how its samples are kept, and what is ingested into it first."""
 
-    name: CorpusName = Field(description="corpus name (below the pretext home), path or URI")
+    name: str = Field(description="corpus name (below the pretext home), path or URI")
     sources: tuple[str, ...] = Field(
         (), description="folders, globs, tars, Parquet files or URIs that `pretext run` ingests first"
     )
@@ -161,6 +153,14 @@ class CorpusSection(Section):
     def canon(self) -> Canon:
         """How images are stored."""
         return Canon(size=self.size, payload=self.payload, quality=self.quality)
+
+
+def _well_named(section: Any) -> Any:
+    try:
+        corpus_uri(section.name)
+    except CorpusError as error:
+        raise ValueError(f"name: {error}") from None
+    return section
 
 
 class ClusterSection(Section):
@@ -178,10 +178,12 @@ class ClusterSection(Section):
 class EvaluateSection(mirror(Settings)):  # type: ignore[misc]
     """How the encoder is judged."""
 
-    train: LabelledSection | None = Field(
+    train: Annotated[LabelledSection, AfterValidator(_well_named)] | None = Field(
         None, description="labelled images that fit the probes; none: label-free measures only"
     )
-    test: LabelledSection | None = Field(None, description="labelled images that score the probes")
+    test: Annotated[LabelledSection, AfterValidator(_well_named)] | None = Field(
+        None, description="labelled images that score the probes"
+    )
 
     @model_validator(mode="after")
     def _both_or_none(self) -> EvaluateSection:
@@ -216,7 +218,7 @@ class Recipe(Section):
         pattern=r"^[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?$",
         description="short name: lower case, digits, dashes; at most 36",
     )
-    corpus: CorpusSection
+    corpus: Annotated[CorpusSection, AfterValidator(_well_named)]
     task: TaskSection
     encoder: mirror(EncoderSpec)  # type: ignore[valid-type]
     optim: mirror(Optim)  # type: ignore[valid-type]

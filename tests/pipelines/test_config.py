@@ -129,7 +129,7 @@ def test_a_trap_of_yaml_is_answered_by_one_sentence(tmp_path: Path, text: str, s
         ("train=5", "`train` is 5: write its keys below it, indented"),
         ("train.batch_size=6e1", "`train.batch_size` is '6e1': write a whole number"),
         ("name=2024", "`name` is 2024: write text; quote"),
-        ("corpus.name=a b", "--set corpus.name=a b: 'a b' cannot name a corpus"),
+        ("corpus.name=a b", "--set corpus.name=a b: name: 'a b' cannot name a corpus"),
         ("corpus.size=9000", "`corpus.size` is 9000: input should be less than or equal to 8192"),
         ("corpus.limits.max_bytes=0", "--set corpus.limits.max_bytes=0: limits.max_bytes must be above 0"),
         ("task.name=rotatoin", "--set task.name=rotatoin: `task.name` is 'rotatoin'; did you mean rotation?"),
