@@ -135,7 +135,7 @@ def stream_columns(uri: str, names: Sequence[str]) -> Iterator[pa.Table]:
 def _storage(uri: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, DeltaError) as error:
         words = " ".join(re.sub("\x1b\\[[0-9]*m|↳", " ", str(error)).split())
         reason = "permission denied; check the credentials: " if " 403 " in words or "Forbidden" in words else ""
         raise StorageError(f"{uri}: {reason}{words[:300]}") from error

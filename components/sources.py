@@ -107,6 +107,8 @@ def parts(sources: Sequence[str], enough: int = 64) -> list[Part]:
 
 def _named(source: str) -> Iterator[Part]:
     """The source itself, or what its pattern matches."""
+    if not source:  # as of an unset variable: not the folder one happens to be in
+        raise StorageError("a source is empty; name a folder, file, glob or URI ('.' is the folder you are in)")
     uri = absolute(source)
     entry = stat(uri)
     if entry is not None:

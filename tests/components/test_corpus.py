@@ -100,6 +100,16 @@ def test_a_missing_or_cut_shard_is_a_storage_error_that_names_it():
         corpus.shards()
 
 
+def test_a_log_that_cannot_be_read_is_a_storage_error_that_names_the_corpus(tmp_path: Path):
+    log = tmp_path / "c" / "_delta_log"
+    log.mkdir(parents=True)
+    (log / f"{0:020d}.json").write_text("{")
+    with pytest.raises(StorageError, match=str(tmp_path / "c")):
+        Corpus.open(str(tmp_path / "c"))
+    with pytest.raises(StorageError, match=r"nosuch://bucket/c: .*Unknown scheme"):
+        Corpus.create("nosuch://bucket/c", CANON)
+
+
 def test_of_two_appends_on_one_version_the_second_is_refused():
     uri = Corpus.create("c", CANON).uri
     mine, yours = delta.open_table(uri), delta.open_table(uri)

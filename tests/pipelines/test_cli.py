@@ -57,13 +57,16 @@ def test_tasks_lists_every_task_and_shows_every_field_of_one(pretext: Pretext) -
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["tasks", "simcl"], 1, "did you mean simclr?"),
+        (["tasks", "simcl"], 2, "did you mean simclr?"),
         (["validate", "digit"], 2, "did you mean digits?"),
         (["run", "digits", "--set", "train.sed=1"], 2, "did you mean `train.seed`?"),
         (["corpus", "show", "nothing-here"], 1, "There is no corpus at"),
         (["ingest", "/no/such/folder", "--corpus", "x"], 1, "/no/such/folder: there is no such file or folder"),
         (["evaluate", "digits"], 1, "There is no corpus at"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
+        (["ingest", "", "--corpus", "x"], 1, "a source is empty; name a folder"),
+        (["ingest", ".", "--corpus", "bad name"], 1, "error: 'bad name' cannot name a corpus"),
+        (["ingest", ".", "--corpus", "x", "--size", "9000"], 2, "--size"),
         (["ingest", "."], 2, "Missing option '--corpus'"),
         (["ingest", ".", "--corpus", "x", "--labels", "folder"], 2, "'folder' is not one of 'parent'"),
     ],
