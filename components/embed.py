@@ -99,9 +99,11 @@ def embed(
     progress: called with (embedded, refused) after every batch.
 
     Raises:
-        ValueError: there is no such model or layer.  StorageError: source or output cannot be read or written.
+        ValueError: there is no such model or layer, or `out` is a folder, the source, or a file that is no Parquet.
+        StorageError: source or output cannot be read or written.
     """
     started = time.monotonic()
+    _check_place(Path(out), source)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:
         cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pretext-embed-")))
@@ -119,6 +121,21 @@ def embed(
     quarantine = writer.quarantine if writer.refused else None
     seconds = time.monotonic() - started
     return EmbedReport(Path(out), writer.rows, writer.dim, loaded.layer, writer.refused, quarantine, seconds)
+
+
+def _check_place(out: Path, source: str) -> None:
+    """Before the work, not after it."""
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; name the Parquet file to write, such as {out / 'out.parquet'}")
+    if out.exists() and Path(source).exists() and out.samefile(source):
+        raise ValueError(f"{out} is the source; name another file to write")
+    if out.is_file() and not _replaceable(out):
+        raise ValueError(f"{out} is there and is no Parquet file; delete it, or name another file to write")
+
+
+def _replaceable(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4) in (b"PAR1", b"")
 
 
 def _is_corpus(source: str) -> bool:

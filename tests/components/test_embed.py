@@ -154,3 +154,16 @@ def test_what_cannot_be_found_is_named_and_leaves_no_output(model: Path, tmp_pat
     with pytest.raises(RuntimeError):
         embed(str(model), str(source), tmp_path / "out.parquet", progress=fail)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_the_output_is_neither_a_folder_nor_the_source(model: Path, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", 1)
+    with pytest.raises(ValueError, match="is a folder; name the Parquet file"):
+        embed(str(model), str(source), tmp_path)
+    picture = source / "000.png"
+    with pytest.raises(ValueError, match="is the source"):
+        embed(str(model), str(picture), picture)
+    with pytest.raises(ValueError, match="is no Parquet file"):
+        embed(str(model), str(source), picture)
+    assert picture.read_bytes() == png(0)
+    assert [path.name for path in tmp_path.parent.glob(".*.part")] == []
