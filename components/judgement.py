@@ -155,8 +155,11 @@ class Judgement:
             tuples: dict[str, Any] = {name: tuple(data.pop(name)) for name in ("classes", "notes")}
             data["settings"]["shots"] = tuple(data["settings"]["shots"])
             return cls(rows=rows, pretext=pretext, correct=correct, **tuples, **data)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"This is no judgement that this version of pretext can read ({error}).") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"This is no judgement that this version of pretext can read ({error}); "
+                "`pretext evaluate` writes it anew."
+            ) from error
 
 
 def best_row(rows: Sequence[Row], source: str) -> Row | None:

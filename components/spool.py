@@ -150,8 +150,8 @@ class Spool:
     def _read_ack(self) -> tuple[str, int]:
         try:
             state = json.loads((self.folder / "spool.ack").read_text())
-            return str(state["owner"]), min(int(state["offset"]), self.size)
-        except (OSError, ValueError, KeyError):  # missing or damaged: send all again, which doubles nothing
+            return str(state["owner"]), max(0, min(int(state["offset"]), self.size))
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: send all again, which doubles nothing
             return "", 0
 
     def _write_ack(self) -> None:
@@ -193,9 +193,19 @@ def _entries(data: bytes, offset: int) -> list[Entry]:
             record = json.loads(line)
         except ValueError:
             record = {}
-        entries.append(Entry(record if isinstance(record, dict) else {}, offset, offset + len(line)))
+        entries.append(Entry(record if _sound(record) else {}, offset, offset + len(line)))
         offset += len(line)
     return entries
+
+
+def _sound(record: Any) -> bool:
+    """Whether a record has what this module itself reads of it."""
+    if not isinstance(record, dict):
+        return False
+    kind = record.get("kind")
+    if kind == "point":
+        return isinstance(record.get("metrics"), dict) and all(type(record.get(k)) is int for k in ("step", "time_ms"))
+    return kind != "run" or all(key in record for key in ("run_key", "experiment", "name", "tags", "time_ms"))
 
 
 class Receiver(Protocol):

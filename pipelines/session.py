@@ -85,6 +85,10 @@ def stoppable() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except SystemExit as leaving:
+        if leaving.code == signal.SIGTERM:  # `ray.init` has put a handler in place of ours that exits with the number
+            stop(signal.SIGTERM, None)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

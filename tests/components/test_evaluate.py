@@ -99,7 +99,7 @@ def test_a_judgement_goes_to_json_and_back(judged):
     assert Judgement.from_json(text) == judgement
     assert json.loads(text)["best"] == judgement.best
     for broken in ("[]", "{}", "not json"):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="`pretext evaluate` writes it anew"):
             Judgement.from_json(broken)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from components.locks import Busy
-from components.spool import Entry, Shipper, Spool, Unavailable
+from components.spool import Entry, Shipper, Spool, Unavailable, last_header
 
 
 class Store:
@@ -99,6 +99,18 @@ def test_a_line_garbled_on_disk_costs_only_itself(tmp_path: Path) -> None:
     store = Store(spool)
     assert ship(spool, store)
     assert set(store.points) == {("loss", 0), ("loss", 2)}
+
+
+def test_records_that_lack_their_fields_cost_only_themselves(tmp_path: Path) -> None:
+    (tmp_path / "spool.jsonl").write_text(
+        '{"kind":"point"}\n{"kind":"point","step":1,"metrics":3}\n{"kind":"run"}\n[1]\n'
+    )
+    for ack in ("[]", '{"owner":"run","offset":-5}', '{"owner":"run","offset":null}'):
+        (tmp_path / "spool.ack").write_text(ack)
+        spool = Spool(tmp_path)
+        assert spool.acked == 0 and spool.left() == 4
+        assert last_header(spool) is None
+        spool.close()
 
 
 def test_a_damaged_ack_sends_all_again_and_another_run_gets_all(tmp_path: Path) -> None:
