@@ -1,0 +1,32 @@
+"""What surrounds a step: signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from pipelines.console import Stopped
+from pipelines.session import stoppable
+
+
+def stopped(handler: Callable[[int, object], object] | None = None) -> None:
+    """SIGTERM in a step, where another library may have put a handler of its own."""
+    with stoppable():
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("handler", [None, lambda number, frame: sys.exit(number)], ids=["ours", "as Ray's"])
+def test_sigterm_stops_with_143_also_where_ray_has_put_its_own_handler(
+    handler: Callable[[int, object], object] | None,
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM") as stop:
+        stopped(handler)
+    assert stop.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
