@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from components.containers import parquet_rows, tar_members
+from components.containers import ColumnError, parquet_rows, tar_members
 from components.sources import (
     FILES_AT_ONCE,
     FOUND,
@@ -42,11 +42,21 @@ def found(part: Part, taking: Taking, fresh: Fresh, skipped: Callable[[int], Non
     if part.kind == "tar":
         yield from tar_members(part, taking, fresh, skipped)
     elif part.kind == "parquet":
-        yield from parquet_rows(part, taking, fresh)
+        yield from _parquet(part, taking, fresh, skipped)
     elif part.kind == "file":
         yield from _files([Entry(part.uri, False, part.size, part.mtime)], taking, fresh)
     else:
         yield from _folder(part, taking, fresh, skipped, itself(part))
+
+
+def _parquet(part: Part, taking: Taking, fresh: Fresh, skipped: Callable[[int], None]) -> Iterator[pa.Table]:
+    """Its rows; a table without pictures that merely lies beside them is a companion like a text file."""
+    try:
+        yield from parquet_rows(part, taking, fresh)
+    except ColumnError:
+        if part.named or taking.column:
+            raise
+        skipped(1)
 
 
 def _folder(

@@ -61,6 +61,7 @@ class Part:
         deep: for a folder, whether its subfolders belong to this part.
         size: bytes of the file.
         mtime: of the file, ns.
+        named: whether the user named it, and it did not turn up in a folder.
     """
 
     uri: str
@@ -68,6 +69,7 @@ class Part:
     deep: bool = True
     size: int = 0
     mtime: int = 0
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _named(source: str) -> Iterator[Part]:
     uri = absolute(source)
     entry = stat(uri)
     if entry is not None:
-        yield part_of(entry)
+        yield replace(part_of(entry), named=True)
     elif glob.has_magic(uri):
         yield from _matched(uri)
     else:
@@ -132,7 +134,7 @@ def _matched(pattern: str) -> Iterator[Part]:
     for name in sorted(names):
         entry = stat(name)
         if entry is not None and not (entry.folder and "**" in pattern):  # ** matches what is inside as well
-            yield part_of(entry)
+            yield replace(part_of(entry), named=True)
 
 
 def part_of(entry: Entry) -> Part:

@@ -137,15 +137,26 @@ def show_embedded(report: EmbedReport, as_json: bool) -> None:
 
 def show_corpora(as_json: bool) -> None:
     """All corpora below the pretext home."""
-    from components.corpus import Corpus, corpora, pretext_home
+    from components.corpus import corpora, pretext_home
 
-    rows = [_corpus_facts(name, Corpus.open(name)) for name in corpora()]
+    rows = [_corpus_line(name) for name in corpora()]
     if as_json:
         console.emit(rows)
         return
     columns = ("corpus", "version", "samples", "stored as")
     cells = [[row[column] for column in columns] for row in rows]
     console.table(str(pretext_home() / "corpora"), columns, cells, right=("version", "samples"))
+
+
+def _corpus_line(name: str) -> dict[str, Any]:
+    """One that cannot be read must not hide the others."""
+    from components.corpus import Corpus, CorpusError
+    from components.storage import StorageError
+
+    try:
+        return _corpus_facts(name, Corpus.open(name))
+    except (CorpusError, StorageError) as error:
+        return {"corpus": name, "version": "", "samples": "", "stored as": f"cannot be read: {error}"}
 
 
 def _corpus_facts(name: str, corpus: Any) -> dict[str, Any]:

@@ -222,6 +222,15 @@ def test_a_compressed_tar_that_explodes_is_left(tmp_path: Path, monkeypatch: pyt
     assert (refused["uri"], refused["reason"]) == (str(tmp_path / "t.tar.gz"), "too_large")
 
 
+def test_a_table_without_pictures_stops_only_if_it_was_named(tmp_path: Path):
+    put(tmp_path / "1.png")
+    pq.write_table(pa.table({"label": [1, 2]}), tmp_path / "metadata.parquet")
+    assert names(rows(tmp_path), tmp_path) == ["1.png"]
+    assert names(rows(tmp_path, enough=1), tmp_path) == ["1.png"]
+    with pytest.raises(ColumnError, match="metadata.parquet"):
+        rows(tmp_path / "metadata.parquet")
+
+
 def test_parquet_columns_of_bytes_and_of_structs_are_read(tmp_path: Path):
     for i, column in enumerate([[b"a", None, b"c"], [{"bytes": b, "path": None} for b in (b"a", None, b"c")]]):
         pq.write_table(pa.table({"n": [1, 2, 3], "picture": column}), tmp_path / f"{i}.parquet", row_group_size=2)
