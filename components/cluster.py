@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,7 +46,10 @@ def _start(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     cpus = max(2, len(os.sched_getaffinity(0)))  # one core must not starve a pipeline of two stages
     local: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        if address:
+            _knock(address)
         ray.init(**({"address": address} if address else local), **quiet)
     except Exception as error:  # Ray raises bare Exceptions where a node does not come up in time
         ray.shutdown()
@@ -51,3 +57,13 @@ def _start(address: str | None) -> None:
         if address:
             raise ClusterError(f"the Ray cluster at {address} does not answer: {reason}") from error
         raise ClusterError(f"Ray did not start on this machine (is it very busy? try again): {reason}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray puts one in place that exits without unwinding
+
+
+def _knock(address: str) -> None:
+    """Whether anybody listens at host:port; Ray itself would go on trying for minutes. Raises OSError."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()

@@ -45,6 +45,10 @@ class ColumnError(ValueError):
     """A Parquet file has no such column of bytes."""
 
 
+class NoPicturesError(ColumnError):
+    """A Parquet file has no column of bytes at all."""
+
+
 class _Hostile(Exception):
     """The container is not worth reading on."""
 
@@ -299,7 +303,7 @@ def _column(uri: str, schema: pa.Schema, asked: str | None) -> str:
         "has several columns of bytes" if asked is None and able else f"has no column of bytes {asked or ''}".rstrip()
     )
     choice = f"choose one of {', '.join(able)} with --column" if able else f"its columns are {', '.join(schema.names)}"
-    raise ColumnError(f"{uri} {wants}; {choice}.")
+    raise (ColumnError if able else NoPicturesError)(f"{uri} {wants}; {choice}.")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

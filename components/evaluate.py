@@ -249,11 +249,12 @@ def _leave_one_out(x: Tensor, labels: _Labels, settings: Settings) -> float:
 
 
 def _scores(correct: Mapping[str, Tensor]) -> dict[str, Interval]:
-    """One draw: Wilson's interval over test samples. Several: Student's over draws."""
-    return {
-        name: wilson(int(right.sum()), right.shape[1]) if len(right) == 1 else over_draws(right.double().mean(1))
-        for name, right in correct.items()
-    }
+    """One draw: Wilson's interval over test samples. Several: Student's over draws, within [0, 1]."""
+    scores = {}
+    for name, right in correct.items():
+        found = wilson(int(right.sum()), right.shape[1]) if len(right) == 1 else over_draws(right.double().mean(1))
+        scores[name] = Interval(found.mean, max(0.0, found.low), min(1.0, found.high))
+    return scores
 
 
 def _measures(x: Tensor, view: Tensor | None) -> dict[str, float]:

@@ -231,7 +231,7 @@ def _clear_errors(job: Job) -> Iterator[None]:
         if failure is None:
             raise
         kind, message = failure
-        raise {"ColumnError": ColumnError}.get(kind, StorageError)(message) from None
+        raise (StorageError if kind == "StorageError" else ColumnError)(message) from None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from components.containers import ColumnError, parquet_rows, tar_members
+from components.containers import NoPicturesError, parquet_rows, tar_members
 from components.sources import (
     FILES_AT_ONCE,
     FOUND,
@@ -53,7 +53,7 @@ def _parquet(part: Part, taking: Taking, fresh: Fresh, skipped: Callable[[int], 
     """Its rows; a table without pictures that merely lies beside them is a companion like a text file."""
     try:
         yield from parquet_rows(part, taking, fresh)
-    except ColumnError:
+    except NoPicturesError:
         if part.named or taking.column:
             raise
         skipped(1)

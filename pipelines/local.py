@@ -94,6 +94,7 @@ def evaluate_alone(recipe: Recipe) -> tuple[Judgement, Plan]:
     with stoppable():
         planned = plan(recipe)
         require_model(recipe, planned)
+        parts_of(recipe, planned)  # a labelled corpus that is missing is told before the run's record is opened
         with held(planned), tracked(recipe, planned) as tracker:
             return evaluate_step(recipe, planned, tracker), planned
 
@@ -247,7 +248,7 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
 def record_judgement(planned: Plan, tracker: Tracker, judgement: Judgement) -> None:
     """Into the run folder and MLflow; a judgement unlike the last one is the next step of the judge's curves."""
     known, text = planned.folder / JUDGEMENT, judgement.to_json()
-    if not known.exists() or known.read_text() != text:
+    if not known.exists() or known.read_bytes() != text.encode():
         ordinal = len(list(planned.folder.glob("judgement.*.json")))
         tracker.point(ordinal, time.time_ns() // 1_000_000, judgement.metrics())
         replace_text(planned.folder / f"judgement.{ordinal}.json", text)
@@ -266,7 +267,10 @@ def read_judgement(planned: Plan) -> Judgement:
     path = planned.folder / JUDGEMENT
     if not path.exists():
         raise StepError(f"run {planned.name} has not been judged; `pretext evaluate` comes first")
-    return Judgement.from_json(path.read_text())
+    try:
+        return Judgement.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # undecodable bytes as well
+        raise StepError(f"{path} is damaged ({error}); `pretext evaluate` writes it anew") from None
 
 
 def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Judgement) -> Registered:

@@ -38,7 +38,8 @@ def tracked(recipe: Recipe, planned: Plan) -> Iterator[Tracker]:
     }
     experiment, uri = recipe.tracking.experiment, recipe.tracking.uri
     with Tracker(planned.key, planned.folder, name=planned.name, experiment=experiment, uri=uri, tags=tags) as tracker:
-        tracker.params(recipe.plain())
+        tracker.params(recipe.learning())  # what cannot change within a run; the rest may, as tags may
+        tracker.tag({"pretext.recipe": recipe.plain()})
         tracker.dataset(
             planned.corpus, corpus_uri(planned.corpus), planned.version, planned.digest, samples=planned.samples
         )
