@@ -23,6 +23,7 @@ import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # before tests/ssl_core, which has the name of a package
 
 from small_corpus import make_corpus
 
