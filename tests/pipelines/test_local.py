@@ -18,7 +18,7 @@ from PIL import Image
 
 from components.mlflow_store import connect_tracking, tracking_uri
 from pipelines.config import load_recipe
-from pipelines.local import StepError, evaluate_alone, register_alone, run_pipeline
+from pipelines.local import StepError, evaluate_alone, pretrain_alone, register_alone, run_pipeline
 from pipelines.plan import plan
 
 RECIPE = """\
@@ -112,10 +112,17 @@ def test_a_step_out_of_order_says_which_comes_first(tmp_path: Path) -> None:
 
     recipe = load_recipe(recipe_file(tmp_path))
     ingest_step(recipe)
-    with pytest.raises(StepError, match="`pretext pretrain` comes first"):
-        evaluate_alone(recipe)
+    for step in (evaluate_alone, register_alone):
+        with pytest.raises(StepError, match="`pretext pretrain` comes first"):
+            step(recipe)
+    assert not tracking_database().exists(), "a step out of order leaves no trace in MLflow"
+    pretrain_alone(recipe)
     with pytest.raises(StepError, match="`pretext evaluate` comes first"):
         register_alone(recipe)
+
+
+def tracking_database() -> Path:
+    return Path(tracking_uri().removeprefix("sqlite:///"))
 
 
 def start(recipe: str, home: Path) -> subprocess.Popen[str]:
@@ -126,9 +133,8 @@ def start(recipe: str, home: Path) -> subprocess.Popen[str]:
 
 def wait_for_steps(wanted: int, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
-    database = Path(tracking_uri().removeprefix("sqlite:///"))
     while time.monotonic() < deadline:
-        for run in runs() if database.exists() else []:
+        for run in runs() if tracking_database().exists() else []:
             if len(connect_tracking()[0].get_metric_history(run.info.run_id, "loss")) >= wanted:
                 return
         time.sleep(0.2)
