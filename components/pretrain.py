@@ -19,6 +19,8 @@ from typing import Any
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where relative paths mean what the user meant
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # the default notices an end only after 2 s
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+# raylet prints a paragraph on stdout for each worker that died, although the group restarts
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing a task")
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig

@@ -68,7 +68,8 @@ def work(config: dict[str, Job]) -> None:
         _train(job)
     except FINAL as error:
         ray.get(job.mailbox.fail.remote(str(error) or type(error).__name__))
-        raise
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # the others may wait for this one; Ray ends them all, and the next group returns at once
 
 
 def _train(job: Job) -> None:
