@@ -304,7 +304,11 @@ def test_a_child_started_by_a_thread_that_has_ended_is_replaced_without_a_word(s
     assert sandbox.decode(data).height == 32
 
 
-def test_an_interrupt_in_the_middle_does_not_mix_up_the_answers(sandbox: Sandbox, heavy: bytes) -> None:
+def test_an_interrupt_in_the_middle_does_not_mix_up_the_answers(
+    sandbox: Sandbox, heavy: bytes, request: pytest.FixtureRequest
+) -> None:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a Ray of other tests may have its own
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     hunter = when_busy(sandbox, lambda child: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012
         while hunter.is_alive():  # on a busy machine the child may be done before the hunter has looked
