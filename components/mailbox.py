@@ -19,16 +19,20 @@ class Mailbox:
     def __init__(self) -> None:
         self._post: list[Any] = []
         self._arrived = asyncio.Event()
+        self._settled = asyncio.Event()
         self._stop: asyncio.Future[str] = asyncio.get_event_loop().create_future()
         self._failure = ""
 
     async def post(self, item: Any) -> None:
         """Plain data for the driver, in the sender's order; a class of ours would make this actor import torch."""
         self._post.append(item)
+        self._settled.clear()
         self._arrived.set()
 
     async def take(self, seconds: float) -> list[Any]:
-        """What has arrived, waiting up to `seconds` for the first."""
+        """What has arrived, waiting up to `seconds` for the first; calling again says that the last lot is dealt with."""
+        if not self._post:
+            self._settled.set()
         try:
             await asyncio.wait_for(self._arrived.wait(), seconds)
         except TimeoutError:
@@ -36,6 +40,10 @@ class Mailbox:
         self._arrived.clear()
         items, self._post = self._post, []
         return items
+
+    async def settle(self) -> None:
+        """Returns once the driver has dealt with everything posted so far; never, if the driver is dead."""
+        await self._settled.wait()
 
     async def ask_to_stop(self, reason: str) -> None:
         """Wakes everyone in `stop_asked`."""

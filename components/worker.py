@@ -82,7 +82,7 @@ def _train(job: Job) -> None:
         job.run,
         Shards.open(corpus.shards()),
         corpus.digest(),
-        ReportingStore(job.folder, rank),
+        ReportingStore(job, rank),
         rank=rank,
         world=context.get_world_size(),
         device=device,
@@ -119,8 +119,8 @@ def _listen(mailbox: Any) -> Callable[[], str]:
 class ReportingStore:
     """The loop's store in the run's folder; tells Ray Train of every checkpoint, which then keeps the newest ones."""
 
-    def __init__(self, folder: RunFolder, rank: int) -> None:
-        self.folder, self.rank = folder, rank
+    def __init__(self, job: Job, rank: int) -> None:
+        self.folder, self.mailbox, self.rank = job.folder, job.mailbox, rank
 
     def newest(self) -> State | None:
         return self.folder.newest()
@@ -128,6 +128,8 @@ class ReportingStore:
     def keep(self, step: int, state: State) -> None:
         reported = None
         if self.rank == 0:
+            # Workers outlive a killed driver by seconds. A checkpoint of theirs would hide the points that nobody took.
+            ray.get(self.mailbox.settle.remote())
             name = checkpoint.name_of(step)
             self.folder.put(name, lambda path: checkpoint.save(path, *state))
             reported = ray.train.Checkpoint(*place(join(self.folder.uri, name)))

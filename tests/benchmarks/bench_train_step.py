@@ -149,6 +149,7 @@ def main() -> None:
         for _ in range(arguments.repetitions):
             theirs.append(alone(peer_rate, paths))
             ours.append(alone(our_rate, shard_files, precision))
+            print(f"plain loop {theirs[-1]:.1f}, ssl_core.train {ours[-1]:.1f} images/s", flush=True)
         print(f"{torch.get_num_threads()} threads; ours: {precision}, channels_last; {augmentation()}")
         for label, rates in (("plain loop", theirs), ("ssl_core.train", ours)):
             print(f"{label:15} {statistics.median(rates):7.1f} images/s   ({', '.join(f'{r:.1f}' for r in rates)})")
