@@ -30,7 +30,7 @@ class Mailbox:
         self._arrived.set()
 
     async def take(self, seconds: float) -> list[Any]:
-        """What has arrived, waiting up to `seconds` for the first; calling again says that the last lot is dealt with."""
+        """What has arrived, waiting up to `seconds` for the first; each call says that the lot before is dealt with."""
         if not self._post:
             self._settled.set()
         try:
