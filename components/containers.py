@@ -26,6 +26,7 @@ from components.sources import (
     label_of,
     refusal,
     sidecar,
+    stretches,
 )
 from components.storage import StorageError, naming, open_file, text
 from ssl_core.data.decode import Reason
@@ -145,7 +146,7 @@ def tar_members(part: Part, taking: Taking, fresh: Fresh, skipped: Callable[[int
         archive = _archive(part, file, damage)
         if archive is not None:
             held = _until_damaged(_members(part, archive, taking, skipped), damage)
-            for stretch in _stretches(held):
+            for stretch in stretches(held, lambda one: len(one.data or b"")):
                 wanted = fresh([one.listed for one in stretch])
                 rows = (_member_row(archive, one, taking) for one, take in zip(stretch, wanted) if take)
                 yield from _tables(_until_damaged(rows, damage))
@@ -206,19 +207,6 @@ def _bytes(archive: tarfile.TarFile, member: tarfile.TarInfo, taking: Taking) ->
     return b"" if file is None else file.read()
 
 
-def _stretches(members: Iterable[_Held]) -> Iterator[list[_Held]]:
-    stretch: list[_Held] = []
-    size = 0
-    for held in members:
-        stretch.append(held)
-        size += len(held.data or b"")
-        if len(stretch) >= FILES_AT_ONCE or size >= BYTES_AT_ONCE:
-            yield stretch
-            stretch, size = [], 0
-    if stretch:
-        yield stretch
-
-
 def _member_row(archive: tarfile.TarFile, held: _Held, taking: Taking) -> Row:
     uri, place, size, mtime = held.listed
     data = _bytes(archive, held.member, taking) if held.data is None else held.data
@@ -227,16 +215,8 @@ def _member_row(archive: tarfile.TarFile, held: _Held, taking: Taking) -> Row:
 
 
 def _tables(rows: Iterable[Row]) -> Iterator[pa.Table]:
-    held: list[Row] = []
-    size = 0
-    for row in rows:
-        held.append(row)
-        size += len(row.get("data") or b"")
-        if len(held) >= FILES_AT_ONCE or size >= BYTES_AT_ONCE:
-            yield pa.Table.from_pylist(held, schema=FOUND)
-            held, size = [], 0
-    if held:
-        yield pa.Table.from_pylist(held, schema=FOUND)
+    for stretch in stretches(rows, lambda row: len(row["data"] or b"")):
+        yield pa.Table.from_pylist(stretch, schema=FOUND)
 
 
 def _refusal(part: Part, damage: list[Exception], fresh: Fresh) -> Iterator[pa.Table]:

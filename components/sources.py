@@ -12,9 +12,9 @@ import glob
 import posixpath
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -47,6 +47,7 @@ SIDECARS = frozenset(
 FILES_AT_ONCE = 1024
 BYTES_AT_ONCE = 16 << 20
 
+T = TypeVar("T")
 Fresh = Callable[[Sequence[Listed]], Sequence[bool]]
 Kind = Literal["folder", "file", "tar", "parquet"]
 
@@ -196,3 +197,19 @@ def refusal(size: int, limits: Limits) -> dict[str, Any]:
     if size <= limits.max_bytes:
         return {}
     return {"reason": Reason.TOO_LARGE, "message": f"The file has {size:,} bytes; max_bytes is {limits.max_bytes:,}."}
+
+
+def stretches(
+    items: Iterable[T], size: Callable[[T], int], most: int = FILES_AT_ONCE, most_bytes: int = BYTES_AT_ONCE
+) -> Iterator[list[T]]:
+    """Consecutive items, in lists that end with the item that reaches `most` items or `most_bytes` of their sizes."""
+    stretch: list[T] = []
+    total = 0
+    for item in items:
+        stretch.append(item)
+        total += size(item)
+        if len(stretch) >= most or total >= most_bytes:
+            yield stretch
+            stretch, total = [], 0
+    if stretch:
+        yield stretch

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -24,7 +24,7 @@ from components.delta import DataFile
 from components.listing import found
 from components.sandbox import Sandbox
 from components.seen import Listed
-from components.sources import Part, Taking
+from components.sources import Part, Taking, stretches
 from components.storage import StorageError, is_remote, join, naming, open_file, outgoing, stat
 from ssl_core.data.decode import Canon, Limits, Rejected
 from ssl_core.data.shards import SCHEMA, SHARD_BYTES, write_shard
@@ -107,7 +107,7 @@ def listed(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
 def decoded(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
     """Rows of `FOUND` -> rows of `DECODED`, without contents that are settled already."""
     with job.reporting():
-        for stretch in _stretches(_opened(batch, job)):
+        for stretch in stretches(_opened(batch, job), lambda file: len(file.data or b""), FILES_AT_ONCE, BYTES_AT_ONCE):
             rows = _canonical(stretch, job)
             bad = sum(row["reason"] is not None for row in rows)
             job.tell(added=len(rows) - bad, quarantined=bad)
@@ -152,19 +152,6 @@ def read_source(uri: str, limits: Limits) -> bytes | None:
             if stat(holder) is None:
                 raise StorageError(f"{holder}: gone while it was read") from None
             return None
-
-
-def _stretches(files: Iterable[_File]) -> Iterator[list[_File]]:
-    stretch: list[_File] = []
-    size = 0
-    for file in files:
-        stretch.append(file)
-        size += len(file.data or b"")
-        if len(stretch) >= FILES_AT_ONCE or size >= BYTES_AT_ONCE:
-            yield stretch
-            stretch, size = [], 0
-    if stretch:
-        yield stretch
 
 
 def _canonical(stretch: Sequence[_File], job: Job) -> list[Row]:
