@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from components import delta
 from components.corpus import FORMAT, QUARANTINE
 from components.delta import DataFile
-from components.lease import Lease
+from components.lease import Lease, held
 from components.stages import Job, write_quarantine, write_rows
 from components.storage import StorageError, join, naming, open_file, remove
 from ssl_core.data.shards import SCHEMA
@@ -55,7 +55,7 @@ class Appender:
                 files = [left for file in files if (left := strip(file)) is not None]
             if not files:
                 return
-            if not self._lease.held():
+            if not held(self._lease.record):
                 raise StorageError(
                     f"{self.root}: another ingest took this one for dead (asleep for ten minutes?); start it again."
                 )

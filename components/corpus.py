@@ -2,7 +2,7 @@
 
 Layout below its root, which is a folder or a URI:
     _delta_log/                     the versions
-    ingest-<id>/part-<digest>.parquet   shards, in the folder of the ingest that wrote them (see components.lease)
+    ingest-<id>/part-<digest>.parquet   shards, in the folder of the ingest that wrote them (see components.leftovers)
     _quarantine/                    a Delta table of what could not be used
     _ingests/<id>.json              the ingests that are running
 A shard's name carries the digest of what is in it, so the digest of a version follows from the log alone.

@@ -23,7 +23,7 @@ from components.cluster import connect
 from components.commits import Committer
 from components.containers import ColumnError
 from components.corpus import Corpus
-from components.lease import Lease
+from components.leftovers import folder_of, ingest_lease, sweep
 from components.look import nothing_new
 from components.seen import Seen
 from components.sources import Part, Taking, parts
@@ -126,13 +126,13 @@ def ingest(
     cut = parts(sources)
     store = Corpus.create(corpus, canon)
     taking = Taking(labels, column, limits or Limits())
-    with Lease(store.uri) as lease:
-        lease.sweep([store.uri, store.quarantine_uri])
+    with ingest_lease(store.uri) as lease:
+        sweep(lease, [store.uri, store.quarantine_uri])
         if not retry_quarantined and (counts := nothing_new(cut, store, taking)) is not None:
             return _report(store.uri, counts, 0, 0, began)
         with connect(), _index() as seen:
             batch = Corpus.open(store.uri).version + 1
-            job = Job(store.uri, store.quarantine_uri, lease.folder, batch, store.canon, taking, seen)
+            job = Job(store.uri, store.quarantine_uri, folder_of(lease), batch, store.canon, taking, seen)
             info = {"pretext.ingest": lease.id, "pretext.sources": list(sources)}
             committer = Committer(job, lease, info, commit_seconds)
             with _clear_errors(job), _ticking(job, progress, began):

@@ -1,48 +1,86 @@
-"""Who is ingesting: one small record per ingest, and the rule by which a dead one's leftovers are removed.
+"""Who is at work in a shared storage: one small record per process, renewed while it works.
 
-An ingest writes its shards below `ingest-<id>/` of a table, and they count only once a commit names them. Before the
-first shard it leaves a record in `_ingests/`, and renews it while it works. It is dead when its record is gone, when
-the record names a process of this machine that no longer runs, or when a record of another machine was not renewed for
-ten minutes by the storage's own clock. Whoever finds a dead one takes away its record, then, if it may only be asleep,
-commits nothing but a turn (which overtakes it, so that it looks at its record before it commits), then deletes what no
-version names.
+    with Lease(folder) as lease: ...            one of several, such as the ingests into a corpus
+    with ExclusiveLease(root) as lease: ...     the only one, such as the driver of a run; Busy where another one lives
+
+A holder is dead when its record names a process of this machine that no longer runs, or when a record of another
+machine was not renewed for `DEAD_AFTER` seconds by the storage's own clock. The latter may only be asleep: whoever
+takes it for dead removes its record, and the sleeper looks for its record before it writes anything that counts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterable
+import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
 import psutil
 
-from components import delta
-from components.storage import Entry, StorageError, entries, is_remote, join, read, remove, stat, write
+from components.locks import Busy
+from components.storage import StorageError, entries, join, read, remove, stat, write
 
-RENEW_SECONDS = 30.0
-DEAD_AFTER_SECONDS = 600.0
-PREFIX = "ingest-"
+log = logging.getLogger("pretext.lease")
+
+
+State = Literal["alive", "dead", "silent"]
+
+
+class TakenOver(RuntimeError):
+    """Another process took this one for dead and goes on with its work."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Whoever left a record.
+
+    Attributes:
+        id: of its lease; sorts by the time at which it began.
+        state: "alive"; "dead"; or "silent", taken for dead, although it may wake up.
+        here: whether it is a process of this machine, so that its state is certain.
+        waiting: whether it has yet to become the only one.
+        name: for a person.
+        renewed: ns since 1970 by the storage's clock.
+    """
+
+    id: str
+    state: State
+    here: bool
+    waiting: bool
+    name: str
+    renewed: int
 
 
 class Lease:
-    """The record of one running ingest; a context manager that renews it from a thread and removes it at the end."""
+    """One process' record in `folder`; a context manager that renews it from a thread and removes it at the end.
 
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        self.folder = PREFIX + self.id
-        self._record = _record_uri(root, self.id)
+    Attributes:
+        id: of the lease; sorts by the time at which it began.
+        record: URI of the record, by which other processes may ask whether it is `held`.
+        lost: whether a renewal found the record gone.
+    """
+
+    RENEW: ClassVar = 30.0
+    DEAD_AFTER: ClassVar = 600.0
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.began = datetime.now(UTC)
+        self.id = f"{self.began:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        self.record = record_of(folder, self.id)
+        self.lost = False
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name=f"lease {self.id}", daemon=True)
+        self._thread = threading.Thread(target=self._keep_renewing, name=f"lease {self.id}", daemon=True)
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> Self:
         self._write()
         self._thread.start()
         return self
@@ -50,66 +88,134 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        with contextlib.suppress(StorageError):  # a record that stays is swept by the next ingest
-            remove(self._record)
+        self._remove()
 
-    def held(self) -> bool:
-        """Whether nobody took this ingest for dead."""
-        return stat(self._record) is not None
+    def others(self) -> list[Holder]:
+        """Everyone else with a record here, the longest at work first."""
+        own, found = stat(self.record), stat(self.folder)
+        now = own.mtime if own else 0
+        records = [e for e in entries(self.folder) if not e.folder] if found is not None and found.folder else []
+        holders = (self._holder(record.uri, record.mtime, now) for record in records if record.uri != self.record)
+        return sorted((holder for holder in holders if holder is not None), key=lambda holder: holder.id)
 
-    def sweep(self, tables: Iterable[str]) -> None:
-        """Remove what dead ingests left in these tables, and their records."""
-        now = stat(self._record)
-        records = [e for e in _listed(join(self.root, "_ingests")) if not e.folder and _id(e) != self.id]
-        states = {_id(record): _state(record, now.mtime if now else 0) for record in records}
-        living = {self.id} | {ingest for ingest, state in states.items() if state == "alive"}
-        for ingest in states.keys() - living:
-            remove(_record_uri(self.root, ingest))
-        for table in tables:
-            if "silent" in states.values():
-                _overtake(table)
-            _sweep_table(table, living)
-            if living == {self.id}:
-                _sweep_log(table)
+    def evict(self, holder: Holder) -> None:
+        """Remove the record of one that is taken for dead."""
+        remove(record_of(self.folder, holder.id))
 
-    def _write(self) -> None:
-        host = {
+    def _holder(self, record: str, renewed: int, now: int) -> Holder | None:
+        written = read(record)
+        if written is None:  # it has ended well since it was listed
+            return None
+        try:
+            said = json.loads(written)
+        except ValueError:
+            said = {}
+        here = said.get("machine") == _machine()
+        lives = said["started"] == _started(said["pid"]) if here else now - renewed < self.DEAD_AFTER * 1e9
+        state: State = "alive" if said and lives else "dead" if here else "silent"
+        name = f"process {said.get('pid')} on {said.get('host')} since {said.get('since')}"
+        return Holder(Path(record).stem, state, here, bool(said.get("waiting")), name, renewed)
+
+    def _write(self, **more: Any) -> None:
+        said = {
             "machine": _machine(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": _started(os.getpid()),
+            "since": f"{self.began:%Y-%m-%d %H:%M} UTC",
         }
-        write(self._record, json.dumps(host).encode())
+        write(self.record, json.dumps(said | more).encode())
+
+    def _remove(self) -> None:
+        with contextlib.suppress(StorageError):  # a record that stays is swept by the next holder
+            remove(self.record)
+
+    def _keep_renewing(self) -> None:
+        while not self._done.wait(self.RENEW) and not self.lost:
+            with contextlib.suppress(StorageError):  # missed once is not dead
+                self._renew()
 
     def _renew(self) -> None:
-        while not self._done.wait(RENEW_SECONDS):
-            with contextlib.suppress(StorageError):  # missed once is not dead
-                if self.held():
-                    self._write()
+        self.lost = not held(self.record)
+        if not self.lost:
+            self._write()
 
 
-def _record_uri(root: str, ingest: str) -> str:
-    return join(root, "_ingests", f"{ingest}.json")
+class ExclusiveLease(Lease):
+    """The only one at work below `root`; its record is in `root`/_lease.
+
+    Each writes its record before it looks at the others', so of two that start at once at least one sees the other, and
+    the later one gives way. Another machine is given the time for a sign of life: a renewal, or it is dead.
+    """
+
+    RENEW: ClassVar = 10.0
+    DEAD_AFTER: ClassVar = 120.0
+    LOOK: ClassVar = 1.0
+
+    def __init__(self, root: str) -> None:
+        super().__init__(join(root, "_lease"))
+        self.root = root
+
+    def __enter__(self) -> Self:
+        """Waits up to `DEAD_AFTER` seconds. Raises Busy, whose sentence says who holds it, since when, how to go on."""
+        try:
+            self._outlast()
+        except BaseException:
+            self._remove()
+            raise
+        return super().__enter__()
+
+    def _outlast(self) -> None:
+        """Returns once nobody else lives."""
+        first_seen: dict[str, int] = {}
+        while True:
+            self._write(waiting=True)
+            others = self.others()
+            for other in others:
+                if other.state != "alive":
+                    self.evict(other)
+            living = [other for other in others if other.state == "alive"]
+            if not living:
+                return
+            for other in living:
+                if other.id not in first_seen and not (other.here or other.waiting):
+                    log.warning("%s is held by %s: waiting for a sign of life of it", self.root, other.name)
+                signed = other.here or other.renewed > first_seen.setdefault(other.id, other.renewed)
+                if other.id < self.id if other.waiting else signed:
+                    raise Busy(
+                        f"{self.root} is held by {other.name}; if that dies, the same command takes over "
+                        f"{self.DEAD_AFTER:g} s after its last sign of life"
+                    )
+            time.sleep(self.LOOK)
+
+    def _renew(self) -> None:
+        super()._renew()
+        for other in self.others() if not self.lost else ():
+            if other.id < self.id and not other.waiting:  # taken for dead before; its last renewal came in late
+                self.evict(other)
 
 
-def _id(record: Entry) -> str:
-    return record.uri.rsplit("/", 1)[1].removesuffix(".json")
+def record_of(folder: str, lease: str) -> str:
+    """URI of the record of a lease in `folder`."""
+    return join(folder, f"{lease}.json")
 
 
-def _listed(folder: str) -> list[Entry]:
-    found = stat(folder)
-    return list(entries(folder)) if found is not None and found.folder else []
+def held(record: str) -> bool:
+    """Whether nobody took the process that left this record for dead."""
+    return stat(record) is not None
 
 
-def _state(record: Entry, now: int) -> Literal["alive", "dead", "silent"]:
-    """Of the ingest that left the record; "silent" is taken for dead, but may wake up."""
-    try:
-        host = json.loads(read(record.uri) or b"{}")
-    except ValueError:
-        host = {}
-    if host.get("machine") == _machine():
-        return "alive" if host["started"] == _started(host["pid"]) else "dead"
-    return "alive" if host and now - record.mtime < DEAD_AFTER_SECONDS * 1e9 else "silent"
+def require(record: str) -> None:
+    """Asked before a write that counts.
+
+    Raises:
+        TakenOver: the record is gone.
+    """
+    if not held(record):
+        raise TakenOver(
+            f"{record} is gone: another process heard nothing from this one for {ExclusiveLease.DEAD_AFTER:g} s "
+            "(asleep, or cut off from the storage?) and has taken over; this one stops"
+        )
 
 
 def _machine() -> str:
@@ -127,44 +233,3 @@ def _started(pid: int) -> float | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.Error:
         return None
-
-
-def _overtake(table: str) -> None:
-    while (found := delta.open_table(table)) is not None:
-        try:
-            delta.append(found, [], {"pretext.ingest": "sweep"})
-            return
-        except delta.OvertakenError:
-            continue
-
-
-def _sweep_table(table: str, living: set[str]) -> None:
-    folders = [e for e in _listed(table) if e.folder and e.uri.rsplit("/", 1)[1].startswith(PREFIX)]
-    # An ingest that ended well between the listing and here has no record either: look at the log after that.
-    dead = [f for f in folders if not _lives(f, table, living)]
-    if not dead:
-        return
-    found = delta.open_table(table)
-    committed = set() if found is None else {join(table, file.path) for file in delta.data_files(found)}
-    for folder in dead:
-        files = list(entries(folder.uri))
-        for file in files:
-            if file.uri not in committed:
-                remove(file.uri)
-        if not is_remote(table) and not any(file.uri in committed for file in files):
-            remove(folder.uri)
-
-
-def _lives(folder: Entry, table: str, living: set[str]) -> bool:
-    """A folder that is younger than the list of records has a record of its own by now: it is written first."""
-    ingest = folder.uri.rsplit("/", 1)[1].removeprefix(PREFIX)
-    root = table.removesuffix("/_quarantine")
-    return ingest in living or stat(_record_uri(root, ingest)) is not None
-
-
-def _sweep_log(table: str) -> None:
-    """Half-written log files, once nobody is left who may be writing one."""
-    for file in _listed(join(table, "_delta_log")):
-        name = file.uri.rsplit("/", 1)[1]
-        if not file.folder and not name.removesuffix(".json").isdigit() and (".tmp" in name or "#" in name):
-            remove(file.uri)

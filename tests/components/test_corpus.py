@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from components import delta, lease
+from components import delta
 from components.corpus import Corpus, CorpusError, corpus_uri
 from components.delta import DataFile, OvertakenError
-from components.lease import Lease
+from components.lease import Lease, held
+from components.leftovers import ingest_lease, sweep
 from components.storage import StorageError
 from ssl_core.data.decode import Canon
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
@@ -134,9 +135,9 @@ def leave_uncommitted(uri: str, script_end: str) -> subprocess.Popen[bytes]:
     script = f"""
 import sys
 from pathlib import Path
-from components.lease import Lease
-with Lease({uri!r}) as lease:
-    folder = Path({uri!r}) / lease.folder
+from components.leftovers import folder_of, ingest_lease
+with ingest_lease({uri!r}) as lease:
+    folder = Path({uri!r}) / folder_of(lease)
     folder.mkdir()
     (folder / "part-x.parquet").write_bytes(b"half")
     print(lease.id, flush=True)
@@ -150,12 +151,12 @@ def test_leftovers_of_a_killed_ingest_go_and_those_of_a_running_one_stay():
     process = leave_uncommitted(corpus.uri, "sys.stdin.read()")
     ingest = process.stdout.readline().decode().strip()
     left = Path(corpus.uri) / f"ingest-{ingest}" / "part-x.parquet"
-    with Lease(corpus.uri) as mine:
-        mine.sweep([corpus.uri])
+    with ingest_lease(corpus.uri) as mine:
+        sweep(mine, [corpus.uri])
         assert left.exists()
         process.kill()
         process.communicate()
-        mine.sweep([corpus.uri])
+        sweep(mine, [corpus.uri])
     assert not left.parent.exists()
     assert not list((Path(corpus.uri) / "_ingests").iterdir())
     assert len(Corpus.open(corpus.uri).shards()) == 1
@@ -167,19 +168,19 @@ def test_an_ingest_of_another_machine_is_dead_after_ten_minutes_of_silence():
     left = Path(corpus.uri) / "ingest-elsewhere" / "part-x.parquet"
     left.parent.mkdir()
     left.write_bytes(b"half")
-    with Lease(corpus.uri) as mine:
+    with ingest_lease(corpus.uri) as mine:
         record.write_text(json.dumps({"machine": "another boot", "pid": 1, "started": 1.0}))
-        mine.sweep([corpus.uri])
+        sweep(mine, [corpus.uri])
         assert left.exists()
-        then = record.stat().st_mtime - lease.DEAD_AFTER_SECONDS - 1
+        then = record.stat().st_mtime - Lease.DEAD_AFTER - 1
         os.utime(record, (then, then))
-        mine.sweep([corpus.uri])
+        sweep(mine, [corpus.uri])
         assert not left.exists() and not record.exists()
 
 
 def test_a_lease_that_was_swept_is_no_longer_held():
     corpus = Corpus.create("c", CANON)
-    with Lease(corpus.uri) as mine:
-        assert mine.held()
+    with ingest_lease(corpus.uri) as mine:
+        assert held(mine.record)
         (Path(corpus.uri) / "_ingests" / f"{mine.id}.json").unlink()
-        assert not mine.held()
+        assert not held(mine.record)
