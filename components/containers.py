@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, TypeVar, cast
 
@@ -21,6 +21,7 @@ from components.sources import (
     FOUND,
     Fresh,
     Part,
+    Skipped,
     Taking,
     hidden,
     label_of,
@@ -135,7 +136,7 @@ class _Held(NamedTuple):
     data: bytes | None
 
 
-def tar_members(part: Part, taking: Taking, fresh: Fresh, skipped: Callable[[int], None]) -> Iterator[pa.Table]:
+def tar_members(part: Part, taking: Taking, fresh: Fresh, skipped: Skipped) -> Iterator[pa.Table]:
     """The tar's fresh files; a member's uri is <tar>!<name>, its mtime the tar's.
 
     Raises:
@@ -183,7 +184,7 @@ def _archive(part: Part, file: IO[bytes], damage: list[Exception]) -> tarfile.Ta
     return next(_until_damaged(opened(), damage), None)
 
 
-def _members(part: Part, archive: tarfile.TarFile, taking: Taking, skipped: Callable[[int], None]) -> Iterator[_Held]:
+def _members(part: Part, archive: tarfile.TarFile, taking: Taking, skipped: Skipped) -> Iterator[_Held]:
     """The headers of files, with the bytes where the tar cannot be gone back in."""
     packed = not part.uri.lower().endswith(".tar")
     while (member := archive.next()) is not None:
@@ -194,7 +195,7 @@ def _members(part: Part, archive: tarfile.TarFile, taking: Taking, skipped: Call
         if not member.isfile() or any(map(hidden, names)):
             continue
         if sidecar(names[-1]):
-            skipped(1)
+            skipped(f"{part.uri}!{member.name}")
             continue
         listed = (f"{text(part.uri)}!{text(member.name)}", member.offset_data, member.size, part.mtime)
         yield _Held(listed, member, _bytes(archive, member, taking) if packed else None)

@@ -179,7 +179,7 @@ def _all(listed: Any) -> list[bool]:
     return [True] * len(listed)
 
 
-def _none(count: int) -> None:
+def _none(uri: str) -> None:
     """Files that accompany media are nothing to embed."""
 
 

@@ -32,9 +32,9 @@ def nothing_new(cut: Sequence[Part], store: Corpus, taking: Taking) -> Mapping[s
         return None
     with closing(Seen()) as seen:
         _learn(seen, store)
-        to_read = FILES_READ
+        to_read, skipped = FILES_READ, functools.partial(seen.note, "skipped")
         for number, part in enumerate(cut):
-            for table in found(part, taking, functools.partial(seen.fresh, number), lambda n: seen.tally(skipped=n)):
+            for table in found(part, taking, functools.partial(seen.fresh, number), skipped):
                 to_read -= len(table)
                 if to_read < 0 or seen.counts()["seen"] > FILES_LOOKED_AT or not _held(table, seen, taking):
                     return None
@@ -51,6 +51,8 @@ def _learn(seen: Seen, store: Corpus) -> None:
 
 def _held(files: pa.Table, seen: Seen, taking: Taking) -> bool:
     for locator, reason in zip(files["locator"].to_pylist(), files["reason"].to_pylist()):
+        if locator is None:  # it lies in a container
+            return False
         data = None if reason else read_source(os.fsdecode(locator), taking.limits)
         if data is None or not seen.held([hashlib.sha256(data).hexdigest()])[0]:
             return False

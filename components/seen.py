@@ -23,6 +23,7 @@ CREATE TABLE files (key BLOB, size INTEGER, PRIMARY KEY (key, size)) WITHOUT ROW
 CREATE TABLE hashes (hash BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE claims (hash BLOB PRIMARY KEY, claimant BLOB) WITHOUT ROWID;
 CREATE TABLE listed (uri BLOB PRIMARY KEY, part INTEGER) WITHOUT ROWID;
+CREATE TABLE noted (file BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 
 Listed = tuple[str, int, int | None, int]
@@ -96,8 +97,13 @@ class Seen:
         """Count for the display of progress; repeated tasks count twice."""
         self._tally.update(counts)
 
+    def note(self, kind: str, uri: str) -> None:
+        """Count a file under `kind`, once, however often the task that tells of it is repeated."""
+        key = _key(f"{kind} {uri}", 0)
+        self._tally[kind] += self._db.execute("INSERT OR IGNORE INTO noted VALUES (?)", (key,)).rowcount
+
     def counts(self) -> dict[str, int]:
-        """What was tallied, and `seen`: distinct files listed."""
+        """What was tallied and noted, and `seen`: distinct files listed."""
         return dict(self._tally)
 
     def fail(self, kind: str, message: str) -> None:

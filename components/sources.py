@@ -1,25 +1,30 @@
 """What a user may ingest from: folders, globs, tars, Parquet columns of bytes, here or behind a URI.
 
-A source becomes parts, and a part is listed by one task (components.listing).
+A source becomes parts, and a part is listed by one task (components.listing). A glob is the folder where its wildcards
+begin, with what is left of the pattern; it is matched while that folder is listed, so a million matches cost no memory.
 
-Hidden files and folders (a leading dot) and Mac archives' shadows (__MACOSX) are not looked at; files whose name says
-that they accompany media (`SIDECARS`) are counted as skipped; everything else is tried, whatever it is called.
+Hidden files and folders (a leading dot) and Mac archives' shadows (__MACOSX) are not looked at unless a pattern spells
+the dot; files whose name says that they accompany media (`SIDECARS`) are counted as skipped; everything else is tried,
+whatever it is called, and so is whatever the user names to the letter.
 """
 
 from __future__ import annotations
 
 import glob
+import os
 import posixpath
-import re
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
 from components.seen import Listed
-from components.storage import Entry, StorageError, absolute, entries, is_remote, naming, remote, stat, text
+from components.storage import Entry, StorageError, absolute, entries, is_remote, stat, text
 from ssl_core.data.decode import Limits, Reason
 
 FOUND = pa.schema(
@@ -47,8 +52,17 @@ SIDECARS = frozenset(
 FILES_AT_ONCE = 1024
 BYTES_AT_ONCE = 16 << 20
 
+MOST_HELD = 2048
+"""Folders and containers of one folder that become parts of their own; more of them are cut into `SHARES` parts."""
+SHARES = 64
+EVERYTHING = ("**/*",)
+
 T = TypeVar("T")
 Fresh = Callable[[Sequence[Listed]], Sequence[bool]]
+Skipped = Callable[[str], None]
+"""Told the URI of each file that is passed over for its name."""
+Visit = tuple[tuple[int, int], tuple[str, ...]]
+"""A local folder's identity, and what was looked for in it."""
 Kind = Literal["folder", "file", "tar", "parquet"]
 
 
@@ -59,10 +73,12 @@ class Part:
     Attributes:
         uri: of a folder, a file, a tar or a Parquet file.
         kind: which of these.
-        deep: for a folder, whether its subfolders belong to this part.
+        deep: for a folder, whether the folders and containers in it belong to this part.
         size: bytes of the file.
         mtime: of the file, ns.
         named: whether the user named it, and it did not turn up in a folder.
+        patterns: for a folder, globs relative to it: what is taken; "**" stands for any number of folders, also none.
+        share: (k, n) of a deep folder: the k-th of n parts of its folders and containers; the files are with the 0-th.
     """
 
     uri: str
@@ -71,6 +87,8 @@ class Part:
     size: int = 0
     mtime: int = 0
     named: bool = False
+    patterns: Sequence[str] = EVERYTHING
+    share: Sequence[int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -94,48 +112,46 @@ def parts(sources: Sequence[str], enough: int = 64) -> list[Part]:
     Raises:
         StorageError: a source does not exist or cannot be read.
     """
-    waiting = deque(part for source in sources for part in _named(source))
+    waiting = deque(map(_named, sources))
     cut: list[Part] = []
-    visited = {identity for part in waiting for identity in itself(part)}
+    visited = {visit for part in waiting for visit in itself(part)}
     while waiting:
         part = waiting.popleft()
         if part.kind != "folder" or len(cut) + len(waiting) >= enough:
             cut.append(part)
             continue
-        held = list(_subparts(part.uri, visited))
-        cut.append(replace(part, deep=False))
-        waiting.extend(held)
+        held = list(islice(contents(part, visited, files=False), MOST_HELD + 1))
+        if len(held) > MOST_HELD:
+            cut.extend(replace(part, share=(k, SHARES)) for k in range(SHARES))
+        else:
+            cut.append(replace(part, deep=False))
+            waiting.extend(held)
     return cut
 
 
-def _named(source: str) -> Iterator[Part]:
+def _named(source: str) -> Part:
     """The source itself, or what its pattern matches."""
     if not source:  # as of an unset variable: not the folder one happens to be in
         raise StorageError("a source is empty; name a folder, file, glob or URI ('.' is the folder you are in)")
     uri = absolute(source)
     entry = stat(uri)
     if entry is not None:
-        yield replace(part_of(entry), named=True)
-    elif glob.has_magic(uri):
-        yield from _matched(uri)
-    else:
-        raise StorageError(f"{uri}: there is no such file or folder, or it is neither")
+        return replace(part_of(entry), named=True)
+    if glob.has_magic(uri):
+        return _glob(uri)
+    raise StorageError(f"{uri}: there is no such file or folder, or it is neither")
 
 
-def _matched(pattern: str) -> Iterator[Part]:
-    folder = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0] or "/"
-    if not folder.endswith(":/") and stat(folder) is None:  # no match is nothing to do, no folder is a mistake
+def _glob(pattern: str) -> Part:
+    scheme, mark, path = pattern.rpartition("://")
+    names = path.split("/")
+    first = next(i for i, name in enumerate(names) if glob.has_magic(name))
+    folder = scheme + mark + "/".join(names[:first]) or "/"
+    entry = stat(folder)
+    if entry is None or not entry.folder:  # no match is nothing to do, no folder is a mistake
         raise StorageError(f"{folder}: there is no such folder to look for {pattern} in")
-    with naming(pattern):
-        if is_remote(pattern):
-            fs, path = remote(pattern)
-            names = [str(fs.unstrip_protocol(name)) for name in fs.glob(path)]
-        else:
-            names = glob.glob(pattern, recursive=True)
-    for name in sorted(names):
-        entry = stat(name)
-        if entry is not None and not (entry.folder and "**" in pattern):  # ** matches what is inside as well
-            yield replace(part_of(entry), named=True)
+    rest = [*names[first:], *(["*"] if names[-1] == "**" else [])]
+    return Part(folder, "folder", patterns=("/".join(rest),))
 
 
 def part_of(entry: Entry) -> Part:
@@ -155,28 +171,59 @@ def hidden(name: str) -> bool:
     return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
 
 
-def _subparts(uri: str, visited: set[tuple[int, int]]) -> Iterator[Part]:
-    """Folders and containers in a folder; a folder already visited under another name is not entered again."""
-    for entry in entries(uri):
-        if hidden(posixpath.basename(entry.uri)) or (entry.folder and not first_visit(entry, visited)):
-            continue
-        part = part_of(entry)
-        if part.kind != "file":
-            yield part
+def contents(part: Part, visited: set[Visit], files: bool = True) -> Iterator[Part]:
+    """What lies in a folder and belongs to its part, no folder twice; without `files` folders and containers only."""
+
+    def wanted(name: str, folder: bool) -> bool:
+        left = _left(part.patterns, name)
+        if not folder and _kind(name) == "file":
+            return files and part.share[0] == 0 and "" in left
+        return part.deep and _in_share(part, name) and ("" in left or (folder and bool(left)))
+
+    for entry in entries(part.uri, wanted):
+        inner = _inner(part, entry)
+        if not entry.folder or _first_visit(entry, inner, visited):
+            yield inner
 
 
-def itself(part: Part) -> set[tuple[int, int]]:
+def _inner(part: Part, entry: Entry) -> Part:
+    left = _left(part.patterns, posixpath.basename(entry.uri))
+    last = part.patterns[0].rpartition("/")[2]
+    named = "" in left and (not glob.has_magic(last) or _kind(last) != "file")
+    return replace(part_of(entry), named=named, patterns=EVERYTHING if "" in left else tuple(sorted(left)))
+
+
+def _left(patterns: Sequence[str], name: str) -> set[str]:
+    """What of the patterns is left below an entry of this name; "" means the entry itself."""
+    return {rest for pattern in patterns for rest in _rests(pattern, name)}
+
+
+def _rests(pattern: str, name: str) -> set[str]:
+    first, _, rest = pattern.partition("/")
+    if first == "**":
+        return _rests(rest, name) | (set() if hidden(name) else {pattern})
+    seen = not hidden(name) or first[:1] == name[:1]
+    return {rest} if seen and fnmatchcase(name, first) else set()
+
+
+def _in_share(part: Part, name: str) -> bool:
+    k, n = part.share
+    return zlib.crc32(os.fsencode(name)) % n == k
+
+
+def itself(part: Part) -> set[Visit]:
     """The local folder a walk begins at: a link back to it is not followed."""
     entry = stat(part.uri) if part.kind == "folder" and not is_remote(part.uri) else None
-    return {entry.identity} if entry and entry.identity else set()
+    return {(entry.identity, tuple(part.patterns))} if entry and entry.identity else set()
 
 
-def first_visit(folder: Entry, visited: set[tuple[int, int]]) -> bool:
+def _first_visit(folder: Entry, part: Part, visited: set[Visit]) -> bool:
     """Whether a folder was not visited under another name: so links that form a loop end."""
     if folder.identity is None:
         return True
-    new = folder.identity not in visited
-    visited.add(folder.identity)
+    visit = (folder.identity, tuple(part.patterns))
+    new = visit not in visited
+    visited.add(visit)
     return new
 
 

@@ -83,8 +83,12 @@ class Job:
         return ray.get(getattr(self.seen, question).remote(*values))
 
     def tell(self, **counts: int) -> None:
-        """Count for the display of progress."""
+        """Count for the display of progress; repeated tasks count twice."""
         self.seen.tally.remote(**counts)
+
+    def note(self, kind: str, uri: str) -> None:
+        """Count a file for the report, once."""
+        self.seen.note.remote(kind, uri)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -101,7 +105,7 @@ def listed(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
     with job.reporting():
         for number, said in zip(batch["number"].to_pylist(), batch["part"].to_pylist()):
             fresh: Callable[[Sequence[Listed]], Sequence[bool]] = functools.partial(job.ask, "fresh", number)
-            yield from found(Part(**json.loads(said)), job.taking, fresh, lambda n: job.tell(skipped=n))
+            yield from found(Part(**json.loads(said)), job.taking, fresh, functools.partial(job.note, "skipped"))
 
 
 def decoded(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
@@ -129,7 +133,7 @@ def _opened(batch: pa.Table, job: Job) -> Iterator[_File]:
         if row["reason"] is None and data is None:
             data = read_source(os.fsdecode(row["locator"]), job.taking.limits)
             if data is None:
-                job.tell(vanished=1)
+                job.note("vanished", row["uri"])
                 continue
             row["size"] = len(data)
         whole = data is not None and len(data) <= job.taking.limits.max_bytes

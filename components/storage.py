@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat as modes
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -119,17 +120,48 @@ def stat(uri: str) -> Entry | None:
             return None
 
 
-def entries(uri: str) -> Iterator[Entry]:
-    """What a folder holds, links followed, by name; raises StorageError where it cannot be read."""
+def entries(uri: str, wanted: Callable[[str, bool], bool] = lambda name, folder: True) -> Iterator[Entry]:
+    """What a folder holds, links followed, by name; raises StorageError where it cannot be read.
+
+    Args:
+        uri: of the folder.
+        wanted: asked with the name, and whether it is a folder's, before anything else is done about an entry.
+    """
     with naming(uri):
         if is_remote(uri):
             fs, path = remote(uri)
-            found = (e for e in fs.ls(path, detail=True) if e["name"].rstrip("/") != path.rstrip("/"))
-            yield from (_remote_entry(fs, info) for info in sorted(found, key=lambda info: info["name"]))
+            for page in _pages(fs, path.rstrip("/")):
+                held = (_remote_entry(fs, info) for info in sorted(page, key=lambda info: info["name"]))
+                yield from (entry for entry in held if wanted(posixpath.basename(entry.uri), entry.folder))
             return
-        with os.scandir(uri) as names:
-            while stretch := [entry.path for entry in islice(names, SORTED_AT_ONCE)]:
+        with os.scandir(uri) as found:
+            chosen = (entry.path for entry in found if wanted(entry.name, _leads_to_folder(entry)))
+            while stretch := list(islice(chosen, SORTED_AT_ONCE)):
                 yield from filter(None, map(stat, sorted(stretch)))
+
+
+def _pages(fs: Any, path: str) -> Iterator[list[dict[str, Any]]]:
+    """Infos of what a remote folder holds, a thousand at a time where the storage is S3, else at once."""
+    bucket, key, _ = fs.split_path(path) if hasattr(fs, "call_s3") else ("", "", None)
+    if not bucket:
+        yield [info for info in fs.ls(path or "/", detail=True) if info["name"].rstrip("/") != path]
+        return
+    asked = {**fs.req_kw, "Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
+    while True:
+        page = fs.call_s3("list_objects_v2", **asked)
+        held = [{"Key": one["Prefix"].rstrip("/"), "type": "directory"} for one in page.get("CommonPrefixes", [])]
+        held += [{**one, "type": "file", "size": one["Size"]} for one in page.get("Contents", [])]
+        yield [{**one, "name": f"{bucket}/{one['Key']}"} for one in held if one["Key"] != asked["Prefix"]]
+        if not page.get("IsTruncated"):
+            return
+        asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; `stat` judges it
+        return False
 
 
 def _local_entry(path: str, found: os.stat_result) -> Entry | None:

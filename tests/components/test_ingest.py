@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import signal
 import tarfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import components.ingest
 from components import delta
 from components.containers import ColumnError
 from components.corpus import Corpus, CorpusError
 from components.ingest import IngestReport, Progress, ingest
+from components.sources import Taking, parts
+from components.stages import Job, decoded, listed
 from components.storage import StorageError
-from ssl_core.data.decode import Canon
+from ssl_core.data.decode import Canon, Limits
 from ssl_core.data.shards import Shards
 
 CANON = Canon(size=8)
@@ -240,6 +245,36 @@ def test_an_ingest_that_dies_around_a_commit_is_finished_by_the_next(tmp_path: P
     assert report.added < 100 or (call, moment) == (1, "before")  # what was committed is not done again
     assert len(hashes()) == len(set(hashes())) == 100 and len(corpus.quarantine()) == 1
     assert not left_over(corpus)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_task_that_ray_repeats_counts_nothing_twice(tmp_path: Path):
+    source = pictures(tmp_path / "source", range(3))
+    (source / "notes.txt").write_text("x")
+    part = json.dumps(asdict(parts([str(source)])[0]))
+    batch = pa.table({"number": [0], "part": [part]})
+    with components.ingest._index() as index:
+        job = Job("", "", "", 1, CANON, Taking(None, None, Limits()), index)
+        (files,), (again,) = list(listed(batch, job)), list(listed(batch, job))
+        assert len(files) == 3 and again.equals(files)
+        (source / "1.png").unlink()
+        assert [len(rows) for _ in range(2) for rows in decoded(files, job)] == [2, 2]
+        assert {name: job.ask("counts")[name] for name in ("seen", "skipped", "vanished")} == {
+            "seen": 3,
+            "skipped": 1,
+            "vanished": 1,
+        }
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_tar_in_a_tree_of_many_folders_is_work(tmp_path: Path):
+    for i in range(70):  # more than become parts of their own
+        (tmp_path / "source" / str(i) / "x").mkdir(parents=True)
+    with tarfile.open(tmp_path / "source" / "7" / "x" / "t.tar", "w") as archive:
+        archive.add(pictures(tmp_path / "tarred", range(3)), "x")
+    assert take(tmp_path / "source").added == 3
+    again = take(tmp_path / "source")
+    assert (again.seen, again.added, again.known) == (3, 0, 3)
 
 
 @pytest.fixture

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ import pytest
 from components.containers import HEADER_BYTES, ColumnError
 from components.listing import found
 from components.seen import Listed, Seen
-from components.sources import Taking, parts
+from components.sources import SHARES, Part, Taking, parts
 from components.stages import read_source
 from components.storage import StorageError
 from ssl_core.data.decode import Limits
@@ -37,7 +41,7 @@ def rows(
     *sources: object, how: Taking | None = None, fresh: Any = everything, enough: int = 64
 ) -> list[dict[str, Any]]:
     cut = parts([str(source) for source in sources], enough)
-    tables = [table for part in cut for table in found(part, how or taking(), fresh, lambda n: None)]
+    tables = [table for part in cut for table in found(part, how or taking(), fresh, lambda uri: None)]
     return [row for table in tables for row in table.to_pylist()]
 
 
@@ -139,6 +143,103 @@ def test_patterns_find_files_folders_and_containers(tmp_path: Path):
     tar(tmp_path / "day3.tar", {"3.png": b"x"})
     assert names(rows(tmp_path / "day*"), tmp_path) == ["day1/a/1.png", "day2/2.png", "day3.tar!3.png"]
     assert names(rows(tmp_path / "**" / "*.png"), tmp_path) == ["day1/a/1.png", "day2/2.png"]
+
+
+TREE = ["1.png", "a/1.png", "a/2.jpg", "a/b/3.png", "a/b/c/1.png", "ab/1.png", "ab/a/1.png", "c/d [1]/1.png"]
+UNSEEN = [".h/1.png", "a/.h/1.png", "a/.4.png", "__MACOSX/1.png"]
+PATTERNS = [
+    *("*.png", "*/*.png", "**/*.png", "**/1.png", "a*/**/1.png", "**/a/**/*.png", "**/**/[23].*", "a/**"),
+    *("?/b/*/1.png", "*/.h/*.png", ".*/*.png", "a/.*g", "c/d [[]1]/*.png", "**/none/*", "*/1.png/*"),
+]
+
+
+@pytest.fixture
+def bucket(s3: str) -> Any:
+    import boto3
+
+    def fill(files: Sequence[str]) -> str:
+        client = boto3.client("s3", endpoint_url=s3)
+        name = f"bucket-{os.urandom(4).hex()}"
+        client.create_bucket(Bucket=name)
+        for file in files:
+            client.put_object(Bucket=name, Key=file, Body=b"x")
+        return f"s3://{name}"
+
+    return fill
+
+
+@pytest.mark.parametrize("enough", [1, 64])
+def test_a_pattern_matches_what_it_matches_in_a_shell_here_and_in_a_bucket(tmp_path: Path, bucket: Any, enough: int):
+    for name in (*TREE, *UNSEEN):
+        put(tmp_path / name)
+    there = bucket([*TREE, *UNSEEN])
+    for pattern in PATTERNS:
+        shell = {name for name in glob.glob(pattern, root_dir=tmp_path, recursive=True) if (tmp_path / name).is_file()}
+        seen = sorted(name for name in shell if "__MACOSX" not in name)
+        assert names(rows(tmp_path / pattern, enough=enough), tmp_path) == seen, pattern
+        assert sorted(r["uri"].removeprefix(f"{there}/") for r in rows(f"{there}/{pattern}", enough=enough)) == seen
+
+
+def test_a_bucket_is_listed_page_by_page(bucket: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
+    files = [f"x/{i:02d}.png" for i in range(25)] + [f"x/{i}/{i}.png" for i in range(14)]
+    there = bucket(["x/", *files])
+    got = [row["uri"] for row in rows(f"{there}/x")]
+    assert sorted(got) == sorted(f"{there}/{name}" for name in files)
+
+
+def test_companions_that_a_wildcard_matches_are_skipped_and_those_named_are_tried(tmp_path: Path):
+    for name in ("a/1.png", "a/notes.txt", "b/notes.txt"):
+        put(tmp_path / name)
+    pq.write_table(pa.table({"label": [1, 2]}), tmp_path / "a" / "labels.parquet")
+    skipped: list[str] = []
+    (part,) = parts([str(tmp_path / "**" / "*")], 0)
+    tables = list(found(part, taking(), everything, skipped.append))
+    assert [row["uri"] for table in tables for row in table.to_pylist()] == [str(tmp_path / "a/1.png")]
+    assert sorted(skipped) == [str(tmp_path / name) for name in ("a/labels.parquet", "a/notes.txt", "b/notes.txt")]
+    assert names(rows(tmp_path / "*" / "notes.txt"), tmp_path) == ["a/notes.txt", "b/notes.txt"]
+    assert names(rows(tmp_path / "a" / "notes.txt"), tmp_path) == ["a/notes.txt"]
+    with pytest.raises(ColumnError, match=r"labels\.parquet"):
+        rows(tmp_path / "*" / "*.parquet")
+
+
+def test_cutting_a_source_costs_the_same_memory_however_much_is_in_it(tmp_path: Path):
+    def peak(source: Path) -> int:
+        tracemalloc.start()
+        parts([str(source)])
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    for count in (100, 4000):
+        for i in range(count):
+            put(tmp_path / str(count) / f"{i}.png")
+    for pattern in ("", "*.png", "**/*.png"):
+        peak(tmp_path / "100" / pattern)  # what is imported and compiled on first use
+        assert peak(tmp_path / "4000" / pattern) < peak(tmp_path / "100" / pattern) + 50_000, pattern
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "**/*.tar", "*.tar"])
+def test_a_folder_that_holds_very_many_containers_is_shared_out_and_listed_once(
+    tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("components.sources.MOST_HELD", 10)
+    root = tmp_path / "root"
+    for i in range(30):
+        tar(put(root / f"{i}.tar"), {"1.png": b"x"})
+        tar(put(root / str(i) / f"{i}.tar"), {"1.png": b"x"})
+        put(root / f"{i}.png")
+    top = [f"{i}.tar!1.png" for i in range(30)]
+    below = [f"{i}/{name}" for i, name in enumerate(top)]
+    pngs = [f"{i}.png" for i in range(30)]
+    wanted = top + (below if pattern != "*.tar" else []) + (pngs if not pattern.endswith(".tar") else [])
+    cut = parts([str(root / pattern)])
+    assert len(cut) == SHARES
+    sent = [Part(**json.loads(json.dumps(asdict(part)))) for part in cut]  # as the tasks get them
+    tables = [list(found(part, taking(), everything, lambda uri: None)) for part in sent]
+    assert sum(map(bool, tables)) > 10
+    got = [row for held in tables for table in held for row in table.to_pylist()]
+    assert names(got, root) == sorted(wanted)
 
 
 def test_labels_are_the_names_of_the_parent_folders(tmp_path: Path):
