@@ -279,7 +279,8 @@ def _pretext(
     for raw in batches(part, task.sample, ids[: len(ids) // size * size], size, device):
         inputs, targets = task.make_batch(raw, rng)
         outputs = model(**inputs)
-        found = {"loss": task.loss(outputs, targets), **task.metrics(outputs, targets)}
+        losses, metrics = task.loss(outputs, targets)
+        found = {"loss": losses, **metrics}
         for name, value in found.items():
             values.setdefault(name, []).append(value.float().cpu())
         panel = panel or task.show(inputs, outputs, targets)

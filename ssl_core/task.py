@@ -3,7 +3,7 @@
 A task holds no parameters, so that it hashes, pickles, diffs and logs; all state lives in its `TaskModel`.
 
     Raw (uint8, on the device) -> make_batch -> inputs, targets
-    TaskModel(**inputs) -> outputs;  loss(outputs, targets) -> [n], one per example
+    TaskModel(**inputs) -> outputs;  loss(outputs, targets) -> losses and metrics, one per example
 
 The mean over examples, gradient accumulation and the reduction over ranks exist once, in `ssl_core.train.loop`.
 """
@@ -60,12 +60,11 @@ class PretextTask(Protocol):
         """A freshly initialised model for this task."""
         ...
 
-    def loss(self, outputs: Any, targets: Any) -> Tensor:
-        """[n], one loss per example."""
-        ...
+    def loss(self, outputs: Any, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """[n], one loss per example, and metric name -> [n], one value per example and without gradient.
 
-    def metrics(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
-        """Metric name -> [n], one value per example; "accuracy" where the task has an answer."""
+        The metrics are what `chance` names: "accuracy" where the task has an answer.
+        """
         ...
 
     def chance(self, batch: int) -> dict[str, float]:

@@ -66,13 +66,14 @@ def train(task, model, steps: int, n: int, batch_of, scramble: bool = False):
         if scramble:
             inputs, targets = scrambled(inputs, targets, generator(1000 + step))
         outputs = model(**inputs)
-        loss = task.loss(outputs, targets).mean()
+        each, values = task.loss(outputs, targets)
+        loss = each.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         model.after_step()
         losses.append(loss.item())
-        metrics.append({name: value.mean().item() for name, value in task.metrics(outputs, targets).items()})
+        metrics.append({name: value.mean().item() for name, value in values.items()})
     return losses, metrics
 
 
@@ -187,7 +188,7 @@ def test_make_batch_never_waits_for_a_gpu(task):
 def test_its_loss_is_per_example_and_reaches_the_encoder(task):
     model = model_of(task)
     inputs, targets = task.make_batch(scenes(task, 6), generator())
-    loss = task.loss(model(**inputs), targets)
+    loss, _ = task.loss(model(**inputs), targets)
     assert loss.ndim == 1 and len(loss) >= 6 and loss.isfinite().all()
     loss.mean().backward()
     for name, weight in model.encoder.named_parameters():
@@ -198,10 +199,10 @@ def test_its_loss_is_per_example_and_reaches_the_encoder(task):
 def test_its_metrics_are_per_example_and_have_a_chance_level(task):
     inputs, targets = task.make_batch(scenes(task, 6), generator())
     outputs = model_of(task)(**inputs)
-    metrics = task.metrics(outputs, targets)
+    loss, metrics = task.loss(outputs, targets)
     assert set(metrics) == set(task.chance(6))
     for value in metrics.values():
-        assert value.shape == task.loss(outputs, targets).shape and value.isfinite().all()
+        assert value.shape == loss.shape and value.isfinite().all() and not value.requires_grad
 
 
 def test_an_untrained_model_on_noise_is_at_chance(task):
@@ -210,7 +211,7 @@ def test_an_untrained_model_on_noise_is_at_chance(task):
     for step in range(batches):
         inputs, targets = task.make_batch(noise(task, n, seed=step), generator(step))
         with torch.no_grad():
-            for name, value in task.metrics(model(**inputs), targets).items():
+            for name, value in task.loss(model(**inputs), targets)[1].items():
                 seen[name].append(value)
     for name, chance in task.chance(n).items():
         values = torch.cat(seen[name])
@@ -238,7 +239,7 @@ def test_it_represents_layers_in_order_deterministically_and_per_sample(task):
 def test_its_state_dict_carries_the_whole_model(task):
     model, other, raw = model_of(task, 0), model_of(task, 1), scenes(task, 4)
     inputs, targets = task.make_batch(raw, generator())
-    task.loss(model(**inputs), targets).mean().backward()  # moves the running statistics
+    task.loss(model(**inputs), targets)[0].mean().backward()  # moves the running statistics
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert equal(model.eval().represent(raw), other.eval().represent(raw))
@@ -289,7 +290,7 @@ def test_it_trains_under_bf16_autocast(task):
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model(**inputs)
         layers = model.eval().represent(scenes(task, 2))
-    loss = task.loss(outputs.float(), targets)
+    loss, _ = task.loss(outputs.float(), targets)
     loss.mean().backward()
     assert loss.isfinite().all() and loss.dtype == torch.float32
     assert all(vectors.dtype == torch.float32 for vectors in layers.values())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def _hidden(before: int, after: int, norm: bool) -> list[nn.Module]:
@@ -73,3 +74,9 @@ class ClassifierHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.mlp(x)
         return out
+
+
+def classify(logits: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a classifying task answers in `loss`: cross-entropy [n] and accuracy [n]; logits [n, k], targets [n]."""
+    loss = F.cross_entropy(logits, targets, reduction="none")
+    return loss, {"accuracy": (logits.detach().argmax(1) == targets).float()}

@@ -17,9 +17,9 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from ssl_core.nn.encoders import Encoder
+from ssl_core.nn.heads import classify
 from ssl_core.ops import colour, images, patches
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
@@ -133,11 +133,8 @@ class ContextPrediction:
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return PairModel(encoder(Field("image", (3, self.patch, self.patch))), self)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction="none")
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {"accuracy": (outputs.argmax(1) == targets).float()}
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return classify(outputs, targets)
 
     def chance(self, batch: int) -> dict[str, float]:
         return {"accuracy": 1 / 8}

@@ -142,14 +142,11 @@ class SimCLR:
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return ViewModel(encoder(Field("image", (3, self.size, self.size))), self)
 
-    def loss(self, outputs: Tensor, targets: None) -> Tensor:
-        first, second = outputs.chunk(2)
-        return nt_xent_and_top1(first, second, self.temperature)[0]
-
-    def metrics(self, outputs: Tensor, targets: None) -> dict[str, Tensor]:
+    def loss(self, outputs: Tensor, targets: None) -> tuple[Tensor, dict[str, Tensor]]:
         """Accuracy: the share of an image's two views whose nearest other view, on all ranks, is its partner."""
         first, second = outputs.chunk(2)
-        return {"accuracy": nt_xent_and_top1(first, second, self.temperature)[1]}
+        loss, top1 = nt_xent_and_top1(first, second, self.temperature)
+        return loss, {"accuracy": top1}
 
     def chance(self, batch: int) -> dict[str, float]:
         return {"accuracy": 1 / (2 * batch - 1)}

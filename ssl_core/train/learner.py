@@ -80,10 +80,9 @@ class Learner:
         with self.autocast():
             outputs = self.forward(**self._laid_out(inputs))
         outputs = _float32(outputs)
-        losses = task.loss(outputs, targets)
+        losses, metrics = task.loss(outputs, targets)
         (losses.mean() / pieces).backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            self.meter.add({"loss": losses, **task.metrics(outputs, targets)})
+        self.meter.add({"loss": losses, **metrics})
 
     def _update(self) -> None:
         clip = self.run.optim.clip or float("inf")

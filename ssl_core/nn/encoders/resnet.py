@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ssl_core.nn.convolution import Conv2d
 from ssl_core.nn.encoders.encoder import Encoder
 
 Norm = Callable[[int], nn.Module]
@@ -48,7 +49,7 @@ class Residual(nn.Module):
 def conv(before: int, after: int, kernel: int, stride: int, norm: Norm) -> list[nn.Module]:
     """Convolution and norm; the convolution has a bias only where no norm would cancel it."""
     bias = norm is nn.Identity
-    return [nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=bias), norm(after)]
+    return [Conv2d(before, after, kernel, stride, kernel // 2, bias=bias), norm(after)]
 
 
 def basic(before: int, channels: int, stride: int, norm: Norm) -> list[nn.Module]:
@@ -109,8 +110,8 @@ class ResNet(Encoder):
 def _stem(channels: int, base: int, stem: str, norm: Norm) -> nn.Sequential:
     if stem == "cifar":
         return nn.Sequential(*conv(channels, base, 3, 1, norm), nn.ReLU(inplace=True))
-    pool = nn.MaxPool2d(3, 2, 1)
-    return nn.Sequential(*conv(channels, base, 7, 2, norm), nn.ReLU(inplace=True), pool)
+    # Pooled before the ReLU: the same values, and the ReLU has a quarter of the pixels to pass.
+    return nn.Sequential(*conv(channels, base, 7, 2, norm), nn.MaxPool2d(3, 2, 1), nn.ReLU(inplace=True))
 
 
 def _stage(

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
 from ssl_core.nn.encoders import Encoder, EncoderSpec
+from ssl_core.nn.heads import classify
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.train.run import Optim, Run, Train
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
@@ -72,13 +72,9 @@ class Upside:
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return TinyModel(encoder(self.sample["image"]), self.dropout)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.collapse:
-            return outputs.pow(2).sum(1)
-        return F.cross_entropy(outputs, targets, reduction="none")
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {"accuracy": (outputs.argmax(1) == targets).float()}
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = classify(outputs, targets)
+        return outputs.pow(2).sum(1) if self.collapse else loss, metrics
 
     def chance(self, batch: int) -> dict[str, float]:
         return {"accuracy": 0.5}
