@@ -63,12 +63,16 @@ class PretextTask(Protocol):
     def loss(self, outputs: Any, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """[n], one loss per example, and metric name -> [n], one value per example and without gradient.
 
-        The metrics are what `chance` names: "accuracy" where the task has an answer.
+        "accuracy" where the task has an answer; "explained", the share of the target's variance that the output
+        explains (at most 1, 0 for the mean, negative for worse), where it has quantities or pixels instead.
         """
         ...
 
     def chance(self, batch: int) -> dict[str, float]:
-        """What each metric shows in a model that has learnt nothing, for `batch` samples over all ranks."""
+        """What a model that has learnt nothing reaches at best, for `batch` samples over all ranks.
+
+        A key for "accuracy" or "explained" at least; metrics without such a level are left out.
+        """
         ...
 
     def show(self, inputs: dict[str, Tensor], outputs: Any, targets: Any) -> Panel:

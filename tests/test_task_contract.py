@@ -40,6 +40,16 @@ def leaves(batch) -> list[Tensor]:
     return [leaf for part in batch or () for leaf in leaves(part)]
 
 
+def mapped(change, batch):
+    """`batch` with every tensor changed."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, dict):
+        return {name: mapped(change, part) for name, part in batch.items()}
+    parts = [mapped(change, part) for part in batch]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+
+
 def equal(a, b) -> bool:
     return all(torch.equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
 
@@ -52,7 +62,9 @@ def model_of(task: PretextTask, seed: int = 0) -> TaskModel:
 def scrambled(inputs, targets, rng):
     """The same batch with wrong answers: targets permuted, or the second views where the pairing is the answer."""
     if targets is not None:
-        return inputs, targets[torch.randperm(len(targets), generator=rng)]
+        (n,) = {len(leaf) for leaf in leaves(targets)}
+        wrong = torch.randperm(n, generator=rng)
+        return inputs, mapped(lambda leaf: leaf[wrong], targets)
     first, second = inputs["views"].chunk(2)
     return {"views": torch.cat([first, second[torch.randperm(len(second), generator=rng)]])}, None
 
@@ -77,9 +89,11 @@ def train(task, model, steps: int, n: int, batch_of, scramble: bool = False):
     return losses, metrics
 
 
-def margin(chance: float, answers: int) -> float:
-    """Five standard errors of a share among so many answers."""
-    return 5 * (chance * (1 - chance) / answers) ** 0.5
+def no_better(name: str, seen: float, chance: float, answers: int) -> bool:
+    """Whether a metric is at its chance level: a share within five standard errors, explained variance not above."""
+    if name == "accuracy":
+        return abs(seen - chance) < 5 * (chance * (1 - chance) / answers) ** 0.5
+    return seen < chance + 0.02
 
 
 def test_every_task_is_tried_at_test_size():
@@ -200,22 +214,21 @@ def test_its_metrics_are_per_example_and_have_a_chance_level(task):
     inputs, targets = task.make_batch(scenes(task, 6), generator())
     outputs = model_of(task)(**inputs)
     loss, metrics = task.loss(outputs, targets)
-    assert set(metrics) == set(task.chance(6))
+    assert set(task.chance(6)) <= set(metrics) and set(task.chance(6)) & {"accuracy", "explained"}
     for value in metrics.values():
         assert value.shape == loss.shape and value.isfinite().all() and not value.requires_grad
 
 
 def test_an_untrained_model_on_noise_is_at_chance(task):
     n, batches = 24, 12
-    model, seen = model_of(task), {name: [] for name in task.chance(n)}
+    model, seen = model_of(task), {}
     for step in range(batches):
         inputs, targets = task.make_batch(noise(task, n, seed=step), generator(step))
         with torch.no_grad():
             for name, value in task.loss(model(**inputs), targets)[1].items():
-                seen[name].append(value)
+                seen.setdefault(name, []).append(value)
     for name, chance in task.chance(n).items():
-        values = torch.cat(seen[name])
-        assert abs(values.mean() - chance) < margin(chance, n * batches), name
+        assert no_better(name, torch.cat(seen[name]).mean().item(), chance, n * batches), name
 
 
 def test_it_represents_layers_in_order_deterministically_and_per_sample(task):
@@ -281,7 +294,7 @@ def test_wrong_answers_teach_it_nothing(task):
     _, metrics = train(task, model_of(task), 25, n, scenes, scramble=True)
     for name, chance in task.chance(n).items():
         seen = sum(step[name] for step in metrics[-last:]) / last
-        assert abs(seen - chance) < margin(chance, n * last), name
+        assert no_better(name, seen, chance, n * last), name
 
 
 def test_it_trains_under_bf16_autocast(task):
