@@ -21,10 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_core.nn.encoders import EncoderSpec
-from ssl_core.task import PretextTask, TaskModel
-from ssl_core.tasks import TASKS
-from ssl_core.train.folder import (
+from ssl_core.folder import (
     DamagedError,
     is_complete,
     read_json,
@@ -33,6 +30,9 @@ from ssl_core.train.folder import (
     verify,
     write_folder,
 )
+from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.task import PretextTask, TaskModel
+from ssl_core.tasks import TASKS
 
 TENSORS = "state.safetensors"
 META = "state.json"

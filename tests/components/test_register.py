@@ -26,11 +26,11 @@ from components.export import load_artifact
 from components.judgement import Correct, Judgement, Row
 from components.register import Registered, fetch, register
 from components.tracking import Tracker, connect_tracking
+from ssl_core.folder import DamagedError
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.probes.intervals import Interval
 from ssl_core.tasks.simclr import SimCLR
 from ssl_core.train.checkpoint import save_model
-from ssl_core.train.folder import DamagedError
 
 SPEC = EncoderSpec(name="resnet18", width=0.125, stem="cifar")
 TASK = SimCLR(canvas=20, size=16, hidden=32, out=16)

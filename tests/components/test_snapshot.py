@@ -15,8 +15,8 @@ from ray.train.v2._internal.execution.storage import StorageContext
 
 from components.run_folder import RunFolder
 from components.snapshot import SNAPSHOT, repair
+from ssl_core.folder import MARKER
 from ssl_core.train import checkpoint
-from ssl_core.train.folder import MARKER
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `:pydantic.warnings.PydanticDeprecatedSince20")  # Ray's own code
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import ENCODER, Upside
 
+from ssl_core.folder import MARKER, DamagedError, is_complete, write_folder
 from ssl_core.train import checkpoint
-from ssl_core.train.folder import MARKER, DamagedError, is_complete, write_folder
 
 
 def _save(parent: Path, step: int) -> Path:

@@ -1,0 +1,44 @@
+"""Artefacts: content-addressed, written once, checked when read."""
+
+import pytest
+import torch
+
+from ssl_core import artefact
+from ssl_core.folder import DamagedError
+
+TENSORS = {"words": torch.arange(6.0).view(2, 3), "scale": torch.tensor(2.5, dtype=torch.bfloat16)}
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(artefact, "_FOLDERS", [])
+    artefact.load.cache_clear()
+    artefact.look_in(tmp_path)
+    yield tmp_path
+    artefact.load.cache_clear()
+
+
+def test_the_digest_is_of_the_content_alone(store):
+    first = artefact.keep(store, TENSORS)
+    again = artefact.keep(store, dict(reversed(TENSORS.items())))
+    other = artefact.keep(store, {**TENSORS, "words": TENSORS["words"].view(3, 2)})
+    assert first == again != other
+    assert sorted(path.name for path in store.iterdir()) == sorted([first, other])
+    loaded = artefact.load(first)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_a_missing_one_is_named_with_the_places_that_were_searched(store):
+    with pytest.raises(artefact.MissingArtefactError, match=f"artefact abc, which is not in {store}"):
+        artefact.load("abc")
+    with pytest.raises(artefact.MissingArtefactError, match="was not made yet"):
+        artefact.load("")
+
+
+def test_changed_bytes_are_noticed(store):
+    path = store / artefact.keep(store, TENSORS) / artefact.FILE
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match="has changed"):
+        artefact.load(path.parent.name)
