@@ -2,8 +2,9 @@
 
     source -> sandboxed decoding at the encoder's size -> batches -> one layer -> uri, hash, embedding
 
-Memory is bounded by a window of pictures, whatever the source holds. The output appears whole or not at all. A file
-that cannot be used is a row of <out>.quarantine.parquet with a reason code; refusing storage stops it, by name.
+Memory is bounded by a window of pictures, whatever the source holds. The output appears whole or not at all, and not
+without a row. A file that cannot be used is a row of <out>.quarantine.parquet with a reason code; refusing storage
+stops it, by name.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import os
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,13 +29,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from components.corpus import Corpus, corpora
+from components.corpus import Corpus, corpora, corpus_uri
 from components.export import Loaded, input_of, load_artifact
 from components.listing import found
 from components.register import fetch
 from components.sandbox import Sandbox
-from components.sources import Taking, parts
+from components.sources import Part, Taking, parts
 from components.stages import read_source
+from components.storage import absolute, join, stat
 from ssl_core.data.decode import Canon, Image, Limits, Reason, Rejected
 from ssl_core.data.reader import Reader
 from ssl_core.data.shards import Shards
@@ -43,12 +45,16 @@ REFUSED = pa.schema([(name, pa.string()) for name in ("uri", "hash", "reason", "
 WINDOW, WINDOW_BYTES = 64, 64 << 20  # read and decoded ahead, at most: pictures, and bytes of tar members
 
 
+class EmbedError(ValueError):
+    """There are files, and none could be embedded."""
+
+
 @dataclass(frozen=True)
 class EmbedReport:
     """What was embedded.
 
     Attributes:
-        out: Parquet file with uri, hash and embedding (a list of `dim` float32).
+        out: Parquet file with uri, hash and embedding (a list of `dim` float32); untouched where there are no rows.
         rows: of it.
         dim: numbers per picture.
         layer: of the encoder.
@@ -94,24 +100,29 @@ def embed(
     """Embeds every picture of `source` with `model_uri`.
 
     model_uri: models:/NAME@champion, models:/NAME/3, runs:/RUN/encoder, or a model folder.
-    source: the name of a corpus, else what `pretext ingest` takes: a folder, glob, tar, Parquet column or URI.
+    source: a corpus, by name, path or URI, or what `pretext ingest` takes: a folder, glob, tar, Parquet column or URI.
     layer: of the encoder; by default the one the judge found best.
     progress: called with (embedded, refused) after every batch.
 
     Raises:
-        ValueError: there is no such model or layer, or `out` is a folder, the source, or a file that is no Parquet.
+        ValueError: there is no such model or layer; `out` is a folder, the source, or a file that is no Parquet; or the
+            source is a corpus and something else as well.
+        EmbedError: every file was refused.
         StorageError: source or output cannot be read or written.
+        CorpusError: a corpus of another version of pretext.
     """
     started = time.monotonic()
     _check_place(Path(out), source)
+    corpus = _corpus(source)
+    cut = [] if corpus else parts([source])
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:
         cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pretext-embed-")))
         loaded = load_artifact(fetch(model_uri, cache / "model", uri), where, layer)
-        if _is_corpus(source):
-            pictures: Iterator[_Picture] = _from_corpus(source, loaded, batch_size)
+        if corpus:
+            pictures = _from_corpus(corpus, loaded, batch_size)
         else:
-            pictures = _from_files(source, loaded, limits or Limits(), column, threads, stack)
+            pictures = _from_files(cut, loaded, limits or Limits(), column, threads, stack)
         about = {"model": model_uri, "layer": loaded.layer}
         writer = stack.enter_context(_Output(Path(out), loaded.layers[loaded.layer], about))
         for batch in _batched(pictures, batch_size):
@@ -119,6 +130,9 @@ def embed(
             if progress is not None:
                 progress(writer.rows, writer.refused)
     quarantine = writer.quarantine if writer.refused else None
+    if quarantine and not writer.rows:
+        why = ", ".join(f"{reason} {count:,}" for reason, count in writer.reasons.most_common())
+        raise EmbedError(f"no file of {source} could be used ({why}); {quarantine} says why of each")
     seconds = time.monotonic() - started
     return EmbedReport(Path(out), writer.rows, writer.dim, loaded.layer, writer.refused, quarantine, seconds)
 
@@ -138,12 +152,19 @@ def _replaceable(file: Path) -> bool:
         return opened.read(4) in (b"PAR1", b"")
 
 
-def _is_corpus(source: str) -> bool:
-    return not Path(source).exists() and source in corpora()
+def _corpus(source: str) -> Corpus | None:
+    """The corpus that the source names or lies at; None where it is files."""
+    here = stat(absolute(source)) if source else None
+    if here and here.folder and stat(join(here.uri, "_delta_log")):
+        return Corpus.open(here.uri)
+    if source not in corpora():
+        return None
+    if here:
+        raise ValueError(f"{source} is a corpus and lies here, too; write ./{source}, or {corpus_uri(source)}")
+    return Corpus.open(source)
 
 
-def _from_corpus(source: str, loaded: Loaded, batch_size: int) -> Iterator[_Picture]:
-    corpus = Corpus.open(source)
+def _from_corpus(corpus: Corpus, loaded: Loaded, batch_size: int) -> Iterator[_Picture]:
     shards = Shards.open(corpus.shards())
     name, _ = input_of(loaded.task)
     uris, hashes = shards.column("uri"), shards.column("hash")
@@ -157,7 +178,7 @@ def _from_corpus(source: str, loaded: Loaded, batch_size: int) -> Iterator[_Pict
 
 
 def _from_files(
-    source: str, loaded: Loaded, limits: Limits, column: str | None, threads: int, stack: ExitStack
+    cut: Sequence[Part], loaded: Loaded, limits: Limits, column: str | None, threads: int, stack: ExitStack
 ) -> Iterator[_Picture]:
     """In the order of the listing; `threads` sandboxes decode ahead."""
     side = input_of(loaded.task)[1].shape[-1]
@@ -171,7 +192,7 @@ def _from_files(
         return _decode(row, own.sandbox, limits, side)
 
     taking = Taking(labels=None, column=column, limits=limits)
-    rows = (row for part in parts([source]) for table in found(part, taking, _all, _none) for row in table.to_pylist())
+    rows = (row for part in cut for table in found(part, taking, _all, _none) for row in table.to_pylist())
     return _ahead(picture, rows, threads)
 
 
@@ -249,20 +270,26 @@ class _Output:
         fields = [("uri", pa.string()), ("hash", pa.string()), ("embedding", pa.list_(pa.float32(), dim))]
         self.schema = pa.schema(fields, metadata={f"pretext.{key}": value for key, value in about.items()})
         self.quarantine = self.out.with_name(f"{self.out.stem}.quarantine.parquet")
-        self.rows = self.refused = 0
+        self.rows, self.reasons = 0, Counter[str]()
         self._files: dict[Path, pq.ParquetWriter] = {}
+
+    @property
+    def refused(self) -> int:
+        """Files that could not be used."""
+        return self.reasons.total()
 
     def take(self, batch: list[_Picture], vectors: npt.NDArray[np.float32]) -> None:
         good = [picture for picture in batch if picture.pixels is not None]
         bad = [picture for picture in batch if picture.pixels is None]
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), self.dim)
-        texts = [pa.array([getattr(p, name) for p in good], pa.string()) for name in ("uri", "hash")]
-        self._write(self.out, pa.Table.from_arrays([*texts, flat], schema=self.schema))
+        if good:
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), self.dim)
+            texts = [pa.array([getattr(p, name) for p in good], pa.string()) for name in ("uri", "hash")]
+            self._write(self.out, pa.Table.from_arrays([*texts, flat], schema=self.schema))
         if bad:
             rows = [{"uri": p.uri, "hash": p.hash, "reason": p.reason, "message": p.message} for p in bad]
             self._write(self.quarantine, pa.Table.from_pylist(rows, REFUSED))
         self.rows += len(good)
-        self.refused += len(bad)
+        self.reasons.update(p.reason for p in bad)
 
     def _write(self, path: Path, table: pa.Table) -> None:
         if path not in self._files:
@@ -274,15 +301,13 @@ class _Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and self.out not in self._files:
-            self._write(self.out, self.schema.empty_table())
         for writer in self._files.values():
             writer.close()
         if kind is not None:
             for path in self._files:
                 _part(path).unlink(missing_ok=True)
             return
-        if self.quarantine not in self._files:
+        if self.rows and not self.refused:
             self.quarantine.unlink(missing_ok=True)
         for path in sorted(self._files, key=lambda path: path == self.out):  # the output last: it says that all is done
             _publish(_part(path), path)

@@ -145,7 +145,7 @@ def register(recipe: RecipeArgument, set_: SetOption = None, output: OutputOptio
 
 @app.command()
 def embed(
-    source: Annotated[str, typer.Argument(help="Folder, glob, tar, Parquet file, URI, or a corpus name.")],
+    source: Annotated[str, typer.Argument(help="Folder, glob, tar, Parquet file, a URI of one, or a corpus.")],
     model: Annotated[str, typer.Option("--model", help="models:/NAME@champion, models:/NAME/3, or a model folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write: uri, hash, embedding.")],
     layer: Annotated[str | None, typer.Option(help="Layer to read; by default the one that judged best.")] = None,
@@ -159,7 +159,10 @@ def embed(
     from pipelines.summary import show_embedded
 
     options = {"layer": layer, "batch_size": batch_size, "column": column, "uri": tracking}
-    show_embedded(embed_alone(model, source, out, **options), as_json=json_)
+    report = embed_alone(model, source, out, **options)
+    show_embedded(source, report, as_json=json_)
+    if not report.rows:
+        raise typer.Exit(NOTHING_TO_DO)
 
 
 @corpus_app.command("ls")

@@ -122,15 +122,17 @@ def show_ingest(corpus: str, report: IngestReport, as_json: bool) -> None:
         console.OUT.print(Text(f"why: {program()} corpus quarantine {corpus}"))
 
 
-def show_embedded(report: EmbedReport, as_json: bool) -> None:
+def show_embedded(source: str, report: EmbedReport, as_json: bool) -> None:
     """What was embedded."""
+    if not report.rows:
+        console.say(f"{source} holds no media, so nothing was written; files such as .txt and .json are not looked at")
     if as_json:
         console.emit(dataclasses.asdict(report))
+    if as_json or not report.rows:
         return
     rate = report.rows / report.seconds if report.seconds else 0
-    console.OUT.print(
-        Text(f"{report.rows:,} embeddings of {report.dim} ({report.layer}) in {report.out}, {rate:,.0f}/s")
-    )
+    what = f"{report.rows:,} embeddings of {report.dim} numbers (layer {report.layer})"
+    console.OUT.print(Text(f"{what} in {report.out}, {rate:,.0f}/s"))
     if report.refused:
         console.OUT.print(Text(f"{report.refused:,} files could not be used; why: {report.quarantine}"))
 

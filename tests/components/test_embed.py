@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from PIL import Image
 
 from components import delta
 from components.corpus import Corpus
-from components.embed import embed
-from components.storage import StorageError
+from components.embed import EmbedError, embed
+from components.storage import StorageError, join, outgoing
 from ssl_core.data.decode import Canon
 from ssl_core.data.shards import SCHEMA, write_shard
 from ssl_core.nn.encoders import EncoderSpec
@@ -92,20 +93,53 @@ def test_bad_files_are_listed_beside_the_output_and_the_rest_is_embedded(model: 
     assert again.quarantine is None and not report.quarantine.exists()
 
 
-def test_a_corpus_is_embedded_by_its_name(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_is_embedded_by_its_name_path_or_uri(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PRETEXT_HOME", str(tmp_path))
-    corpus = Corpus.create("digits", Canon(size=SIDE))
-    rows = [row(i) for i in range(9)]
-    shard = Path(corpus.uri) / "part.parquet"
-    write_shard(shard, pa.Table.from_pylist(rows, schema=SCHEMA))
+    corpus, rows = corpus_of("digits", range(9))
+    monkeypatch.chdir(Path(corpus.uri).parent)
+    for i, source in enumerate([corpus.uri, f"{corpus.uri}/", "./digits", f"file://{corpus.uri}", "digits"]):
+        if i == 4:
+            monkeypatch.chdir(tmp_path)
+        report = embed(str(model), source, tmp_path / f"{i}.parquet", batch_size=4)
+        written = pq.read_table(report.out)
+        assert written["uri"].to_pylist() == [entry["uri"] for entry in rows]
+        assert written["hash"].to_pylist() == [entry["hash"] for entry in rows]
+        np.testing.assert_allclose(vectors(report.out), expected(model, list(range(9))), atol=1e-5)
+
+
+def test_a_name_that_is_a_corpus_and_a_folder_here_is_not_guessed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEXT_HOME", str(tmp_path / "home"))
+    corpus, _ = corpus_of("digits", range(3))
+    pictures(tmp_path / "digits", 2)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"digits is a corpus and lies here, too; write ./digits, or {corpus.uri}"):
+        embed(str(model), "digits", tmp_path / "out.parquet")
+    assert embed(str(model), "./digits", tmp_path / "out.parquet").rows == 2
+    assert embed(str(model), corpus.uri, tmp_path / "out.parquet").rows == 3
+
+
+def test_a_corpus_in_a_bucket_is_embedded(model: Path, tmp_path: Path, s3: str) -> None:
+    import boto3
+
+    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket="bucket-embed")
+    corpus_of("s3://bucket-embed/corpora/digits", range(3))
+    report = embed(str(model), "s3://bucket-embed/corpora/digits", tmp_path / "out.parquet")
+    np.testing.assert_allclose(vectors(report.out), expected(model, list(range(3))), atol=1e-5)
+
+
+def corpus_of(name: str, seeds: Iterable[int]) -> tuple[Corpus, list[dict[str, object]]]:
+    corpus, rows = Corpus.create(name, Canon(size=SIDE)), [row(i) for i in seeds]
+    with outgoing(join(corpus.uri, "part.parquet")) as shard:
+        write_shard(shard, pa.Table.from_pylist(rows, schema=SCHEMA))
+        size = shard.stat().st_size
     table = delta.open_table(corpus.uri)
     assert table is not None
-    delta.append(table, [delta.DataFile("part.parquet", len(rows), shard.stat().st_size)], {})
-    report = embed(str(model), "digits", tmp_path / "out.parquet", batch_size=4)
-    written = pq.read_table(report.out)
-    assert written["uri"].to_pylist() == [entry["uri"] for entry in rows]
-    assert written["hash"].to_pylist() == [entry["hash"] for entry in rows]
-    np.testing.assert_allclose(vectors(report.out), expected(model, list(range(9))), atol=1e-5)
+    delta.append(table, [delta.DataFile("part.parquet", len(rows), size)], {})
+    return corpus, rows
 
 
 def row(seed: int) -> dict[str, object]:
@@ -133,10 +167,25 @@ def test_pictures_of_any_shape_are_cut_to_the_encoder_s_square(model: Path, tmp_
     assert embed(str(model), str(source), tmp_path / "out.parquet").rows == 4
 
 
-def test_an_empty_source_gives_an_empty_table(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    report = embed(str(model), str(tmp_path / "in"), tmp_path / "out.parquet")
-    assert report.rows == 0 and pq.read_table(report.out).num_rows == 0
+def test_a_source_without_media_writes_nothing(model: Path, tmp_path: Path) -> None:
+    source, out = pictures(tmp_path / "in", 2), tmp_path / "out.parquet"
+    embed(str(model), str(source), out)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("x")
+    report = embed(str(model), str(tmp_path / "empty"), out)
+    assert (report.rows, report.refused) == (0, 0) and pq.read_table(out).num_rows == 2
+
+
+def test_a_source_of_which_nothing_can_be_used_is_an_error_with_the_reasons(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("1.png", "2.png"):
+        (source / name).write_bytes(b"")
+    (source / "3.png").write_bytes(b"no picture")
+    with pytest.raises(EmbedError, match=rf"no file of {source} could be used \(empty 2, unsupported 1\)"):
+        embed(str(model), str(source), tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.quarantine.parquet").num_rows == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.quarantine.parquet"]
 
 
 def test_what_cannot_be_found_is_named_and_leaves_no_output(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
+from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks import TASKS
+from ssl_core.tasks.rotation import Rotation
+from ssl_core.train.checkpoint import save_model
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,23 @@ def test_a_mistake_is_answered_by_one_sentence_and_an_exit_code(
 def test_an_empty_source_is_nothing_to_do_and_exits_with_3(pretext: Pretext, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert pretext("ingest", str(tmp_path / "empty"), "--corpus", "c", "--size", "8").returncode == 3
+
+
+def test_embedding_without_media_is_nothing_to_do_and_without_a_usable_file_a_failure(
+    pretext: Pretext, tmp_path: Path
+) -> None:
+    task, spec = Rotation(canvas=8), EncoderSpec(name="resnet18", width=0.25, stem="cifar")
+    save_model(tmp_path / "model", task, spec, task.build(spec.build).state_dict())
+    out, empty = tmp_path / "out.parquet", tmp_path / "empty"
+    empty.mkdir()
+    rest = ["--model", str(tmp_path / "model"), "-o", str(out)]
+    done = pretext("embed", str(empty), *rest)
+    assert done.returncode == 3 and f"{empty} holds no media, so nothing was written" in done.stderr
+    assert json.loads(pretext("embed", str(empty), *rest, "--json").stdout)["rows"] == 0
+    (empty / "1.png").write_bytes(b"")
+    done = pretext("embed", str(empty), *rest)
+    assert done.returncode == 1 and "error: no file of" in done.stderr and "(empty 1)" in done.stderr
+    assert done.stdout == "" and not out.exists()
 
 
 def test_schema_is_json_that_names_every_task(pretext: Pretext) -> None:
