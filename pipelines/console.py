@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -18,6 +19,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+
+def _open_missing_streams() -> None:
+    """A shell's `>&-` takes a stream away, and the next file to be opened would get its number and our output."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
+_open_missing_streams()
 OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 

@@ -114,3 +114,11 @@ def test_schema_is_json_that_names_every_task(pretext: Pretext) -> None:
 def test_the_module_runs_like_the_script() -> None:
     done = subprocess.run([sys.executable, "-m", "pipelines", "--help"], capture_output=True, text=True, check=True)
     assert "quickstart" in done.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_the_shell_closed_is_done_without(closed: str) -> None:
+    script = f"""{sys.executable} -m pipelines tasks {closed}; test $? = 0 || exit 1
+    {sys.executable} -m pipelines validate none {closed}; test $? = 2 || exit 1"""
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
