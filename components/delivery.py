@@ -28,7 +28,7 @@ log = logging.getLogger("pretext.tracking")
 RUN_KEY, HEARTBEAT = "pretext.run_key", "pretext.heartbeat"
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Opens MLflow's pages for training runs; without it they guess, and may show those for language models."""
-TABLES, IMAGES = "mlflow.loggedArtifacts", "mlflow.loggedImages"  # tags by which MLflow's pages find them
+TABLES = "mlflow.loggedArtifacts"  # tag by which MLflow's pages find them
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's own limits
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS"}
 DENIALS = {"PERMISSION_DENIED", "UNAUTHENTICATED"}
@@ -45,13 +45,11 @@ def now_ms() -> int:
 class MlflowRun:
     """Receiver of a spool: adopts or creates the run that carries the spool's run key, and fills it.
 
-    `attempt`: a new attempt sets the run RUNNING, beats its heart, and ignores the ends of attempts before it;
-    without one (delivery after the fact), the last end in the journal closes the run.
+    `attempt`: a new attempt sets the run RUNNING, beats its heart, and ignores the ends of attempts before it; without
+    one the run's status is what the last end in the journal says.
     """
 
-    def __init__(
-        self, client: Callable[[], MlflowClient], spool: Spool, artifacts: str | None, attempt: bool = True
-    ) -> None:
+    def __init__(self, client: Callable[[], MlflowClient], spool: Spool, artifacts: str | None, attempt: bool) -> None:
         self._make_client, self._artifacts, self.attempt = client, artifacts, attempt
         self.spool = spool
         self.client: MlflowClient | None = None
@@ -99,7 +97,7 @@ class MlflowRun:
         if self.attempt:
             client, run_id = self._run()
             self._call(client.set_tag, run_id, HEARTBEAT, str(now_ms()))
-            if self._call(client.get_run, run_id).info.status != "RUNNING":
+            if self._call(client.get_run, run_id).info.status == "KILLED":
                 self._call(client.update_run, run_id, status="RUNNING")
 
     def _header(self) -> Record:
@@ -153,7 +151,6 @@ class MlflowRun:
             "dataset": self._dataset,
             "file": self._file,
             "table": self._table,
-            "image": self._image,
         }.get(kind)
         try:
             if kind == "end":
@@ -197,15 +194,9 @@ class MlflowRun:
         if table not in shown:
             self._call(client.set_tag, run_id, TABLES, json.dumps([*shown, table]))
 
-    def _image(self, record: Record) -> None:
-        self._file(record)
-        client, run_id = self._run()
-        self._call(client.set_tag, run_id, IMAGES, "True")
-
     def _end(self, entry: Entry) -> None:
-        before = entry.start < self.spool.opened_at
-        if entry.end < self.spool.size or (self.attempt and before):
-            return  # an attempt came after it
+        if self.attempt and entry.start < self.spool.opened_at:
+            return  # of an attempt before this one
         client, run_id = self._run()
         self._call(client.set_terminated, run_id, entry.record["status"], entry.record["time_ms"])
 

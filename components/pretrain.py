@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where relative paths mean what the user meant
@@ -28,11 +28,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from components.cluster import connect
 from components.corpus import corpus_uri, pretext_home
+from components.lease import ExclusiveLease, require
 from components.mailbox import open_mailbox
 from components.run_folder import MODEL, RunFolder
 from components.snapshot import repair
 from components.storage import join
-from components.worker import Job, place, work
+from components.worker import Training, place, work
 from ssl_core.train.loop import Outcome, Point
 from ssl_core.train.run import Run
 
@@ -61,6 +62,7 @@ def pretrain(
     sink: Callable[[Point], None] = lambda point: None,
     max_failures: int = 3,
     address: str | None = None,
+    lease: ExclusiveLease | None = None,
 ) -> Outcome:
     """Trains `run` on a version of a corpus, or goes on where the run of that name stands.
 
@@ -78,12 +80,17 @@ def pretrain(
             checkpoint come again, equal.
         max_failures: how often the workers are restarted after one has died.
         address: of a Ray cluster; None takes RAY_ADDRESS or starts a local one.
+        lease: of the run's folder, which the caller holds already; None takes it for this call.
 
     Returns:
         FINISHED, KILLED, or FAILED with the reason in one sentence.
+
+    Raises:
+        Busy: another process, here or on another machine, holds the run's folder.
+        TakenOver: the lease was lost on the way; nothing was written since then.
     """
     folder = RunFolder(storage, name)
-    with connect(address):
+    with nullcontext(lease) if lease else folder.lease() as held, connect(address):
         lacking = _lacking_gpus(workers, address) if gpus else ""
         if lacking:
             return Outcome("FAILED", 0, 0, lacking)
@@ -91,25 +98,32 @@ def pretrain(
         if wrong:
             log.info("repaired Ray's snapshot of %s, which was %s", folder.uri, wrong)
         mailbox = open_mailbox()
-        job = Job(run, corpus_uri(corpus), version, folder, str(pretext_home()), mailbox)
-        fit = _Fit(_trainer(job, workers, gpus, max_failures))
-        with _asked_to_stop() as reasons:
-            return _Driver(mailbox, fit, sink, reasons).watch()
+        training = Training(run, corpus_uri(corpus), version, folder, held.record, str(pretext_home()), mailbox)
+        fit = _Fit(_trainer(training, workers, gpus, max_failures))
+        try:
+            with _asked_to_stop() as reasons:
+                outcome = _Driver(mailbox, fit, sink, reasons, held).watch()
+        finally:  # workers that still wait for this driver shall not wait for ever
+            with suppress(ray.exceptions.RayError):
+                ray.kill(mailbox)
+        if outcome.status != "FINISHED":
+            require(held.record)
+        return outcome
 
 
-def _trainer(job: Job, workers: int, gpus: bool, max_failures: int) -> TorchTrainer:
-    path, filesystem = place(job.folder.storage)
+def _trainer(training: Training, workers: int, gpus: bool, max_failures: int) -> TorchTrainer:
+    path, filesystem = place(training.folder.storage)
     return TorchTrainer(
         work,
-        train_loop_config={"job": job},
+        train_loop_config={"training": training},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker=_resources(workers, gpus)),
         run_config=RunConfig(
-            name=job.folder.name,
+            name=training.folder.name,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.run.train.keep),
+            checkpoint_config=CheckpointConfig(num_to_keep=training.run.train.keep),
         ),
     )
 
@@ -148,8 +162,10 @@ class _Fit(threading.Thread):
 class _Driver:
     """Hands on points, passes a wish to stop, and says how it ended."""
 
-    def __init__(self, mailbox: Any, fit: _Fit, sink: Callable[[Point], None], reasons: list[str]) -> None:
-        self.mailbox, self.fit, self.sink, self.reasons = mailbox, fit, sink, reasons
+    def __init__(
+        self, mailbox: Any, fit: _Fit, sink: Callable[[Point], None], reasons: list[str], lease: ExclusiveLease
+    ) -> None:
+        self.mailbox, self.fit, self.sink, self.reasons, self.lease = mailbox, fit, sink, reasons, lease
         self.last = Point(0, 0, {}, 0)
         self.outcome: Outcome | None = None
         self.asked_at: float | None = None
@@ -158,6 +174,8 @@ class _Driver:
         """Until the workers are done, or do not answer a wish to stop."""
         while self.fit.is_alive() and not self._out_of_grace():
             self._empty_mailbox(0.25)
+            if self.lease.lost and not self.reasons:
+                self.reasons.append("taken over by another driver")
             if self.reasons and self.asked_at is None:
                 self.asked_at = time.monotonic()
                 ray.get(self.mailbox.ask_to_stop.remote(self.reasons[0]))
@@ -176,11 +194,11 @@ class _Driver:
         return self.asked_at is not None and time.monotonic() - self.asked_at > GRACE_S
 
     def _verdict(self) -> Outcome:
+        if self.outcome:  # whatever befell Ray after rank 0 had said its last word
+            return self.outcome
         failure = ray.get(self.mailbox.failure.remote())
         if failure or self.fit.error:
             return self._ended("FAILED", failure or sentence(self.fit.error))
-        if self.outcome:
-            return self.outcome
         if self.reasons:
             return self._ended("KILLED", f"{self.reasons[0]}; the workers did not write a checkpoint in {GRACE_S:g} s")
         return self._ended(

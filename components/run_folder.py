@@ -1,6 +1,6 @@
 """A run's folder, on this machine or behind a URI: its checkpoints and its model, each whole or not there.
 
-<storage>/<name>/{checkpoint_00000120/, model/, checkpoint_manager_snapshot.json}
+<storage>/<name>/{checkpoint_00000120/, model/, checkpoint_manager_snapshot.json, _lease/}
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from components.lease import ExclusiveLease
 from components.storage import absolute, download, entries, is_remote, join, read, remote, remove, stat
-from ssl_core.train import checkpoint, folder
-from ssl_core.train.folder import MARKER, DamagedError
+from ssl_core import folder
+from ssl_core.folder import MARKER, DamagedError
+from ssl_core.train import checkpoint
 from ssl_core.train.team import State
 
 MODEL = "model"
@@ -28,6 +30,10 @@ class RunFolder:
         self.uri = join(self.storage, name)
         self.remote = is_remote(self.uri)
 
+    def lease(self) -> ExclusiveLease:
+        """The right to write here, to be held while training; other machines that reach the storage respect it."""
+        return ExclusiveLease(self.uri)
+
     def complete(self) -> list[str]:
         """Names of the complete checkpoints, newest first."""
         names = [name for name in self._checkpoints() if self._is_complete(name)]
@@ -36,7 +42,7 @@ class RunFolder:
     def sweep(self, keep: int) -> list[str]:
         """Deletes all but the newest `keep` complete checkpoints; returns the names of those, newest first.
 
-        Only while nobody trains: what another process is writing would go, too.
+        Only for the holder of the lease: what another process is writing would go, too.
         """
         if not self.remote:
             checkpoint.prune(Path(self.uri), keep)

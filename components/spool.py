@@ -92,7 +92,7 @@ class Spool:
         return sum(1 for _ in self.scan(self.acked))
 
     def records(self) -> list[Record]:
-        """All of the journal, for `deliver` and for tests."""
+        """All of the journal, from its beginning."""
         return [entry.record for entry in self.scan()]
 
     def bind(self, owner: str) -> None:
@@ -161,7 +161,7 @@ class Spool:
 
 
 def last_header(spool: Spool) -> Record | None:
-    """The newest record that says whose journal this is: run_key, experiment, name, tags, time_ms, uri."""
+    """The newest record that says whose journal this is: run_key, experiment, name, tags, time_ms."""
     found = None
     for entry in spool.scan():
         if entry.record.get("kind") == "run":

@@ -9,25 +9,24 @@ a thread carries it on (`components.delivery`). A set-up that can never work is 
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
 import re
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from components.lease import TakenOver
 from components.mlflow_store import connect_tracking, database_of, quieten, tracking_uri, ui_command
 from components.policy import is_stale
 from components.spool import Shipper, Spool, last_header
 from components.vitals import Sampler
 
-__all__ = ["Closed", "Tracker", "connect_tracking", "deliver", "sweep", "tracking_uri", "ui_command"]
+__all__ = ["Closed", "Tracker", "connect_tracking", "sweep", "tracking_uri", "ui_command"]
 
 log = logging.getLogger("pretext.tracking")
 
@@ -39,12 +38,12 @@ class Closed:
     """How a run was closed.
 
     Attributes:
-        status: of the run.
+        status: that was asked for; None leaves the run's as it is.
         left: records that the tracker has not taken; they wait in the run folder.
         sentence: the same for a person; empty where nothing is left.
     """
 
-    status: Status
+    status: Status | None
     left: int
     sentence: str
 
@@ -60,6 +59,9 @@ class Logged:
 class Tracker:
     """The MLflow run of `run_key`: adopted where one exists, whatever its status, else created.
 
+    An attempt at the training sets it RUNNING and closes it with how the attempt ended. What is done to a run later
+    (`attempt=False`) closes it as FINISHED where it succeeds, and else leaves its status as it was.
+
     Attributes:
         uri: the tracking store.
         folder: the run folder; the journal and copies of all that is logged stay in its `tracking` folder.
@@ -74,6 +76,7 @@ class Tracker:
         experiment: str = "pretext",
         uri: str | None = None,
         tags: Mapping[str, str | None] | None = None,
+        attempt: bool = True,
         system_metrics: float = 10.0,
         wait: float = 30.0,
         pulse_every: float = 30.0,
@@ -95,8 +98,8 @@ class Tracker:
         self._lost = 0
         given = {key: value for key, value in (tags or {}).items() if value is not None}
         header = {"kind": "run", "run_key": run_key, "experiment": experiment, "name": name or run_key, "tags": given}
-        self._introduce(header | {"uri": self.uri})
-        self._receiver, self._shipper = _start(self.uri, self._spool, attempt=True, pulse_every=pulse_every)
+        self._introduce(header)
+        self._receiver, self._shipper = _start(self.uri, self._spool, attempt, pulse_every)
         self._await_answer(wait)
         self._sampler = Sampler(self.point, system_metrics) if system_metrics else None
 
@@ -139,14 +142,9 @@ class Tracker:
         records = (record for record in self._spool.records() if record.get("kind") == "point")
         return [Logged(record["step"], record["metrics"]) for record in records]
 
-    def figure(self, name: str, png: bytes, step: int | None = None) -> None:
-        """A PNG as figures/<name>.png; with `step`, one of a series that MLflow shows with a slider."""
-        if step is None:
-            self._stage(f"figures/{name}.png", png)
-            return
-        stem = f"images/{name.replace('/', '~')}+step+{step}+timestamp+{time.time_ns() // 1_000_000}+{uuid.uuid4()}"
-        self._stage(f"{stem}+compressed.webp", _thumbnail(png))
-        self._stage(f"{stem}.png", png, "image")
+    def figure(self, name: str, png: bytes) -> None:
+        """A PNG as figures/<name>.png."""
+        self._stage(f"figures/{name}.png", png)
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """A table as tables/<name>.json, in the form that MLflow's evaluation page shows; columns of equal length."""
@@ -158,10 +156,6 @@ class Tracker:
         """A self-contained page as <name>.html."""
         self._stage(f"{name}.html", text.encode())
 
-    def file(self, path: Path, to: str = "") -> None:
-        """A file or folder that stays where it is until it is shipped; `to` is the folder among the run's artefacts."""
-        self._append({"kind": "file", "path": str(Path(path).absolute()), "to": to})
-
     def flush(self, seconds: float = 60.0) -> bool:
         """Waits until the tracker has everything logged so far. False: it has not within `seconds`."""
         deadline, target = time.monotonic() + seconds, self._spool.size
@@ -169,13 +163,14 @@ class Tracker:
             time.sleep(0.05)
         return self._spool.acked >= target
 
-    def close(self, status: Status = "FINISHED", seconds: float = 30.0) -> Closed:
-        """Ends the run. What is not taken within `seconds` waits in the folder for `deliver` or the next attempt."""
+    def close(self, status: Status | None = "FINISHED", seconds: float = 30.0) -> Closed:
+        """Ends the run; None leaves its status. What is not taken within `seconds` waits in the folder for the next."""
         if self._closed is not None:
             return self._closed
         if self._sampler is not None:
             self._sampler.stop()
-        self._append({"kind": "end", "status": status, "time_ms": time.time_ns() // 1_000_000})
+        if status == "FINISHED" or (status and self._receiver.attempt):
+            self._append({"kind": "end", "status": status, "time_ms": time.time_ns() // 1_000_000})
         drained = self._shipper.drain(seconds)
         left = 0 if drained else self._spool.left()
         self._spool.close(in_use=self._shipper.is_alive())
@@ -194,11 +189,14 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        stopped = kind is not None and not issubclass(kind, Exception)  # KeyboardInterrupt, SystemExit of a SIGTERM
-        self.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
+        if isinstance(error, TakenOver):
+            self.close(None)  # the run goes on, and its new driver says how it ends
+        else:
+            stopped = kind is not None and not issubclass(kind, Exception)  # KeyboardInterrupt, SystemExit of a SIGTERM
+            self.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
     def _introduce(self, header: dict[str, Any]) -> None:
-        """Writes whose journal this is; a changed experiment or server sends the whole of it there."""
+        """Writes whose journal this is; a changed experiment sends the whole of it there."""
         before = last_header(self._spool)
         if before is not None and before["run_key"] != header["run_key"]:
             self._spool.close()
@@ -247,7 +245,7 @@ class Tracker:
                 log.warning("Cannot write to %s (%s); the run goes on without its record", self._spool.folder, error)
 
 
-def _start(uri: str, spool: Spool, attempt: bool, pulse_every: float = 30.0) -> tuple[Any, Shipper]:
+def _start(uri: str, spool: Spool, attempt: bool, pulse_every: float) -> tuple[Any, Shipper]:
     quieten(server=database_of(uri) is None)
     from components.delivery import MlflowRun  # imports mlflow
 
@@ -257,19 +255,6 @@ def _start(uri: str, spool: Spool, attempt: bool, pulse_every: float = 30.0) -> 
     shipper = Shipper(spool, receiver, pulse_every=pulse_every)
     shipper.start()
     return receiver, shipper
-
-
-def deliver(folder: Path, uri: str | None = None, seconds: float = 60.0) -> int:
-    """Sends what an ended run left in its folder and closes it as it said. Returns records still left. Raises Busy."""
-    spool = Spool(Path(folder).absolute() / "tracking")
-    header = last_header(spool) or {}
-    shipper = None
-    if spool.acked < spool.size:
-        _, shipper = _start(tracking_uri(uri or header.get("uri")), spool, attempt=False)
-        shipper.drain(seconds)
-    left = spool.left()
-    spool.close(in_use=shipper is not None and shipper.is_alive())
-    return left
 
 
 def sweep(uri: str | None = None, minutes: float = 15.0, now_ms: int | None = None) -> list[str]:
@@ -312,13 +297,3 @@ def _plain(cell: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | None) else str(value)
-
-
-def _thumbnail(png: bytes) -> bytes:
-    from PIL import Image
-
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture.thumbnail((256, 256))
-    coded = io.BytesIO()
-    picture.save(coded, "WEBP")
-    return coded.getvalue()

@@ -15,7 +15,8 @@ import ray.train
 import torch
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
-from components.corpus import Corpus, CorpusError
+from components.corpus import Corpus
+from components.lease import TakenOver, require
 from components.run_folder import MODEL, RunFolder
 from components.storage import join, remote
 from ssl_core.data.reader import ReadError
@@ -32,14 +33,14 @@ FINAL = (
     AttributeError,
     NotImplementedError,
     AssertionError,
-    CorpusError,
     ReadError,
+    TakenOver,
 )
-"""Errors of input or code, which come again however often the workers are restarted."""
+"""Errors that come again however often the workers are restarted: of input, of code, of another driver."""
 
 
 @dataclass(frozen=True)
-class Job:
+class Training:
     """What the driver hands to every worker.
 
     Attributes:
@@ -47,6 +48,7 @@ class Job:
         corpus: URI of the corpus.
         version: of the corpus.
         folder: the run's folder.
+        lease: record of the driver's lease of that folder; nothing is written there once it is gone.
         home: the driver's pretext home, where a remote corpus is cached.
         mailbox: actor handle of the run's `Mailbox`.
     """
@@ -55,42 +57,43 @@ class Job:
     corpus: str
     version: int
     folder: RunFolder
+    lease: str
     home: str
     mailbox: Any
 
 
-def work(config: dict[str, Job]) -> None:
+def work(config: dict[str, Training]) -> None:
     """The `train_loop_per_worker`: trains, and posts points and outcome from rank 0."""
-    job = config["job"]
-    if ray.get(job.mailbox.failure.remote()):
+    training = config["training"]
+    if ray.get(training.mailbox.failure.remote()):
         return
     try:
-        _train(job)
+        _train(training)
     except FINAL as error:
-        ray.get(job.mailbox.fail.remote(str(error) or type(error).__name__))
+        ray.get(training.mailbox.fail.remote(str(error) or type(error).__name__))
         if ray.train.get_context().get_world_size() > 1:
             raise  # the others may wait for this one; Ray ends them all, and the next group returns at once
 
 
-def _train(job: Job) -> None:
-    os.environ["PRETEXT_HOME"] = job.home
+def _train(training: Training) -> None:
+    os.environ["PRETEXT_HOME"] = training.home
     context, device = ray.train.get_context(), _device()
     rank = context.get_world_rank()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
-    corpus = Corpus.open(job.corpus, job.version)
+    corpus = Corpus.open(training.corpus, training.version)
     outcome = pretrain(
-        job.run,
+        training.run,
         Shards.open(corpus.shards()),
         corpus.digest(),
-        ReportingStore(job, rank),
+        ReportingStore(training, rank),
         rank=rank,
         world=context.get_world_size(),
         device=device,
-        on_point=lambda point: job.mailbox.post.remote(asdict(point)),
-        stop=_listen(job.mailbox) if rank == 0 else str,
+        on_point=lambda point: training.mailbox.post.remote(asdict(point)),
+        stop=_listen(training.mailbox) if rank == 0 else str,
     )
     if rank == 0:
-        ray.get(job.mailbox.post.remote(asdict(outcome)))
+        ray.get(training.mailbox.post.remote(asdict(outcome)))
 
 
 def _device() -> torch.device:
@@ -119,8 +122,8 @@ def _listen(mailbox: Any) -> Callable[[], str]:
 class ReportingStore:
     """The loop's store in the run's folder; tells Ray Train of every checkpoint, which then keeps the newest ones."""
 
-    def __init__(self, job: Job, rank: int) -> None:
-        self.folder, self.mailbox, self.rank = job.folder, job.mailbox, rank
+    def __init__(self, training: Training, rank: int) -> None:
+        self.folder, self.lease, self.mailbox, self.rank = training.folder, training.lease, training.mailbox, rank
 
     def newest(self) -> State | None:
         return self.folder.newest()
@@ -130,12 +133,14 @@ class ReportingStore:
         if self.rank == 0:
             # Workers outlive a killed driver by seconds. A checkpoint of theirs would hide the points that nobody took.
             ray.get(self.mailbox.settle.remote())
+            require(self.lease)
             name = checkpoint.name_of(step)
             self.folder.put(name, lambda path: checkpoint.save(path, *state))
             reported = ray.train.Checkpoint(*place(join(self.folder.uri, name)))
         ray.train.report({"step": step}, reported, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
     def publish(self, write: Callable[[Path], None]) -> None:
+        require(self.lease)
         self.folder.put(MODEL, write)
 
 

@@ -32,6 +32,7 @@ from ssl_core.data.decode import Canon, Limits
 if TYPE_CHECKING:
     from components.embed import EmbedReport
     from components.evaluate import Part
+    from components.lease import ExclusiveLease
     from components.pretrain import Point
     from components.register import Registered
     from components.run_folder import RunFolder
@@ -73,8 +74,8 @@ def run_pipeline(recipe: Recipe) -> Summary:
     with stoppable(), connect(recipe.cluster.address):
         ingested = ingest_step(recipe)
         planned = plan(recipe)
-        with held(planned), tracked(recipe, planned) as tracker:
-            pretrain_step(recipe, planned, tracker)
+        with at_work(recipe, planned) as (tracker, lease):
+            pretrain_step(recipe, planned, tracker, lease)
             judgement = evaluate_step(recipe, planned, tracker)
             registered = register_step(recipe, planned, tracker, judgement) if recipe.register_ else None
         return Summary(planned, ingested, judgement, registered, planned.folder / REPORT, time.monotonic() - began)
@@ -84,8 +85,8 @@ def pretrain_alone(recipe: Recipe) -> Plan:
     """Train on the corpus as it is. Raises what `run_pipeline` raises."""
     with stoppable():
         planned = plan(recipe)
-        with held(planned), tracked(recipe, planned) as tracker:
-            pretrain_step(recipe, planned, tracker)
+        with at_work(recipe, planned) as (tracker, lease):
+            pretrain_step(recipe, planned, tracker, lease)
         return planned
 
 
@@ -95,7 +96,7 @@ def evaluate_alone(recipe: Recipe) -> tuple[Judgement, Plan]:
         planned = plan(recipe)
         require_model(recipe, planned)
         parts_of(recipe, planned)  # a labelled corpus that is missing is told before the run's record is opened
-        with held(planned), tracked(recipe, planned) as tracker:
+        with at_work(recipe, planned) as (tracker, _):
             return evaluate_step(recipe, planned, tracker), planned
 
 
@@ -107,8 +108,24 @@ def register_alone(recipe: Recipe) -> Registered:
         planned = plan(recipe)
         require_model(recipe, planned)
         judgement = read_judgement(planned)
-        with held(planned), tracked(recipe, planned) as tracker:
+        with at_work(recipe, planned) as (tracker, _):
             return register_step(recipe, planned, tracker, judgement)
+
+
+@contextmanager
+def at_work(recipe: Recipe, planned: Plan) -> Iterator[tuple[Tracker, ExclusiveLease | None]]:
+    """The run's MLflow record, and unless it is trained already, the right to write into its storage.
+
+    Raises:
+        StepError: another process is at work on the run.
+    """
+    folder = run_folder(recipe, planned)
+    trained = folder.holds(MODEL)
+    with (
+        held(planned, None if trained else folder) as lease,
+        tracked(recipe, planned, attempt=not trained) as tracker,
+    ):
+        yield tracker, lease
 
 
 def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
@@ -166,7 +183,7 @@ def embed_alone(model: str, source: str, out: Path, **options: Any) -> EmbedRepo
         )
 
 
-def pretrain_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> None:
+def pretrain_step(recipe: Recipe, planned: Plan, tracker: Tracker, lease: ExclusiveLease | None) -> None:
     """Train, or go on where the run stands, or do nothing where its model is there."""
     from components.pretrain import pretrain
 
@@ -191,6 +208,7 @@ def pretrain_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> None:
             sink=sink,
             max_failures=recipe.cluster.max_failures,
             address=recipe.cluster.address,
+            lease=lease,
         )
     if outcome.status == "KILLED":
         code = 128 + (signal.SIGINT if "SIGINT" in outcome.reason else signal.SIGTERM)

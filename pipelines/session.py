@@ -6,7 +6,7 @@ import getpass
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from components.corpus import corpus_uri
@@ -16,6 +16,8 @@ from pipelines.console import Stopped, say
 from pipelines.plan import Plan, git_commit
 
 if TYPE_CHECKING:
+    from components.lease import ExclusiveLease
+    from components.run_folder import RunFolder
     from components.tracking import Tracker
 
 
@@ -24,8 +26,11 @@ class StepError(RuntimeError):
 
 
 @contextmanager
-def tracked(recipe: Recipe, planned: Plan) -> Iterator[Tracker]:
-    """The run's MLflow record, open for the block and closed with how the block ended."""
+def tracked(recipe: Recipe, planned: Plan, attempt: bool) -> Iterator[Tracker]:
+    """The run's MLflow record, open for the block and closed with how the block ended.
+
+    `attempt`: at the training; the status of a run that is trained is not for a later step to spoil.
+    """
     from components.tracking import Tracker
 
     tags = {
@@ -36,8 +41,9 @@ def tracked(recipe: Recipe, planned: Plan) -> Iterator[Tracker]:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git_commit(),
     }
-    experiment, uri = recipe.tracking.experiment, recipe.tracking.uri
-    with Tracker(planned.key, planned.folder, name=planned.name, experiment=experiment, uri=uri, tags=tags) as tracker:
+    uri = recipe.tracking.uri
+    how: dict[str, Any] = {"experiment": recipe.tracking.experiment, "uri": uri, "tags": tags, "attempt": attempt}
+    with Tracker(planned.key, planned.folder, name=planned.name, **how) as tracker:
         tracker.params(recipe.learning())  # what cannot change within a run; the rest may, as tags may
         tracker.tag({"pretext.recipe": recipe.plain()})
         tracker.dataset(
@@ -59,17 +65,19 @@ def close_dead_runs(uri: str | None) -> None:
 
 
 @contextmanager
-def held(planned: Plan) -> Iterator[None]:
-    """One process at a time works on a run.
+def held(planned: Plan, storage: RunFolder | None) -> Iterator[ExclusiveLease | None]:
+    """One process of this machine at a time works on a run; where it writes to `storage`, one of all machines.
 
     Raises:
         StepError: another one does.
     """
-    try:
-        with exclusive(planned.folder / ".lock", wait=0):
-            yield
-    except Busy as busy:
-        raise StepError(f"run {planned.name} is being worked on: {busy}; wait for it, or stop it") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(planned.folder / ".lock", wait=0))
+            lease = stack.enter_context(storage.lease()) if storage else None
+        except Busy as busy:
+            raise StepError(f"run {planned.name} is being worked on: {busy}; wait for it, or stop it") from None
+        yield lease
 
 
 @contextmanager

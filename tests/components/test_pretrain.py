@@ -8,15 +8,21 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 from small_corpus import make_corpus
 
 from components.corpus import Corpus
-from components.pretrain import Outcome, Point, model_uri, pretrain
+from components.lease import ExclusiveLease, TakenOver
+from components.locks import Busy
+from components.mailbox import open_mailbox
+from components.pretrain import Outcome, Point, _Driver, model_uri, pretrain
+from components.run_folder import RunFolder
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.train import checkpoint
@@ -67,6 +73,17 @@ def workers_of_ray() -> list[psutil.Process]:
     """This test's Ray Train workers; Ray gives its processes their class's name."""
     found = psutil.Process().children(recursive=True)
     return [process for process in found if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
+def taking_over(storage: Path) -> Callable[[Point], None]:
+    """A sink that does at step 8 what another driver does to one that it takes for dead."""
+
+    def take_over(point: Point) -> None:
+        if point.step == 8:
+            (record,) = (storage / "run" / "_lease").iterdir()
+            record.unlink()
+
+    return take_over
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +150,55 @@ def test_errors_of_input_come_as_one_sentence_without_retries(corpus: Corpus, tm
 def test_gpus_that_are_not_there_are_refused_at_once(corpus: Corpus, tmp_path: Path) -> None:
     outcome, _ = train(make_run(), corpus, tmp_path, workers=64, gpus=True)
     assert outcome.status == "FAILED" and "asks for 64 GPUs" in outcome.reason
+
+
+def test_a_run_that_another_driver_holds_is_refused_and_nothing_of_it_is_touched(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    half_written = tmp_path / "run" / checkpoint.name_of(5) / checkpoint.TENSORS
+    half_written.parent.mkdir(parents=True)
+    half_written.write_bytes(b"on its way")
+    with RunFolder(str(tmp_path), "run").lease(), pytest.raises(Busy, match=f"process {os.getpid()} on"):
+        train(make_run(), corpus, tmp_path)
+    assert half_written.read_bytes() == b"on its way"
+
+
+def test_a_driver_that_was_taken_over_stops_and_writes_nothing_more(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(TakenOver, match="this one stops"):
+        train(make_run(steps=3000), corpus, tmp_path, taking_over(tmp_path))
+    assert RunFolder(str(tmp_path), "run").complete() == [checkpoint.name_of(5)]
+
+
+def test_a_lease_found_lost_between_checkpoints_stops_the_run(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExclusiveLease, "RENEW", 0.1)
+
+    with pytest.raises(TakenOver):
+        train(make_run(steps=100_000, checkpoint_every=100_000), corpus, tmp_path, taking_over(tmp_path))
+    assert RunFolder(str(tmp_path), "run").complete() == []
+
+
+def test_a_sink_that_raises_ends_the_workers_too(corpus: Corpus, tmp_path: Path) -> None:
+    """Those that wait for the driver before a checkpoint would otherwise wait for ever."""
+
+    def fail(point: Point) -> None:
+        raise RuntimeError("the sink is out of order")
+
+    with pytest.raises(RuntimeError, match="out of order"):
+        train(make_run(steps=1000), corpus, tmp_path, fail, max_failures=0)
+    deadline = time.monotonic() + 60
+    while workers_of_ray() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not workers_of_ray()
+
+
+def test_a_posted_outcome_counts_more_than_what_befalls_ray_later(tmp_path: Path) -> None:
+    mailbox = open_mailbox()
+    ray.get(mailbox.post.remote({"status": "FINISHED", "step": 12, "steps": 12, "reason": ""}))
+    fit: Any = SimpleNamespace(is_alive=lambda: False, error=RuntimeError("Ray came down"))
+    driver = _Driver(mailbox, fit, lambda point: None, [], RunFolder(str(tmp_path), "run").lease())
+    assert driver.watch() == Outcome("FINISHED", 12, 12)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from components.mlflow_store import connect_tracking, tracking_uri
 from pipelines.config import load_recipe
 from pipelines.local import StepError, evaluate_alone, pretrain_alone, register_alone, run_pipeline
 from pipelines.plan import plan
+from ssl_core.folder import DamagedError
 
 RECIPE = """\
 name: tiny
@@ -105,6 +106,13 @@ def test_a_recipe_ends_as_a_registered_judged_encoder_and_running_it_again_chang
     assert judgement != first.judgement
     assert register_alone(other).version == 1
 
+    weights = first.plan.folder / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(DamagedError):
+        evaluate_alone(other)
+    (run,) = runs()
+    assert run.info.status == "FINISHED", "a later step that fails does not spoil the training's status"
+
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_step_out_of_order_says_which_comes_first(tmp_path: Path) -> None:
@@ -125,8 +133,8 @@ def tracking_database() -> Path:
     return Path(tracking_uri().removeprefix("sqlite:///"))
 
 
-def start(recipe: str, home: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines", "run", recipe]
+def start(recipe: str, home: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipelines", "run", recipe, *options]
     environment = os.environ | {"PRETEXT_HOME": str(home), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -164,13 +172,15 @@ def test_sigterm_closes_the_run_as_killed_and_the_same_command_goes_on(tmp_path:
 
 
 @pytest.mark.slow
-def test_two_processes_do_not_train_the_same_run_at_once(tmp_path: Path, home: Path) -> None:
+@pytest.mark.parametrize("homes", ["one home", "two homes, one storage"])
+def test_two_processes_do_not_train_the_same_run_at_once(tmp_path: Path, home: Path, homes: str) -> None:
     recipe = recipe_file(tmp_path, steps=400)
-    first = start(recipe, home)
+    storage = f"cluster.storage={tmp_path / 'shared'}"
+    first = start(recipe, home, "--set", storage)
     wait_for_steps(5)
-    second = start(recipe, home)
+    second = start(recipe, home if homes == "one home" else tmp_path / "another", "--set", storage)
     _, complaint = second.communicate(timeout=120)
     assert second.returncode == 1
-    assert "is being worked on" in complaint
+    assert "is being worked on" in complaint and str(first.pid) in complaint
     _, complaint = first.communicate(timeout=400)
     assert first.returncode == 0, complaint
