@@ -14,6 +14,7 @@ Path_ = tuple[str | int, ...]
 MOST_NODES = 10_000
 """Keys and values of a recipe with its aliases written out: a few lines of YAML can stand for billions."""
 DEEPEST = 50
+MERGE = "tag:yaml.org,2002:merge"
 
 
 class YamlError(ValueError):
@@ -39,7 +40,7 @@ class SourceMap:
         """Parse a file.
 
         Raises:
-            YamlError: unreadable, not YAML, not a mapping, or a key twice.
+            YamlError: unreadable, not YAML, not a mapping, a merge key, or a key twice.
         """
         shown = str(path)
         try:
@@ -80,6 +81,11 @@ class SourceMap:
                 line = key_node.start_mark.line + 1
                 raise YamlError(f"{self.name}:{line}: a key is a word, not a list or a mapping; quote what has {{ or [")
             key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key_node.tag == MERGE:
+                raise YamlError(
+                    f"{self.name}:{line}: merge keys (`<<`) are not taken; write the keys out, or take over a whole "
+                    "section by an alias (*name)"
+                )
             if key in values:
                 first = self.origins[(*path, key)]
                 raise YamlError(f"{self.name}:{line}: `{key}` stands here a second time (first at {first}); keep one")

@@ -110,9 +110,10 @@ def test_text_that_is_not_yaml_names_the_line(tmp_path: Path) -> None:
         ("name: !tag x\n", "tiny.yaml:1: `x` is no value of the kind it looks like; quote it"),
         ("name: x\nday: 2024-13-45\n", "tiny.yaml:2: `2024-13-45` is no value"),
         ("? [a, b]\n: 1\n", "tiny.yaml:1: a key is a word"),
+        ("corpus: &c {name: x}\ntask:\n  <<: *c\n", "tiny.yaml:3: merge keys (`<<`) are not taken; write the keys out"),
         ("name: \x07\n", "tiny.yaml: not a YAML text file"),
     ],
-    ids=["cycle", "depth", "bomb", "tag", "date", "key", "control"],
+    ids=["cycle", "depth", "bomb", "tag", "date", "key", "merge", "control"],
 )
 def test_a_trap_of_yaml_is_answered_by_one_sentence(tmp_path: Path, text: str, said: str) -> None:
     answer = complaint(tmp_path, text)
