@@ -20,12 +20,10 @@ from torch import Generator, Tensor
 from ssl_core.nn.contrast import nt_xent_and_top1
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ProjectionHead
-from ssl_core.ops import colour, images, warps
+from ssl_core.ops import images
+from ssl_core.ops.views import random_views
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
-
-PIECE = 2**18
-"""Pixels of views augmented at a time on a CPU: what fits its caches is faster than the whole batch at once."""
 
 
 @dataclass(frozen=True)
@@ -108,36 +106,25 @@ class SimCLR:
 
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], None]:
         """n images -> "views" [2 n, 3, size, size]: the first view of every image, then the second of every image."""
-        x = raw["image"]
-        pieces = torch.split(x, max(8, PIECE // (2 * self.size**2))) if x.device.type == "cpu" else (x,)
-        views = [self._two_views(piece, rng).chunk(2) for piece in pieces]
-        return {"views": torch.cat([view for both in zip(*views) for view in both])}, None
-
-    def _two_views(self, x: Tensor, rng: Generator) -> Tensor:
-        """[n, 3, canvas, canvas] bytes -> [2 n, 3, size, size]."""
-        x = images.random_resized_crop(
-            x, self.size, rng, min_area=self.min_area, max_ratio=self.max_ratio, flip=self.flip, views=2
+        strength = self.jitter
+        views = random_views(
+            raw["image"],
+            self.size,
+            rng,
+            min_area=self.min_area,
+            max_ratio=self.max_ratio,
+            flip=self.flip,
+            degrees=self.degrees,
+            shear=self.shear,
+            translate=self.translate,
+            zoom=self.zoom,
+            elastic=self.elastic,
+            jitter=(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength),
+            jitter_chance=self.jitter_chance,
+            grey=self.grey,
+            blur=self.blur,
         )
-        if self.degrees or self.shear or self.translate or self.zoom > 1 or self.elastic:
-            x = warps.random_affine(
-                x,
-                rng,
-                degrees=self.degrees,
-                shear=self.shear,
-                translate=self.translate,
-                zoom=self.zoom,
-                elastic=self.elastic,
-            )
-        if self.jitter:
-            strong, weak = 0.8 * self.jitter, 0.2 * self.jitter
-            x = colour.colour_jitter(
-                x, rng, brightness=strong, contrast=strong, saturation=strong, hue=weak, chance=self.jitter_chance
-            )
-        if self.grey:
-            x = colour.random_grey(x, rng, self.grey)
-        if self.blur:
-            x = images.random_blur(x, rng, self.blur)
-        return images.normalise(x)
+        return {"views": views}, None
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return ViewModel(encoder(Field("image", (3, self.size, self.size))), self)

@@ -3,7 +3,6 @@ import torch
 from small_tasks import as_raw, encoder, generator
 
 from ssl_core.ops import images
-from ssl_core.tasks import simclr
 from ssl_core.tasks.simclr import SimCLR
 
 NONE = {
@@ -64,16 +63,6 @@ def test_each_augmentation_makes_the_two_views_differ(fields):
     task = task_of(**{**NONE, **fields})
     first, second = task.make_batch(raw_of(task, 16), generator())[0]["views"].chunk(2)
     assert (first - second).abs().amax((1, 2, 3)).max() > 0.1
-
-
-def test_more_images_than_a_piece_come_out_in_order(monkeypatch):
-    monkeypatch.setattr(simclr, "PIECE", 1)
-    n = 21  # two pieces of 8 and a rest
-    task = task_of(**NONE, canvas=16)
-    raw = raw_of(task, n)
-    views = task.make_batch(raw, generator())[0]["views"]
-    original = images.normalise(images.to_float(raw["image"]))
-    assert torch.allclose(views, torch.cat([original, original]), atol=1e-5)
 
 
 def test_loss_and_accuracy_are_the_papers():

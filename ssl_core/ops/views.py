@@ -1,0 +1,61 @@
+"""Random views of images: the crops, warps and colours that contrastive methods share, each with its own strengths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from ssl_core.ops import colour, images, warps
+
+PIECE = 2**18
+"""Pixels of views augmented at a time on a CPU: what fits its caches is faster than the whole batch at once."""
+
+
+def random_views(
+    x: Tensor,
+    size: int,
+    rng: Generator,
+    *,
+    views: int = 2,
+    min_area: float = 1.0,
+    max_ratio: float = 4 / 3,
+    flip: float = 0.0,
+    degrees: float = 0.0,
+    shear: float = 0.0,
+    translate: float = 0.0,
+    zoom: float = 1.0,
+    elastic: float = 0.0,
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
+    jitter_chance: float = 1.0,
+    grey: float = 0.0,
+    blur: float = 0.0,
+) -> Tensor:
+    """Crop, mirror, warp, jitter, grey, blur and normalise, in this order; what is 0 (zoom: 1) is left out.
+
+    x [n, 3, h, w] uint8 -> [views n, 3, size, size]: the first view of every image, then the second, and so on.
+    jitter: strengths of brightness, contrast, saturation and hue. flip, jitter_chance, grey and blur are chances.
+    The other arguments are those of `random_resized_crop`, `random_affine`, `colour_jitter` and `random_blur`.
+    """
+
+    def some_views(part: Tensor) -> Tensor:
+        out = images.random_resized_crop(
+            part, size, rng, min_area=min_area, max_ratio=max_ratio, flip=flip, views=views
+        )
+        if degrees or shear or translate or zoom > 1 or elastic:
+            out = warps.random_affine(
+                out, rng, degrees=degrees, shear=shear, translate=translate, zoom=zoom, elastic=elastic
+            )
+        if any(jitter):
+            light, contrast, saturation, hue = jitter
+            out = colour.colour_jitter(
+                out, rng, brightness=light, contrast=contrast, saturation=saturation, hue=hue, chance=jitter_chance
+            )
+        if grey:
+            out = colour.random_grey(out, rng, grey)
+        if blur:
+            out = images.random_blur(out, rng, blur)
+        return images.normalise(out)
+
+    pieces = torch.split(x, max(8, PIECE // (views * size**2))) if x.device.type == "cpu" else (x,)
+    made = [some_views(piece).chunk(views) for piece in pieces]
+    return torch.cat([view for same in zip(*made) for view in same])
