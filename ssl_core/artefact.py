@@ -7,7 +7,8 @@ task stays a handful of plain values and the same digest always means the same t
     task = replace(task, vocabulary=digest)
     load(task.vocabulary)                               in the task, wherever the tensors are needed
 
-`load` looks in the folders that `look_in` was told of: the store of the installation, the folder of a saved model.
+Each is one file, <digest>.safetensors. `load` looks in the folders that `look_in` was told of: the store of the
+installation, the folder of a run, the folder of a saved model.
 """
 
 from __future__ import annotations
@@ -21,19 +22,34 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ssl_core.folder import is_complete, read_tensors, verify, write_folder
+from ssl_core.folder import DamagedError, read_tensors, write_tensors
 from ssl_core.types import Raw
 
 Fit = Callable[[Any, Iterator[Raw], Generator], Mapping[str, Tensor]]
-"""(task, batches of the corpus without end, randomness) -> tensors; takes as many batches as it needs."""
-
-FILE = "artefact.safetensors"
+"""(task, batches of the corpus in random order without end, randomness) -> tensors; takes as many batches as it needs,
+on the device where they are and where the generator is."""
 
 _FOLDERS: list[Path] = []
 
 
 class MissingArtefactError(ValueError):
     """A task names an artefact that is nowhere to be found, or names none where it needs one."""
+
+
+def fits(task: Any) -> Mapping[str, Fit]:
+    """How each artefact of a task is made, by the field that holds its digest; most tasks have none."""
+    made: Mapping[str, Fit] = getattr(task, "artefacts", {})
+    return made
+
+
+def digests(task: Any) -> dict[str, str]:
+    """Field -> digest of each artefact of a task; empty where it was not made yet."""
+    return {field: getattr(task, field) for field in fits(task)}
+
+
+def file_name(digest: str) -> str:
+    """Of the artefact, in whatever folder it lies."""
+    return f"{digest}.safetensors"
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -47,10 +63,10 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def keep(folder: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Stores tensors as folder/<digest>, atomically and at most once; returns the digest."""
+    """Stores tensors in the folder, atomically and at most once; returns their digest."""
     digest = digest_of(tensors)
-    if not is_complete(folder / digest):
-        write_folder(folder / digest, tensors, {}, FILE)
+    if not (folder / file_name(digest)).exists():
+        write_tensors(folder / file_name(digest), tensors)
     return digest
 
 
@@ -61,7 +77,7 @@ def look_in(folder: Path) -> None:
 
 
 def path_of(digest: str) -> Path:
-    """The stored artefact's folder.
+    """The file of an artefact.
 
     Raises:
         MissingArtefactError: it is in none of the folders, or no digest was given.
@@ -71,9 +87,9 @@ def path_of(digest: str) -> Path:
             "The task needs an artefact that was not made yet; `pretext run` makes it, as does components.artefacts."
         )
     for folder in _FOLDERS:
-        if is_complete(folder / digest):
-            return folder / digest
-    looked = ", ".join(map(str, _FOLDERS)) or "no folder"
+        if (folder / file_name(digest)).exists():
+            return folder / file_name(digest)
+    looked = ", ".join(str(folder) for folder in _FOLDERS if folder.exists()) or "no folder"
     raise MissingArtefactError(
         f"The task names the artefact {digest}, which is not in {looked}; leave the field empty to have it made anew."
     )
@@ -85,10 +101,12 @@ def load(digest: str, device: torch.device | str = "cpu") -> Mapping[str, Tensor
 
     Raises:
         MissingArtefactError: see `path_of`.
-        DamagedError: its bytes have changed since they were stored.
+        DamagedError: the file is not what was stored.
     """
     if torch.device(device).type != "cpu":
         return {name: tensor.to(device) for name, tensor in load(digest).items()}
     path = path_of(digest)
-    verify(path)
-    return read_tensors(path / FILE)
+    tensors = read_tensors(path)
+    if digest_of(tensors) != digest:
+        raise DamagedError(f"{path} has changed since it was stored; delete it and let it be made anew.")
+    return tensors

@@ -27,14 +27,15 @@ class DamagedError(Exception):
 
 
 def write_folder(
-    folder: Path, tensors: Mapping[str, Tensor], documents: Mapping[str, Mapping[str, Any]], tensors_name: str
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Atomically writes one safetensors file and some JSON files as `folder`, marker last."""
+    """Atomically writes safetensors files and JSON files (file name -> content) as `folder`, marker last."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.parent / f".{folder.name}.{uuid4().hex}.part"
     part.mkdir()
     try:
-        save_file(_storable(tensors), part / tensors_name)
+        for name, content in tensors.items():
+            save_file(_storable(content), part / name)
         for name, document in documents.items():
             (part / name).write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False))
         files = {path.name: _synced(path) for path in sorted(part.iterdir())}
@@ -45,6 +46,19 @@ def write_folder(
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Atomically writes one safetensors file that stands alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f".{path.name}.{uuid4().hex}.part"
+    try:
+        save_file(_storable(tensors), part)
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def verify(folder: Path) -> None:

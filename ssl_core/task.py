@@ -41,7 +41,10 @@ class TaskModel(nn.Module):
 
 @runtime_checkable
 class PretextTask(Protocol):
-    """Implemented by a frozen dataclass: its fields ARE its configuration; `__post_init__` rejects bad values."""
+    """Implemented by a frozen dataclass: its fields ARE its configuration; `__post_init__` rejects bad values.
+
+    One with constants that are made before it trains has a ClassVar more, `artefacts` (see `ssl_core.artefact`).
+    """
 
     paper: ClassVar[str]
     shortcuts: ClassVar[tuple[Shortcut, ...]]

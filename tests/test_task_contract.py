@@ -1,6 +1,7 @@
 """What every pretext task promises. A new task passes all of this by adding one line to small_tasks.SMALL."""
 
 import dataclasses
+import itertools
 import json
 import pickle
 import re
@@ -11,6 +12,7 @@ from small_tasks import SMALL, encoder, generator, noise, scenes, small
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ssl_core import artefact
 from ssl_core.probes.audit import CUES
 from ssl_core.task import PretextTask, TaskModel
 from ssl_core.tasks import TASKS
@@ -48,6 +50,12 @@ def mapped(change, batch):
         return {name: mapped(change, part) for name, part in batch.items()}
     parts = [mapped(change, part) for part in batch]
     return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+
+
+def task_loss(task: PretextTask) -> Tensor:
+    """The losses of a fresh model on a few scenes."""
+    inputs, targets = task.make_batch(scenes(task, 6), generator())
+    return task.loss(model_of(task)(**inputs), targets)[0]
 
 
 def equal(a, b) -> bool:
@@ -119,6 +127,18 @@ def test_its_default_fields_are_valid_and_every_field_is_documented(task):
     attributes = (cls.__doc__ or "").partition("Attributes:")[2]
     for field in dataclasses.fields(cls):
         assert re.search(rf"^\s+{field.name}: \S", attributes, re.MULTILINE), f"{field.name} is not documented"
+
+
+def test_its_artefacts_are_fields_that_are_empty_until_made_and_the_same_whenever_made(task):
+    for field, fit in artefact.fits(task).items():
+        assert getattr(type(task)(), field) == ""
+        bare = dataclasses.replace(task, **{field: ""})
+        made = fit(bare, (scenes(task, 32, seed) for seed in itertools.count()), generator())
+        assert artefact.digest_of(made) == getattr(task, field)
+    if artefact.fits(task):
+        bare = dataclasses.replace(task, **dict.fromkeys(artefact.fits(task), ""))
+        with pytest.raises(artefact.MissingArtefactError, match="was not made yet"):
+            task_loss(bare)
 
 
 def test_its_sample_names_what_make_batch_needs_and_nothing_else(task):

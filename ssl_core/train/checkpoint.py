@@ -1,7 +1,7 @@
 """What training leaves on disk: checkpoints to resume from, and the trained model.
 
     <parent>/checkpoint_00000120/{state.safetensors, state.json, COMPLETE}
-    <folder>/{model.safetensors, config.json, COMPLETE}
+    <folder>/{model.safetensors, config.json, COMPLETE, and the task's artefacts: <digest>.safetensors}
 
 A model's config.json names the task with its fields and the encoder's spec; `load_model` rebuilds both and fills in the
 weights. The judge, the registry and the user's own code read it; nothing here is pickled.
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_core import artefact
 from ssl_core.folder import (
     DamagedError,
     is_complete,
@@ -56,7 +57,7 @@ def step_of(name: str) -> int | None:
 
 def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Writes a checkpoint so that `folder` is absent, the old one, or whole; replaces what stood there."""
-    write_folder(folder, tensors, {META: meta}, TENSORS)
+    write_folder(folder, {TENSORS: tensors}, {META: meta})
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -110,7 +111,13 @@ def save_model(
     weights: Mapping[str, Tensor],
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the model atomically. `weights`: the TaskModel's state dict, averaged or not; `notes` go into its JSON."""
+    """Writes the model and the task's artefacts atomically.
+
+    weights: the TaskModel's state dict, averaged or not; `notes` go into its JSON.
+
+    Raises:
+        MissingArtefactError: one of the task's artefacts is nowhere to be found.
+    """
     config = {
         "format": FORMAT,
         "task": task_name(task),
@@ -118,7 +125,8 @@ def save_model(
         "encoder": asdict(encoder),
         "notes": dict(notes or {}),
     }
-    write_folder(folder, weights, {CONFIG: config}, WEIGHTS)
+    kept = {artefact.file_name(digest): artefact.load(digest) for digest in artefact.digests(task).values()}
+    write_folder(folder, {WEIGHTS: weights, **kept}, {CONFIG: config})
 
 
 def load_model(
@@ -131,6 +139,9 @@ def load_model(
     """
     verify(folder)
     task, encoder = read_config(folder, tasks)
+    artefact.look_in(folder)
+    for digest in artefact.digests(task).values():
+        artefact.load(digest)  # from now on this process has it, also where the folder is gone
     model = task.build(encoder.build)
     _fill(model, read_tensors(folder / WEIGHTS), folder)
     return task, model.to(device).eval()

@@ -23,7 +23,7 @@ def test_the_digest_is_of_the_content_alone(store):
     again = artefact.keep(store, dict(reversed(TENSORS.items())))
     other = artefact.keep(store, {**TENSORS, "words": TENSORS["words"].view(3, 2)})
     assert first == again != other
-    assert sorted(path.name for path in store.iterdir()) == sorted([first, other])
+    assert sorted(path.name for path in store.iterdir()) == sorted(map(artefact.file_name, [first, other]))
     loaded = artefact.load(first)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in TENSORS.items())
 
@@ -36,9 +36,10 @@ def test_a_missing_one_is_named_with_the_places_that_were_searched(store):
 
 
 def test_changed_bytes_are_noticed(store):
-    path = store / artefact.keep(store, TENSORS) / artefact.FILE
+    digest = artefact.keep(store, TENSORS)
+    path = store / artefact.file_name(digest)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(DamagedError, match="has changed"):
-        artefact.load(path.parent.name)
+        artefact.load(digest)

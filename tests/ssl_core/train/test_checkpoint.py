@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from tiny import ENCODER, Upside
 
+from ssl_core import artefact
 from ssl_core.folder import MARKER, DamagedError, is_complete, write_folder
 from ssl_core.train import checkpoint
 
@@ -83,7 +87,7 @@ def test_an_empty_or_absent_folder_has_no_checkpoint(tmp_path: Path) -> None:
 
 def test_nan_in_the_meta_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
-        write_folder(tmp_path / "x", {"a": torch.zeros(1)}, {"meta.json": {"loss": float("nan")}}, "t.safetensors")
+        write_folder(tmp_path / "x", {"t.safetensors": {"a": torch.zeros(1)}}, {"meta.json": {"loss": float("nan")}})
     assert not list(tmp_path.iterdir())
 
 
@@ -104,12 +108,51 @@ def test_a_model_is_rebuilt_from_its_folder_alone(tmp_path: Path) -> None:
     assert all(torch.equal(one, two) for one, two in zip(model.represent(raw).values(), again.represent(raw).values()))
 
 
+@dataclass(frozen=True)
+class Tinted(Upside):
+    """Needs an artefact.
+
+    Attributes:
+        tint: digest of the colour.
+    """
+
+    artefacts: ClassVar[Mapping[str, artefact.Fit]] = {"tint": lambda task, batches, rng: {"rgb": torch.rand(3)}}
+    tint: str = ""
+
+
+def test_a_model_brings_its_artefacts_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artefact, "_FOLDERS", [])
+    artefact.look_in(tmp_path / "store")
+    task = Tinted(tint=artefact.keep(tmp_path / "store", {"rgb": torch.ones(3)}))
+    checkpoint.save_model(tmp_path / "model", task, ENCODER, task.build(ENCODER.build).state_dict())
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    artefact.load.cache_clear()
+    monkeypatch.setattr(artefact, "_FOLDERS", [])
+    with pytest.raises(artefact.MissingArtefactError):
+        artefact.load(task.tint)
+    loaded, _ = checkpoint.load_model(tmp_path / "elsewhere", tasks={"Tinted": Tinted})
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert loaded == task and torch.equal(artefact.load(task.tint)["rgb"], torch.ones(3))
+
+
+def test_a_model_without_one_of_its_artefacts_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artefact, "_FOLDERS", [])
+    artefact.look_in(tmp_path / "store")
+    task = Tinted(tint=artefact.keep(tmp_path / "store", {"rgb": torch.zeros(3)}))
+    weights = task.build(ENCODER.build).state_dict()
+    checkpoint.save_model(tmp_path / "model", task, ENCODER, weights)
+    (tmp_path / "model" / artefact.file_name(task.tint)).unlink()
+    assert not is_complete(tmp_path / "model")
+    with pytest.raises(artefact.MissingArtefactError, match="artefact abc, which is not in"):
+        checkpoint.save_model(tmp_path / "model", replace(task, tint="abc"), ENCODER, weights)
+
+
 def _edit(folder: Path, **changes: object) -> None:
     """Rewrites config.json together with its marker, as another version would have written it."""
     tensors = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
     config = {**json.loads((folder / checkpoint.CONFIG).read_text()), **changes}
     tensors = {name: value for name, value in tensors.items() if name not in changes}
-    write_folder(folder, tensors, {checkpoint.CONFIG: config}, checkpoint.WEIGHTS)
+    write_folder(folder, {checkpoint.WEIGHTS: tensors}, {checkpoint.CONFIG: config})
 
 
 @pytest.mark.parametrize(
