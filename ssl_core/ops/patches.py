@@ -39,3 +39,11 @@ def cut(x: Tensor, top: Tensor, left: Tensor, patch: int) -> Tensor:
     windows = x.unfold(2, patch, 1).unfold(3, patch, 1)
     owner = torch.arange(len(x), device=x.device).unsqueeze(1)
     return windows[owner, :, top, left]
+
+
+def cut_channels(x: Tensor, top: Tensor, left: Tensor, patch: int) -> Tensor:
+    """The same with a corner for each channel; top and left [n, c, k] -> [n, c, k, p, p]."""
+    windows = x.unfold(2, patch, 1).unfold(3, patch, 1)
+    owner = torch.arange(len(x), device=x.device).view(-1, 1, 1)
+    channel = torch.arange(x.shape[1], device=x.device).view(-1, 1)
+    return windows[owner, channel, top, left]

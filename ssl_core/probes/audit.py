@@ -157,14 +157,17 @@ def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -
 
 def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
     inputs, targets = task.make_batch(raw, rng)
-    first, second = _pictures(inputs)
-    return CUES[cue](first, second), targets
+    features = CUES[cue](*_pictures(inputs))
+    return features.reshape(len(inputs["order"]), -1) if "order" in inputs else features, targets
 
 
 def _pictures(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """One picture, or a pair, per answer."""
     if "first" in inputs:
         return inputs["patches"][inputs["first"]], inputs["patches"][inputs["second"]]
+    if "order" in inputs:  # of a puzzle, each tile and the one that is shown next to it
+        shown = inputs["tiles"][inputs["order"]]
+        return shown[:, :-1].flatten(0, 1), shown[:, 1:].flatten(0, 1)
     (pictures,) = inputs.values()
     return pictures, pictures
 

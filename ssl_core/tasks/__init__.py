@@ -7,12 +7,14 @@ from collections.abc import Mapping
 
 from ssl_core.task import PretextTask
 from ssl_core.tasks.context_prediction import ContextPrediction
+from ssl_core.tasks.jigsaw import Jigsaw
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.tasks.simclr import SimCLR
 
 TASKS: Mapping[str, type[PretextTask]] = {
     "rotation": Rotation,
     "context_prediction": ContextPrediction,
+    "jigsaw": Jigsaw,
     "simclr": SimCLR,
 }
 """Name in recipes -> task class."""

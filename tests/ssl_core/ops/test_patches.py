@@ -36,3 +36,12 @@ def test_an_even_grid_reaches_both_borders():
     top, left = patches.even_grid(50, 10, 3, torch.device("cpu"))
     assert left[:3].tolist() == [0, 20, 40] and top[::3].tolist() == [0, 20, 40]
     assert patches.even_grid(50, 10, 1, torch.device("cpu"))[0].tolist() == [0]
+
+
+def test_channels_are_cut_at_their_own_corners():
+    x = torch.arange(2 * 3 * 8 * 9).view(2, 3, 8, 9)
+    top, left = torch.randint(4, (2, 2, 3, 5), generator=torch.Generator().manual_seed(0))
+    cells = patches.cut_channels(x, top, left, 4)
+    for n, c, k in [(0, 0, 0), (1, 2, 4), (0, 1, 3)]:
+        y, z = top[n, c, k], left[n, c, k]
+        assert torch.equal(cells[n, c, k], x[n, c, y : y + 4, z : z + 4])

@@ -74,6 +74,8 @@ CARRIERS: Mapping[tuple[str, str], tuple[Pictures, Mapping[str, Any]]] = {
     ("context_prediction", "edge_continuity"): (grey_texture, {}),
     ("context_prediction", "chromatic_aberration"): (lens_texture, {"canvas": 76, "patch": 16, "gap": 12}),
     ("context_prediction", "luminance"): (lit_texture, {}),
+    ("jigsaw", "edge_continuity"): (grey_texture, {"per_image": 4}),
+    ("jigsaw", "luminance"): (lit_texture, {"per_image": 4}),
     ("simclr", "colour_histogram"): (tinted_texture, {"canvas": 32, "size": 24, "jitter": 1.0}),
 }
 """Task and cue -> pictures that carry the shortcut, and the task's settings for them."""
@@ -116,6 +118,13 @@ def test_dropping_closes_any_aberration_and_projection_that_of_an_achromatic_len
     task = small("context_prediction", canvas=76, patch=16, gap=12, colour=treatment)
     level = audit.cue_probe(task, "chromatic_aberration", raw(task, lens, 96, 1), raw(task, lens, 96, 2))
     assert low <= level <= high
+
+
+@pytest.mark.parametrize(("treated", "low", "high"), [({"grey": 0.0, "channel_jitter": 0}, 0.95, 1.0), ({}, 0.4, 0.8)])
+def test_what_jigsaw_does_about_aberration_weakens_it_and_does_not_close_it(treated, low, high):
+    task = small("jigsaw", **{"canvas": 76, "tile": 16, "gap": 10, "channel_jitter": 2, "grey": 0.3, **treated})
+    fit, test = (raw(task, lens_texture, 96, seed) for seed in (1, 2))
+    assert low <= audit.cue_probe(task, "chromatic_aberration", fit, test) <= high
 
 
 def test_an_untold_cue_is_named():
