@@ -23,8 +23,8 @@ _FROM_XYZ: list[list[float]] = torch.linalg.inv(torch.tensor(_TO_XYZ, dtype=torc
 _FOOT = 6 / 29
 """End of the line in the cube root of Lab."""
 
-# Lowest and highest b for a = -90, -80, ... 100. The paper's bins: the corners of the 10 x 10 cells that hold colours of
-# sRGB, and four more.
+# Lowest and highest b for a = -90, -80, ... 100. The paper's bins: the corners of the 10 x 10 cells that hold colours
+# of sRGB, and four more.
 _LOW = (50, 20, 0, -20, -30, -40, -50, -50, -60, -70, -80, -80, -90, -100, -100, -110, -110, -110, -110, -90)
 _HIGH = (90, 90, 90, 90, 100, 100, 100, 100, 100, 100, 90, 90, 90, 90, 80, 80, 80, 70, 70, 0)
 BINS = tuple(
