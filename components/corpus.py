@@ -59,7 +59,7 @@ class Commit:
         version: its number.
         time: when it was committed.
         added: rows it added.
-        sources: where they came from, as the user wrote it.
+        sources: where they came from, as the user wrote it; of very many the first, and how many more.
         ingest: id of the ingest that committed it; empty for the version that made the table.
     """
 

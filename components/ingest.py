@@ -41,6 +41,8 @@ STORE_BYTES = 6 * SHARD_BYTES
 """What Ray Data may hold in the object store: the shards being filled and the blocks on their way to them."""
 COMMIT_SECONDS = 20.0
 PROGRESS_SECONDS = 0.5
+SOURCES_TOLD = 20
+"""Sources that each commit names: a shell writes out what its wildcards match, and every commit would repeat it."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def ingest(
         with connect(), _index() as seen:
             batch = Corpus.open(store.uri).version + 1
             job = Job(store.uri, store.quarantine_uri, folder_of(lease), batch, store.canon, taking, seen)
-            info = {"pretext.ingest": lease.id, "pretext.sources": list(sources)}
+            info = {"pretext.ingest": lease.id, "pretext.sources": _told(sources)}
             committer = Committer(job, lease, info, commit_seconds)
             with _clear_errors(job), _ticking(job, progress, began):
                 committer.learn(quarantine=not retry_quarantined)
@@ -141,6 +143,11 @@ def ingest(
                     committer.take(row)
                 committer.commit()
             return _report(store.uri, job.ask("counts"), committer.added, committer.quarantined, began)
+
+
+def _told(sources: Sequence[str]) -> list[str]:
+    more = len(sources) - SOURCES_TOLD
+    return [*sources[:SOURCES_TOLD], *([f"… and {more:,} more"] if more > 0 else [])]
 
 
 def _report(uri: str, counts: Mapping[str, int], added: int, refused: int, began: float) -> IngestReport:

@@ -267,6 +267,14 @@ def test_a_task_that_ray_repeats_counts_nothing_twice(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_commit_names_few_of_very_many_sources(tmp_path: Path):
+    files = sorted(pictures(tmp_path / "source", range(1025)).iterdir())
+    assert take(*files).added == 1025
+    (*first, last) = Corpus.open("c").history()[-1].sources
+    assert first == [str(file) for file in files[:20]] and last == "… and 1,005 more"
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_tar_in_a_tree_of_many_folders_is_work(tmp_path: Path):
     for i in range(70):  # more than become parts of their own
         (tmp_path / "source" / str(i) / "x").mkdir(parents=True)
