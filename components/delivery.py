@@ -12,7 +12,7 @@ import logging
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from components.mlflow_store import connect_tracking, database_of
 from components.policy import oldest_run
 from components.spool import Entry, Record, Spool, Unavailable, last_header
+from components.tracker_trouble import TrackingError, explain
 
 log = logging.getLogger("pretext.tracking")
 
@@ -34,7 +36,7 @@ REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVA
 DENIALS = {"PERMISSION_DENIED", "UNAUTHENTICATED"}
 
 
-class TrackingError(ValueError):
+class SetupError(TrackingError):
     """The tracker is set up in a way that waiting does not mend."""
 
 
@@ -49,37 +51,32 @@ class MlflowRun:
     one the run's status is what the last end in the journal says.
     """
 
-    def __init__(self, client: Callable[[], MlflowClient], spool: Spool, artifacts: str | None, attempt: bool) -> None:
-        self._make_client, self._artifacts, self.attempt = client, artifacts, attempt
-        self.spool = spool
+    def __init__(self, uri: str, spool: Spool, attempt: bool) -> None:
+        self.uri, self.spool, self.attempt = uri, spool, attempt
         self.client: MlflowClient | None = None
         self.run_id: str | None = None
         self.experiment_id: str | None = None
         self.connected = threading.Event()
-        self.fatal: TrackingError | None = None
+        self.fatal: SetupError | None = None
         self._known: dict[str, set[int]] = {}
 
     def connect(self) -> None:
         if self.run_id is not None:
             return
         try:
-            self.client = self._make_client()
+            self.client = connect_tracking(self.uri)[0]
             header = self._header()
-            experiment = find_experiment(self.client, header["experiment"], self._artifacts)
+            experiment = find_experiment(self.client, header["experiment"], self._artifacts())
             run = self._adopt(experiment, header)
             if self.spool.owner != run.info.run_id:  # this folder never fed that run: see what it holds already
                 self._known = _steps(self.client, run)
             if self.attempt and run.info.status != "RUNNING":
                 self.client.update_run(run.info.run_id, status="RUNNING")
-        except TrackingError as error:
-            self.fatal = error
-            raise Unavailable(str(error)) from error
         except Exception as error:
-            if getattr(error, "error_code", "") in DENIALS:
-                self.fatal = TrackingError(
-                    f"the tracking server refuses access: {_sentence(error)}; check its token or user"
-                )
-            raise Unavailable(_sentence(error)) from error
+            sentence = explain(error, self.uri)
+            if isinstance(error, SetupError) or getattr(error, "error_code", "") in DENIALS:
+                self.fatal = SetupError(sentence)
+            raise Unavailable(sentence) from error
         self.spool.bind(run.info.run_id)
         self.experiment_id, self.run_id = experiment.experiment_id, run.info.run_id
         self.connected.set()
@@ -103,8 +100,13 @@ class MlflowRun:
     def _header(self) -> Record:
         header = last_header(self.spool)
         if header is None:
-            raise TrackingError(f"{self.spool.folder} does not say which run it belongs to; remove it")
+            raise SetupError(f"{self.spool.folder} does not say which run it belongs to; remove it")
         return header
+
+    def _artifacts(self) -> str | None:
+        """Where a new experiment keeps files; a server decides by itself."""
+        database = database_of(self.uri)
+        return (database.parent / "mlartifacts").as_uri() if database else None
 
     def _adopt(self, experiment: Experiment, header: Record) -> Run:
         found = _runs_of(self.client, experiment, header["run_key"])
@@ -201,8 +203,8 @@ class MlflowRun:
         self._call(client.set_terminated, run_id, entry.record["status"], entry.record["time_ms"])
 
     def _refuse(self, record: Record, error: Exception) -> None:
-        log.warning("The tracker refused a record (%s); it is kept in %s", _sentence(error), self.spool.folder)
-        self.spool.refuse(record, _sentence(error))
+        log.warning("The tracker refused a record (%s); it is kept in %s", explain(error, self.uri), self.spool.folder)
+        self.spool.refuse(record, explain(error, self.uri))
 
     def _call(self, do: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Calls MLflow. Raises MlflowException where it refuses for good, Unavailable for anything that may pass."""
@@ -213,16 +215,16 @@ class MlflowRun:
                 raise
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the run was deleted for good, or the store is a new one
                 self.run_id = None
-            raise Unavailable(_sentence(error)) from error
+            raise Unavailable(explain(error, self.uri)) from error
         except Exception as error:
-            raise Unavailable(_sentence(error)) from error
+            raise Unavailable(explain(error, self.uri)) from error
 
 
 def find_experiment(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
     """The experiment, made where missing; `artifacts` is where a new one keeps files (None: the server decides)."""
     found = client.get_experiment_by_name(name) or _make_experiment(client, name, artifacts)
     if found.lifecycle_stage != "active":
-        raise TrackingError(
+        raise SetupError(
             f"the MLflow experiment {name!r} is deleted; restore it with `mlflow experiments restore "
             f"--experiment-id {found.experiment_id}` or name another one under tracking.experiment"
         )
@@ -250,8 +252,3 @@ def _steps(client: MlflowClient, run: Run) -> dict[str, set[int]]:
     return {
         key: {metric.step for metric in client.get_metric_history(run.info.run_id, key)} for key in run.data.metrics
     }
-
-
-def _sentence(error: BaseException) -> str:
-    lines: Iterable[str] = str(error).strip().splitlines() or [type(error).__name__]
-    return next(iter(lines))[:300]

@@ -68,7 +68,9 @@ def ray_answers() -> str:
 def tracking_answers() -> str:
     """Asks the tracking server for an experiment; an embedded one is made if missing."""
     from components.mlflow_store import connect_tracking
+    from components.tracker_trouble import answering, shown
 
     client, where = connect_tracking()
-    client.search_experiments(max_results=1)
-    return f"{where} answers"
+    with answering(where):
+        client.search_experiments(max_results=1)
+    return f"{shown(where)} answers"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sqlite3
 import sys
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from components.locks import exclusive
+from components.tracker_trouble import answering, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +33,7 @@ def tracking_uri(given: str | None = None) -> str:
     scheme = urlsplit(uri).scheme.split("+")[0]
     if scheme not in SERVERS + DATABASES:
         raise ValueError(
-            f"tracking URI {uri!r}: MLflow has given up folders of files such as ./mlruns; use a server "
+            f"tracking URI {shown(uri)!r}: MLflow has given up folders of files such as ./mlruns; use a server "
             "(https://host), a database (sqlite:////path/mlflow.db), or name none for SQLite in the pretext home"
         )
     if scheme != "sqlite":
@@ -56,7 +59,7 @@ def connect_tracking(given: str | None = None) -> tuple[MlflowClient, str]:
     """A client for `tracking_uri(given)`, and that URI. An embedded database is made where missing, by one process.
 
     Raises:
-        ValueError: see `tracking_uri`.  mlflow.exceptions.MlflowException: the database or server does not answer.
+        ValueError: see `tracking_uri`.  TrackingError: the database cannot be used; a server is not asked.
     """
     uri = tracking_uri(given)
     quieten(server=database_of(uri) is None)
@@ -64,8 +67,11 @@ def connect_tracking(given: str | None = None) -> tuple[MlflowClient, str]:
 
     database = database_of(uri)
     if database is None:
-        return MlflowClient(uri, uri), uri
-    with exclusive(database.with_name(database.name + ".lock"), wait=120):
+        with answering(uri):
+            return MlflowClient(uri, uri), uri
+    with exclusive(database.with_name(database.name + ".lock"), wait=120), answering(uri):
+        with closing(sqlite3.connect(database)) as file:  # where MLflow would try for two minutes
+            file.execute("PRAGMA schema_version")
         client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)  # makes or checks the tables
     return client, uri
@@ -105,7 +111,7 @@ def ui_command(port: int = 5000, given: str | None = None) -> list[str]:
     """
     uri = tracking_uri(given)
     if urlsplit(uri).scheme in SERVERS:
-        raise ValueError(f"the runs are kept by {uri}; open that in a browser")
+        raise ValueError(f"the runs are kept by {shown(uri)}; open that in a browser")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     database = database_of(uri)

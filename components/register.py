@@ -27,6 +27,7 @@ from components.delivery import RUN_KEY
 from components.export import ABOUT, JUDGEMENT, PRETEXT, write_artifact
 from components.judgement import Judgement, paired_gain
 from components.policy import Gain, Promotion
+from components.tracker_trouble import answering, explain
 from components.tracking import connect_tracking
 
 LOGGED = "encoder"  # name of the model among its run's outputs: runs:/RUN/encoder
@@ -97,7 +98,7 @@ def register(
 
     Raises:
         ValueError: the model cannot be exported, or the name is none.  DamagedError: the model folder is not whole.
-        MlflowException: the tracking server does not take it; calling again goes on from there.
+        TrackingError: the tracking server does not take it; calling again goes on from there.
     """
     client, uri = connect_tracking(uri)
     if not name or any(letter in name for letter in "/:%'"):
@@ -105,19 +106,21 @@ def register(
     chosen = layer or (judgement.best if judgement else None)
     about = {"run_key": run_key, "run_id": run_id, **(tags or {}), **({"size": size} if size else {})}
     candidate = Candidate(model, judgement, chosen, about)
-    with model_lock(client, uri, name, lease=UPLOAD_SECONDS):
-        found = version_of_run(client, name, run_key)
-        version = found or _create(client, name, candidate)
 
     def gain_over(champion: int) -> Gain | None:
         return _gain(uri, name, champion, judgement, probe, rejudge)
 
-    collapse = judgement.collapse if judgement else ""
-    number = int(version.version)
-    decision = promote(client, uri, name, number, gain_over, margin=margin, collapse=collapse)
-    champion = champion_of(client, name)
-    if decision.promoted or champion != number:
-        client.set_model_version_tag(name, str(number), "pretext.promotion", f"{decision.verdict}: {decision.reason}")
+    with answering(uri):
+        with model_lock(client, uri, name, lease=UPLOAD_SECONDS):
+            found = version_of_run(client, name, run_key)
+            version = found or _create(client, name, candidate)
+        collapse = judgement.collapse if judgement else ""
+        number = int(version.version)
+        decision = promote(client, uri, name, number, gain_over, margin=margin, collapse=collapse)
+        champion = champion_of(client, name)
+        if decision.promoted or champion != number:
+            why = f"{decision.verdict}: {decision.reason}"
+            client.set_model_version_tag(name, str(number), "pretext.promotion", why)
     log.info("%s version %s: %s, %s", name, number, decision.verdict, decision.reason)
     return Registered(name, number, found is None, decision, champion, f"models:/{name}/{number}")
 
@@ -128,11 +131,11 @@ def version_of_run(client: MlflowClient, name: str, run_key: str) -> ModelVersio
     return min(found, key=lambda version: int(version.version), default=None)
 
 
-def locate(client: MlflowClient, model_uri: str) -> str:
+def locate(client: MlflowClient, model_uri: str, uri: str) -> str:
     """Where the files of models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID and runs:/RUN/encoder lie.
 
     Raises:
-        ValueError: there is no such model, version, alias or run.
+        ValueError: there is no such model, version, alias or run, or the tracker cannot be asked.
     """
     kind, _, rest = model_uri.partition(":/")
     name, alias, number = rest.strip("/"), "", ""
@@ -150,7 +153,7 @@ def locate(client: MlflowClient, model_uri: str) -> str:
         number = client.get_model_version_by_alias(name, alias).version if alias else number
         return str(client.get_model_version_download_uri(name, number))
     except MlflowException as error:
-        raise ValueError(f"{model_uri}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{model_uri}: {explain(error, uri)}") from error
 
 
 def fetch(model_uri: str, into: Path, uri: str | None = None) -> Path:
@@ -162,7 +165,7 @@ def fetch(model_uri: str, into: Path, uri: str | None = None) -> Path:
     folder = Path(model_uri).expanduser()
     if model_uri.startswith(("models:/", "runs:/")):
         client, uri = connect_tracking(uri)
-        folder = _local(locate(client, model_uri), into, uri)
+        folder = _local(locate(client, model_uri, uri), into, uri)
     if not ((folder / PRETEXT / "config.json").exists() or (folder / "config.json").exists()):
         raise ValueError(
             f"{model_uri}: {folder} holds no encoder of pretext (no config.json); "
@@ -182,7 +185,7 @@ def _local(where: str, into: Path, uri: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(where, dst_path=str(into), tracking_uri=uri))
     except (MlflowException, OSError) as error:
-        raise ValueError(f"cannot fetch the model from {where}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"cannot fetch the model from {where}: {explain(error, uri)}") from error
 
 
 def _output_of(client: MlflowClient, run_id: str, name: str) -> LoggedModel | None:

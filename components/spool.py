@@ -299,7 +299,7 @@ class Shipper(threading.Thread):
         self._failures += 1
         if self.trouble is None:
             why = str(error) if isinstance(error, Unavailable) else repr(error)
-            log.warning("The tracker does not answer (%s). The run goes on; points wait in %s", why, self.spool.folder)
+            log.warning("%s. The run goes on; its points wait in %s", why, self.spool.folder)
         self.trouble = str(error) or type(error).__name__
         if self._stop_at is not None:
             return min(self._pause, 0.5)

@@ -24,6 +24,7 @@ from components.lease import TakenOver
 from components.mlflow_store import connect_tracking, database_of, quieten, tracking_uri, ui_command
 from components.policy import is_stale
 from components.spool import Shipper, Spool, last_header
+from components.tracker_trouble import answering, shown
 from components.vitals import Sampler
 
 __all__ = ["Closed", "Tracker", "connect_tracking", "sweep", "tracking_uri", "ui_command"]
@@ -113,8 +114,13 @@ class Tracker:
     def link(self) -> str:
         """Where a person sees the run: its page on a server, else the command that opens the embedded database."""
         if database_of(self.uri) is None and self.run_id:
-            return f"{self.uri}/#/experiments/{self._receiver.experiment_id}/runs/{self.run_id}"
-        return f"mlflow ui --backend-store-uri {self.uri}"
+            return f"{shown(self.uri)}/#/experiments/{self._receiver.experiment_id}/runs/{self.run_id}"
+        return f"mlflow ui --backend-store-uri {shown(self.uri)}"
+
+    @property
+    def trouble(self) -> str:
+        """Why the tracker has not taken everything yet."""
+        return self._shipper.trouble or f"{shown(self.uri)} is slow"
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Parameters of the run; nested mappings become dotted names."""
@@ -178,8 +184,8 @@ class Tracker:
         if left or self._lost:
             lost = f" {self._lost} could not be written to disk and are lost." if self._lost else ""
             sentence = (
-                f"{left} records of this run wait in {self._spool.folder} because {self.uri} does not take them "
-                f"({self._shipper.trouble or 'too slow'}); the same command, run again, sends them.{lost}"
+                f"{left} records of this run wait in {self._spool.folder} ({self.trouble}); "
+                f"the same command, run again, sends them.{lost}"
             )
             log.warning("%s", sentence)
         self._closed = Closed(status, left, sentence)
@@ -249,17 +255,19 @@ def _start(uri: str, spool: Spool, attempt: bool, pulse_every: float) -> tuple[A
     quieten(server=database_of(uri) is None)
     from components.delivery import MlflowRun  # imports mlflow
 
-    database = database_of(uri)
-    artifacts = (database.parent / "mlartifacts").as_uri() if database else None
-    receiver = MlflowRun(lambda: connect_tracking(uri)[0], spool, artifacts, attempt)
+    receiver = MlflowRun(uri, spool, attempt)
     shipper = Shipper(spool, receiver, pulse_every=pulse_every)
     shipper.start()
     return receiver, shipper
 
 
 def sweep(uri: str | None = None, minutes: float = 15.0, now_ms: int | None = None) -> list[str]:
-    """Closes as KILLED our RUNNING runs whose heartbeat is older than `minutes`; returns their ids."""
-    client, _ = connect_tracking(uri)
+    """Closes as KILLED our RUNNING runs whose heartbeat is older than `minutes`; returns their ids.
+
+    Raises:
+        TrackingError: the tracker cannot be asked.
+    """
+    client, where = connect_tracking(uri)
     from components.delivery import HEARTBEAT, RUN_KEY
 
     def dead(run: Any) -> bool:
@@ -267,14 +275,15 @@ def sweep(uri: str | None = None, minutes: float = 15.0, now_ms: int | None = No
         now = now_ms or time.time_ns() // 1_000_000
         return run.info.status == "RUNNING" and is_stale(int(beat) if beat else None, run.info.start_time, now, minutes)
 
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    ours = f"attributes.status = 'RUNNING' and tags.`{RUN_KEY}` LIKE '%'"
     closed = []
-    for run in client.search_runs(experiments, ours, max_results=1000):
-        if dead(run) and dead(client.get_run(run.info.run_id)):  # it may have beaten since the search
-            client.set_tag(run.info.run_id, "pretext.swept", f"no heartbeat for {minutes:g} minutes")
-            client.set_terminated(run.info.run_id, "KILLED")
-            closed.append(run.info.run_id)
+    with answering(where):
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        ours = f"attributes.status = 'RUNNING' and tags.`{RUN_KEY}` LIKE '%'"
+        for run in client.search_runs(experiments, ours, max_results=1000):
+            if dead(run) and dead(client.get_run(run.info.run_id)):  # it may have beaten since the search
+                client.set_tag(run.info.run_id, "pretext.swept", f"no heartbeat for {minutes:g} minutes")
+                client.set_terminated(run.info.run_id, "KILLED")
+                closed.append(run.info.run_id)
     return closed
 
 

@@ -308,7 +308,7 @@ def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Ju
         return evaluate(task, model, start, *parts_of(recipe, planned), recipe.evaluate.build())[0]
 
     if not tracker.flush() or tracker.run_id is None:
-        raise StepError(f"{tracker.uri} does not answer, so nothing can be registered; `pretext register` tries again")
+        raise StepError(f"nothing can be registered: {tracker.trouble}; `pretext register` tries again")
     tags = {"corpus": planned.corpus, "corpus_version": planned.version, "corpus_digest": planned.digest}
     with model_of(recipe, planned) as folder:
         return register(

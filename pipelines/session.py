@@ -55,11 +55,10 @@ def tracked(recipe: Recipe, planned: Plan, attempt: bool) -> Iterator[Tracker]:
 
 def close_dead_runs(uri: str | None) -> None:
     """Runs of ours that say RUNNING but show no sign of life become KILLED; where the tracker is away, next time."""
-    from mlflow.exceptions import MlflowException
-
+    from components.tracker_trouble import TrackingError
     from components.tracking import sweep
 
-    with suppress(MlflowException, Busy):
+    with suppress(TrackingError, Busy):
         for run_id in sweep(uri):
             say(f"closed MLflow run {run_id} as KILLED: it died without a word")
 
