@@ -25,11 +25,13 @@ from pydantic import (
     Field,
     ValidationError,
     create_model,
+    field_serializer,
     model_validator,
 )
 
 from components.corpus import CorpusError, corpus_uri
 from components.evaluate import Settings
+from components.tracker_trouble import shown
 from pipelines.source_map import SourceMap, YamlError
 from ssl_core.data.decode import Canon, Limits
 from ssl_core.nn.encoders import EncoderSpec
@@ -209,6 +211,10 @@ class TrackingSection(Section):
         None, description="MLflow server; none: MLFLOW_TRACKING_URI, else SQLite in the pretext home"
     )
     experiment: str = Field("pretext", description="MLflow experiment")
+
+    @field_serializer("uri")
+    def _without_secrets(self, uri: str | None) -> str | None:
+        return uri and shown(uri)
 
 
 class Recipe(Section):

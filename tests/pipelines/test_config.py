@@ -51,6 +51,12 @@ def test_a_good_recipe_builds_the_run_it_describes(tmp_path: Path) -> None:
     assert (run.optim.lr, run.train.batch_size) == (0.1, 64)
 
 
+def test_the_recorded_recipe_holds_no_password(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD), ["tracking.uri=https://anna:secret@tracker.example/mlflow"])
+    assert recipe.tracking.uri == "https://anna:secret@tracker.example/mlflow"
+    assert recipe.plain()["tracking"]["uri"] == "https://tracker.example/mlflow"
+
+
 @pytest.mark.parametrize("recipe", sorted(p.stem for p in RECIPES.glob("*.yaml")))
 def test_every_recipe_of_the_package_is_valid_and_says_how_to_run_it(recipe: str) -> None:
     load_recipe(recipe)
