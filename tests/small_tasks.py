@@ -23,6 +23,7 @@ from ssl_core.types import Field
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "rotation": {"canvas": 16},
+    "relative_transformation": {"canvas": 16, "size": 16, "turns": False, "corner": 0.2, "hidden": 64, "flip": False},
     "context_prediction": {"canvas": 58, "patch": 12, "gap": 8, "jitter": 2, "hidden": 64, "pixelate": 0.1},
     "jigsaw": {"canvas": 56, "tile": 12, "gap": 6, "jitter": 3, "permutations": 6, "embed": 32, "hidden": 64},
     "simclr": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0.25, "temperature": 0.5, "hidden": 32, "out": 16},

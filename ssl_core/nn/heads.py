@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,3 +82,39 @@ def classify(logits: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]
     """What a classifying task answers in `loss`: cross-entropy [n] and accuracy [n]; logits [n, k], targets [n]."""
     loss = F.cross_entropy(logits, targets, reduction="none")
     return loss, {"accuracy": (logits.detach().argmax(1) == targets).float()}
+
+
+class Weighted(NamedTuple):
+    """Targets of which not all count alike, such as a picture of which a part was hidden."""
+
+    values: Tensor
+    """[n, ...]."""
+    weights: Tensor
+    """How much each counts, of a shape that broadcasts to that of the values."""
+
+
+def regress(outputs: Tensor, targets: Tensor | Weighted) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a task about quantities or pixels answers in `loss`: mean squared error [n] and "explained" [n]."""
+    values, weights = targets if isinstance(targets, Weighted) else (targets, targets.new_ones(()))
+    error = _sums((outputs - values).square(), weights)
+    counted = _sums(weights.expand_as(values), weights.new_ones(())).clamp_min(1e-6)
+    return error / counted, {"explained": _explained(error.detach(), values, weights)}
+
+
+def explained(outputs: Tensor, targets: Tensor | Weighted) -> Tensor:
+    """[n], whose mean is the share of the targets' variance over the batch that the outputs explain.
+
+    1 for the targets themselves, 0 for their mean over the batch, taken place by place, or where nothing varies.
+    """
+    with torch.no_grad():
+        return regress(outputs, targets)[1]["explained"]
+
+
+def _explained(error: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+    """error [n]: squared and summed over each example."""
+    variance = _sums((values - values.mean(0)).square_(), weights).mean()
+    return torch.where(variance > 0, 1 - error / variance, torch.zeros_like(error))
+
+
+def _sums(each: Tensor, weights: Tensor) -> Tensor:
+    return (each * weights if weights.ndim else each).flatten(1).sum(1)

@@ -1,4 +1,4 @@
-"""Small warps: rotation, shear, scale and translation about the centre, and elastic bending; bilinear."""
+"""Small warps: rotation, shear, scale and translation about the centre, homographies, elastic bending; bilinear."""
 
 from __future__ import annotations
 
@@ -75,3 +75,44 @@ def random_affine(
     shift = uniform((n, 2), -translate * side, translate * side, rng)
     bend = bends(n, side, elastic, rng) if elastic else None
     return warp(x, affine_matrices(angle, slant, scale, shift), fill, bend)
+
+
+def homographies(corners: Tensor) -> Tensor:
+    """[n, 3, 3] maps of the unit square: (0, 0), (1, 0), (1, 1) and (0, 1) go to `corners` [n, 4, 2] (x right, y down).
+
+    The closed form of Heckbert 1989 ("Fundamentals of texture mapping and image warping"), element [2, 2] being 1.
+    """
+    p0, p1, p2, p3 = corners.unbind(1)
+    bulge, along, down = p0 - p1 + p2 - p3, p1 - p2, p3 - p2
+    area = _cross(along, down)
+    g, h = _cross(bulge, down) / area, _cross(along, bulge) / area
+    columns = (p1 - p0 + g * p1, p3 - p0 + h * p3, p0)
+    last = torch.cat([g, h, torch.ones_like(g)], 1)
+    return torch.cat([torch.stack(columns, 2), last.unsqueeze(1)], 1)
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """a and b [n, 2] -> [n, 1]."""
+    return a[:, :1] * b[:, 1:] - a[:, 1:] * b[:, :1]
+
+
+def inverse(maps: Tensor) -> Tensor:
+    """The inverse of homographies [n, 3, 3], scaled so that element [2, 2] is 1; never waits for the device."""
+    a, b, c = maps.unbind(2)
+    adjugate = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 1)
+    return adjugate / adjugate[:, 2:, 2:]
+
+
+def project(x: Tensor, reads: Tensor, size: int, fill: Fill = "zeros", bend: Tensor | None = None) -> Tensor:
+    """Read each output pixel where its map [n, 3, 3] says; x [n, c, s, s] float -> [n, c, size, size].
+
+    Maps take places in the output to places in the input's middle `size` pixels, both in sides from the upper left
+    corner (x right, y down); what lies around the middle comes into view where a map reads beyond it.
+    bend: [n, size or 1, size or 1, 2] as in `warp`.
+    """
+    axis = (torch.arange(size, device=x.device) + 0.5) / size
+    down, right = torch.meshgrid(axis, axis, indexing="ij")
+    places = torch.stack([right, down, torch.ones_like(down)], 2)
+    across, along, depth = torch.einsum("ijk,nlk->lnij", places, reads).unbind()
+    grid = torch.stack([across, along], 3).div_(depth.unsqueeze(3)).sub_(0.5).mul_(2 * size / x.shape[-1])
+    return F.grid_sample(x, grid if bend is None else grid + bend, padding_mode=fill, align_corners=False)

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from ssl_core.nn.heads import explained
 from ssl_core.probes import logistic
 from ssl_core.task import PretextTask
 from ssl_core.types import Raw, Shortcut
@@ -46,6 +48,13 @@ def interpolation(x: Tensor, _: Tensor) -> Tensor:
     )
     detail = torch.stack([step.square().mean((1, 2, 3)) for step in steps], 1)
     return (detail / x.var((1, 2, 3)).clamp_min(1e-6).unsqueeze(1)).clamp_min(1e-6).log()
+
+
+def flat_wedges(_: Tensor, second: Tensor) -> Tensor:
+    """Share of the second picture's pixels that equal their neighbours, in each of 4 x 4 fields: [q, 16]."""
+    rows, columns = (second.diff(dim=axis).abs().amax(1, keepdim=True) for axis in (2, 3))
+    flat = torch.maximum(rows[..., 1:], columns[..., 1:, :]) < 1e-4
+    return F.adaptive_avg_pool2d(flat.float(), 4).flatten(1)
 
 
 def luminance(first: Tensor, second: Tensor) -> Tensor:
@@ -102,6 +111,7 @@ CUES: Mapping[str, Cue] = {
     "chromatic_aberration": chromatic_aberration,
     "colour_histogram": colour_histogram,
     "edge_continuity": edge_continuity,
+    "flat_wedges": flat_wedges,
     "interpolation": interpolation,
     "luminance": luminance,
 }
@@ -113,9 +123,9 @@ class Audit:
 
     Attributes:
         cue: the low-level signal.
-        chance: accuracy of guessing with the countermeasure on.
-        open_chance: accuracy of guessing with the countermeasure off, where switching it changes the answers' number.
-        closed: accuracy of the cue-only probe with the countermeasure on.
+        chance: what guessing achieves with the countermeasure on: accuracy, or explained variance of quantities.
+        open_chance: the same with the countermeasure off, where switching it changes the answers' number.
+        closed: what the cue-only probe achieves with the countermeasure on.
         opened: and with it off.
     """
 
@@ -130,15 +140,21 @@ def audit(task: Any, shortcut: Shortcut, fit: Raw, test: Raw, seed: int = 0) -> 
     """Try a shortcut with its countermeasure on and off. `fit` trains the cue's probe, `test` scores it."""
     off = replace(task, **shortcut.off)
     n = len(next(iter(test.values())))
-    (chance, open_chance) = (each.chance(n)["accuracy"] for each in (task, off))
+    (chance, open_chance) = (_guessing(each, n) for each in (task, off))
     closed, opened = (cue_probe(each, shortcut.cue, fit, test, seed) for each in (task, off))
     return Audit(shortcut.cue, chance, open_chance, closed, opened)
 
 
-def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -> float:
-    """Accuracy on `test` of answering the task from the cue alone.
+def _guessing(task: PretextTask, n: int) -> float:
+    chance = task.chance(n)
+    return chance["accuracy"] if "accuracy" in chance else chance["explained"]
 
-    Where targets are classes: softmax regression on the cue's features, fitted on `fit`. Where the answer is which
+
+def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -> float:
+    """Accuracy, or explained variance, on `test` of answering the task from the cue alone.
+
+    Where targets are classes: softmax regression on the cue's features, fitted on `fit`; where they are quantities or
+    pixels: ridge regression. Where the answer is which
     two views belong together (no targets): the share of views whose nearest other view in features is its partner.
     """
     if cue not in CUES:
@@ -151,8 +167,18 @@ def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -
     fit_x, x = (fit_x - mean) / scale, (x - mean) / scale
     if y is None or fit_y is None:
         return _retrieval(x)
+    if fit_y.is_floating_point():
+        return float(explained(_ridge(fit_x, fit_y.double(), x), y.double()).mean())
     classifier = logistic.fit(fit_x[None], fit_y[None], classes=int(fit_y.max()) + 1, penalty=1.0)
     return float((classifier.predict(x)[0] == y).double().mean())
+
+
+def _ridge(fit_x: Tensor, fit_y: Tensor, x: Tensor, penalty: float = 1.0) -> Tensor:
+    """Linear regression of fit_y [q, ...] on standardised features fit_x [q, d], applied to x [m, d] -> [m, ...]."""
+    mean = fit_y.mean(0)
+    squares = fit_x.mT @ fit_x + penalty * torch.eye(fit_x.shape[1], dtype=fit_x.dtype, device=fit_x.device)
+    weights: Tensor = torch.linalg.solve(squares, fit_x.mT @ (fit_y - mean).flatten(1))
+    return mean + (x @ weights).view(len(x), *mean.shape)
 
 
 def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -162,14 +188,14 @@ def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tu
 
 
 def _pictures(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """One picture, or a pair, per answer."""
+    """A pair of pictures per answer, or one picture twice."""
     if "first" in inputs:
         return inputs["patches"][inputs["first"]], inputs["patches"][inputs["second"]]
     if "order" in inputs:  # of a puzzle, each tile and the one that is shown next to it
         shown = inputs["tiles"][inputs["order"]]
         return shown[:, :-1].flatten(0, 1), shown[:, 1:].flatten(0, 1)
-    (pictures,) = inputs.values()
-    return pictures, pictures
+    pictures = [value for value in inputs.values() if value.ndim == 4]
+    return pictures[0], pictures[-1]
 
 
 def _retrieval(x: Tensor) -> float:

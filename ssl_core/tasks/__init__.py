@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from ssl_core.task import PretextTask
 from ssl_core.tasks.context_prediction import ContextPrediction
 from ssl_core.tasks.jigsaw import Jigsaw
+from ssl_core.tasks.relative_transformation import RelativeTransformation
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.tasks.simclr import SimCLR
 
 TASKS: Mapping[str, type[PretextTask]] = {
     "rotation": Rotation,
+    "relative_transformation": RelativeTransformation,
     "context_prediction": ContextPrediction,
     "jigsaw": Jigsaw,
     "simclr": SimCLR,

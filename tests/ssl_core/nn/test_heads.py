@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.metrics import mean_squared_error, r2_score
 from torch import nn
 
-from ssl_core.nn.heads import ClassifierHead, ProjectionHead
+from ssl_core.nn.heads import ClassifierHead, ProjectionHead, Weighted, explained, regress
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -37,3 +38,22 @@ def test_empty_layers_are_refused():
         ProjectionHead(12, layers=0)
     with pytest.raises(ValueError, match="12, 0, 4 channels"):
         ClassifierHead(12, 4, (0,))
+
+
+def test_explained_variance_is_scikit_learns_and_its_mean_counts_weights():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(40, 3, generator=generator) * torch.tensor([1.0, 2.0, 0.5])
+    outputs = targets + torch.randn(40, 3, generator=generator)
+    theirs = r2_score(targets, outputs, multioutput="variance_weighted")
+    loss, metrics = regress(outputs, targets)
+    assert metrics["explained"].mean().item() == pytest.approx(theirs, abs=1e-5)
+    assert loss.mean().item() == pytest.approx(mean_squared_error(targets, outputs), abs=1e-5)
+    first = torch.tensor([1.0, 0, 0])
+    loss, metrics = regress(outputs, Weighted(targets, first))
+    assert metrics["explained"].mean().item() == pytest.approx(r2_score(targets[:, 0], outputs[:, 0]), abs=1e-5)
+    assert loss.mean().item() == pytest.approx(mean_squared_error(targets[:, 0], outputs[:, 0]), abs=1e-5)
+
+
+def test_targets_that_do_not_vary_are_explained_by_nothing():
+    same = torch.ones(4, 2)
+    assert explained(torch.zeros(4, 2), same).tolist() == [0] * 4

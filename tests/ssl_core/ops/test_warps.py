@@ -47,3 +47,43 @@ def test_no_strength_is_the_identity_and_each_strength_moves_pixels():
     assert torch.allclose(warps.random_affine(x, generator()), x, atol=1e-5)
     for strength in ({"degrees": 10.0}, {"shear": 10.0}, {"translate": 0.2}, {"zoom": 1.2}, {"elastic": 0.1}):
         assert (warps.random_affine(x, generator(), **strength) - x).abs().max() > 0.01
+
+
+def corners(n: int = 5) -> torch.Tensor:
+    """Quadrilaterals near the unit square."""
+    square = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    return square + torch.empty(n, 4, 2).uniform_(-0.15, 0.15, generator=generator())
+
+
+def solved(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The homography [3, 3] that takes points to points, by least squares on the linear equations of each pair."""
+    rows, right = [], []
+    for (x, y), (u, v) in zip(start, end, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        right += [u, v]
+    return np.append(np.linalg.lstsq(np.array(rows), np.array(right), rcond=None)[0], 1).reshape(3, 3)
+
+
+def test_homographies_take_the_square_to_its_corners_and_back():
+    ends = corners()
+    maps = warps.homographies(ends)
+    square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+    for one, back, end in zip(maps.numpy(), warps.inverse(maps).numpy(), ends.numpy(), strict=True):
+        assert np.abs(one - solved(square, end)).max() < 1e-4
+        assert np.abs(back - solved(end, square)).max() < 1e-4
+
+
+@pytest.mark.parametrize(("fill", "mode"), [("zeros", "grid-constant"), ("reflection", "reflect")])
+@pytest.mark.parametrize("size", [30, 20])
+def test_a_projection_equals_scipys(fill, mode, size):
+    x, reads = fields(30, 30), warps.inverse(warps.homographies(corners(3)))
+    ours = warps.project(x, reads, size, fill)
+    for picture, read, got in zip(x.numpy(), reads.double().numpy(), ours.numpy(), strict=True):
+
+        def place(row_column, read=read):
+            u, v, w = read @ [(row_column[1] + 0.5) / size, (row_column[0] + 0.5) / size, 1]
+            edge = (30 - size) / 2
+            return v / w * size + edge - 0.5, u / w * size + edge - 0.5
+
+        theirs = ndimage.geometric_transform(picture[0], place, (size, size), order=1, mode=mode)
+        assert np.abs(got[0] - theirs).max() < 1e-4

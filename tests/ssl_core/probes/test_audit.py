@@ -71,6 +71,7 @@ def tinted_texture(n: int, size: int, rng: torch.Generator) -> Tensor:
 CARRIERS: Mapping[tuple[str, str], tuple[Pictures, Mapping[str, Any]]] = {
     ("rotation", "black_bars"): (grey_texture, {"canvas": 32}),
     ("rotation", "interpolation"): (sharp_texture, {"canvas": 32}),
+    ("relative_transformation", "flat_wedges"): (grey_texture, {"canvas": 32, "size": 32}),
     ("context_prediction", "edge_continuity"): (grey_texture, {}),
     ("context_prediction", "chromatic_aberration"): (lens_texture, {"canvas": 76, "patch": 16, "gap": 12}),
     ("context_prediction", "luminance"): (lit_texture, {}),

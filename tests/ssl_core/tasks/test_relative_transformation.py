@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from small_tasks import as_raw, encoder, generator
+
+from ssl_core.ops import images
+from ssl_core.tasks.relative_transformation import RelativeTransformation
+
+SIDE, SIZE = 192, 96
+DOTS = SIZE / 2 + np.array([(10, 0), (-10, 0), (5, 8.7), (-5, -8.7), (-5, 8.7), (5, -8.7)])
+"""Two dots in each of the three channels, x and y in px of the view; no transformation moves one out of sight."""
+
+
+def task_of(kind: str, **fields) -> RelativeTransformation:
+    scale = 0.3 if kind == "affine" else 0.2
+    settings = {"canvas": SIDE, "size": SIZE, "kind": kind, "scale": scale, "flip": False, **fields}
+    return RelativeTransformation(**settings)
+
+
+def dotted(task: RelativeTransformation, n: int) -> dict[str, torch.Tensor]:
+    """Pictures of a bright and a dimmer blob in each channel."""
+    axis = torch.arange(SIDE) + 0.5 - (SIDE - SIZE) / 2
+    x, y = torch.from_numpy(DOTS).float().T.view(2, 3, 2, 1, 1).unbind()
+    blobs = torch.exp(-((axis - x).square() + (axis.view(-1, 1) - y).square()) / (2 * 1.7**2))
+    return as_raw(task, torch.maximum(blobs[:, 0], 0.6 * blobs[:, 1]).expand(n, -1, -1, -1))
+
+
+def places(picture: torch.Tensor) -> np.ndarray:
+    """Where the dots are in a view [3, s, s]: centres of mass of its blobs, [6, 2], x and y in px."""
+    found = []
+    for channel in images.denormalise(picture[None])[0].double().numpy():
+        mass = np.clip(channel - 0.1, 0, None)
+        blobs, count = ndimage.label(mass)
+        assert count == 2
+        order = sorted((1, 2), key=lambda blob: -channel[blobs == blob].max())
+        found += [np.array(centre)[::-1] + 0.5 for centre in ndimage.center_of_mass(mass, blobs, order)]
+    return np.array(found)
+
+
+def seen(task: RelativeTransformation, n: int = 12):
+    """For n transformations: places in the original and in the transformed view in px, and the answer."""
+    inputs, answers = task.make_batch(dotted(task, n), generator())
+    both = zip(inputs["original"], inputs["transformed"], answers, strict=True)
+    return [(places(first), places(second), answer.double().numpy()) for first, second, answer in both]
+
+
+def test_affine_parameters_are_those_that_least_squares_finds_in_the_pictures():
+    for before, after, answer in seen(task_of("affine")):
+        before, after = before - SIZE / 2, after - SIZE / 2
+        solution, *_ = np.linalg.lstsq(np.c_[before, np.ones(6)], after, rcond=None)
+        linear, shift = solution[:2].T, solution[2]
+        scale = np.hypot(*linear[:, 0])
+        cosine, sine = linear[:, 0] / scale
+        slant = np.degrees(np.arctan((cosine * linear[0, 1] + sine * linear[1, 1]) / scale))
+        found = [cosine, sine, *shift / (0.2 * SIZE), (scale - 1) / 0.3, slant / 30]
+        assert np.abs(found - answer).max() < 0.05
+
+
+def test_projective_parameters_are_those_that_least_squares_finds_in_the_pictures():
+    for after, before, answer in seen(task_of("projective")):  # the paper's map reads: from the second to the first
+        rows, right = [], []
+        for (x, y), (u, v) in zip(before * 32 / SIZE, after * 32 / SIZE, strict=True):
+            rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+            right += [u, v]
+        numbers = np.linalg.lstsq(np.array(rows), np.array(right), rcond=None)[0]
+        found = (numbers - [0, 0, 16, 0, 0, 16, 0, 0]) / [1, 1, 20, 1, 1, 20, 0.015, 0.015]
+        assert np.abs(found - answer).max() < 0.15
+
+
+@pytest.mark.parametrize("kind", ["affine", "projective"])
+def test_without_strength_both_views_are_the_middle_of_the_canvas(kind):
+    task = task_of(kind, corner=0.0, scale=0.0, degrees=0.0, translate=0.0, shear=0.0, turns=False)
+    smooth = images.blur(torch.rand(6, 3, SIDE, SIDE, generator=generator()), torch.full((6,), 4.0), 10)
+    raw = as_raw(task, smooth)
+    middle = images.normalise(images.to_float(raw["image"]))[..., 48:-48, 48:-48]
+    for view in task.make_batch(raw, generator())[0].values():
+        assert (view - middle).abs().max() < 0.1  # read at a place within a pixel
+
+
+def test_what_lies_around_the_view_moves_into_it():
+    task = task_of("affine")
+    frame = torch.ones(40, 3, SIDE, SIDE)
+    frame[..., 48:-48, 48:-48] = 0
+    original, transformed = task.make_batch(as_raw(task, frame), generator())[0].values()
+    white = (images.denormalise(transformed)[:, 0] > 0.9).flatten(1).float().mean(1)
+    assert (images.denormalise(original) < 0.1).float().mean() > 0.9
+    assert (white > 0.02).float().mean() > 0.9 and white.max() < 0.7
+
+
+def test_flat_fill_shows_and_a_mirrored_picture_does_not():
+    raw = as_raw(task_of("affine", canvas=SIZE), torch.rand(20, 3, SIZE, SIZE, generator=generator()))
+    flat = {}
+    for fill in ("reflection", "zeros"):
+        task = task_of("affine", canvas=SIZE, fill=fill)
+        transformed = task.make_batch(raw, generator())[0]["transformed"]
+        flat[fill] = (transformed == 0).all(1).float().mean()
+    assert flat["reflection"] == 0 and flat["zeros"] > 0.05
+
+
+def test_its_representation_is_of_the_middle_of_the_canvas():
+    task = task_of("affine", hidden=8)
+    model, raw = task.build(encoder).eval(), as_raw(task, torch.rand(3, 3, SIDE, SIDE, generator=generator()))
+    middle = images.normalise(images.to_float(raw["image"][..., 48:-48, 48:-48]))
+    with torch.no_grad():
+        assert torch.equal(model.represent(raw)["stage3"], model.encoder(middle))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"canvas": 64}, "size lies between 8 px and canvas"),
+        ({"kind": "rigid"}, "kind is 'rigid'; it can be affine or projective"),
+        ({"fill": "grey"}, "fill is 'grey'; it can be reflection or zeros"),
+        ({"corner": 0.3}, "corner between 0 and 0.2"),
+        ({"degrees": 270.0}, "degrees lies between 0 and 180"),
+    ],
+)
+def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RelativeTransformation(**fields)
