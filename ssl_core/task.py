@@ -10,7 +10,7 @@ The mean over examples, gradient accumulation and the reduction over ranks exist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
@@ -18,8 +18,13 @@ from torch import Generator, Tensor, nn
 from ssl_core.nn.encoders import Encoder
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
-EncoderFactory = Callable[[Field], Encoder]
-"""Builds the run's encoder for an input of that shape; a task calls it once per network that it needs."""
+
+class EncoderFactory(Protocol):
+    """Builds the run's encoder for an input of that shape; a task calls it once per network that it needs."""
+
+    def __call__(self, field: Field, width: float = 1.0) -> Encoder:
+        """`width` multiplies the channels that the run asks for: 0.5 for each half of a divided network."""
+        ...
 
 
 class TaskModel(nn.Module):

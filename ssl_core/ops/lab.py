@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _PRIMARIES = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
 _TO_XYZ = [[part / sum(row) for part in row] for row in _PRIMARIES]
@@ -96,6 +97,12 @@ def to_rgb(x: Tensor) -> Tensor:
     middle = (x[:, 0] + 16) / 116
     xyz = _cube(torch.stack([middle + x[:, 1] / 500, middle, middle - x[:, 2] / 200], 1))
     return _inverse_curve(torch.stack([_mixed(xyz, row) for row in _FROM_XYZ], 1)).clamp_(0, 1)
+
+
+def painted(lightness: Tensor, ab: Tensor) -> Tensor:
+    """sRGB of L [n, 1, h, w] with colours of a coarser grid, [n, 2, rows, columns], enlarged over it: [n, 3, h, w]."""
+    smooth = F.interpolate(ab, lightness.shape[-2:], mode="bilinear", align_corners=False)
+    return to_rgb(torch.cat([lightness, smooth], 1))
 
 
 @cache

@@ -71,25 +71,24 @@ class EncoderSpec:
             if field.name in other and getattr(self, field.name) != field.default:
                 raise ValueError(f"encoder.{field.name} has no effect on {self.name}; leave it out.")
 
-    def build(self, field: Field) -> Encoder:
-        """A freshly initialised encoder for images of that shape (channels, height, width).
+    def build(self, field: Field, width: float = 1.0) -> Encoder:
+        """A freshly initialised encoder for images of that shape (channels, height, width), `width` times as wide.
 
         Raises:
             ValueError: the field is no image, or a ViT's patch does not divide its sides.
         """
         if field.modality != "image" or len(field.shape) != 3:
             raise ValueError(f"{self.name} takes images (channels, height, width); this field is {field}.")
-        channels, height, width = field.shape
+        channels, rows, columns = field.shape
+        base = _multiple_of_8(64 * self.width * width)
         if self.name not in SIZES:
-            base = _multiple_of_8(64 * self.width)
             return ResNet(self.name, channels, base, self.stem, self.norm, self.zero_init)
-        if height % self.patch or width % self.patch:
+        if rows % self.patch or columns % self.patch:
             raise ValueError(
-                f"encoder.patch is {self.patch}, which does not divide the {height}x{width} px of the input; "
+                f"encoder.patch is {self.patch}, which does not divide the {rows}x{columns} px of the input; "
                 "change the patch or the task's input size."
             )
-        head_dim = _multiple_of_8(64 * self.width)
-        shape = (self.name, channels, (height, width), head_dim, self.patch)
+        shape = (self.name, channels, (rows, columns), base, self.patch)
         return ViT(*shape, self.positions, self.pool, self.drop_path)
 
 

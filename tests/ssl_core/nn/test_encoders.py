@@ -82,6 +82,12 @@ def test_width_scales_all_channels_and_the_field_gives_the_input_channels():
     assert EncoderSpec("vit_tiny", width=0.5).build(COLOUR).dim == 96
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny"])
+def test_a_task_may_ask_for_half_the_width(name):
+    asked, given = EncoderSpec(name, width=0.5).build(COLOUR, width=0.5), EncoderSpec(name, width=0.25).build(COLOUR)
+    assert asked.dims == given.dims and asked.dim == given.dim
+
+
 def test_the_imagenet_stem_shrinks_the_input_four_times_and_the_cifar_stem_keeps_it():
     x = torch.randn(1, 3, 64, 64)
     sides = {
