@@ -1,9 +1,11 @@
 """A SimCLR training step, end to end, against the plain loop that a user would write; images per second on a CPU.
 
-    python tests/benchmarks/bench_train_step.py [--images 512] [--repetitions 3]
+    python tests/benchmarks/bench_train_step.py [--images 512] [--repetitions 3] [--stem imagenet] [--batch 64]
 
-ResNet-18 with the ImageNet stem, two views of 96 px, batch 64, from JPEGs of 500x375. The peer decodes and augments per
-sample with Pillow in 2 persistent DataLoader workers and trains in float32 with SGD and NT-Xent as one cross-entropy.
+ResNet-18, two views of 96 px, from JPEGs of 500x375. The peer decodes and augments per
+sample in 2 persistent DataLoader workers, step for step as torchvision's transforms do it on Pillow images (Gaussian
+blur as a convolution of the tensor), and trains a network of torch's own modules in float32 with SGD and NT-Xent as one
+cross-entropy.
 Ours reads the same files as ingest stores them (short side 128, raw) and runs `ssl_core.train.loop` as it stands:
 batched augmentation, channels_last, bf16 where the CPU has instructions for it. Same encoder and head, same
 augmentation recipe, same batch. Each side runs in processes of its own, in turns.
@@ -21,10 +23,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
-from bench_augment import view
+from bench_augment import crop, turn_hue
 from bench_reader import ingest, write_photos
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -32,11 +35,12 @@ from torch.utils.data import DataLoader, Dataset
 from ssl_core.data.decode import Canon
 from ssl_core.data.shards import Shards
 from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.ops.images import IMAGENET_MEAN, IMAGENET_STD
 from ssl_core.tasks.simclr import SimCLR
 from ssl_core.train.loop import Folder, Point, pretrain
 from ssl_core.train.run import Optim, Run, Train
 
-BATCH, SIZE, CANVAS, STEPS, WARM, WORKERS = 64, 96, 128, 8, 2, 2
+SIZE, CANVAS, STEPS, WARM, WORKERS = 96, 128, 8, 2, 2
 TARGET = 3.0
 
 
@@ -55,12 +59,48 @@ class TwoViews(Dataset[tuple[Tensor, Tensor]]):
         side = min(image.size)
         left, top = random.randint(0, image.width - side), random.randint(0, image.height - side)
         square = image.crop((left, top, left + side, top + side))
-        return torch.from_numpy(view(square, SIZE)), torch.from_numpy(view(square, SIZE))
+        return plain_view(square), plain_view(square)
 
 
-def plain_model() -> nn.Module:
+def plain_view(image: Image.Image) -> Tensor:
+    """One sample's view: crop, mirror, colour jitter in random order, grey, blur, to tensor, normalise."""
+    image = crop(image, SIZE)
+    if random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if random.random() < 0.8:
+        steps = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color, None]
+        random.shuffle(steps)
+        for step in steps:
+            image = step(image).enhance(random.uniform(0.2, 1.8)) if step else turn_hue(image)
+    if random.random() < 0.2:
+        image = image.convert("L").convert("RGB")
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+    if random.random() < 0.5:
+        x = plain_blur(x, random.uniform(0.1, 2))
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return x.sub(mean.view(-1, 1, 1)).div(std.view(-1, 1, 1))
+
+
+def plain_blur(x: Tensor, sigma: float) -> Tensor:
+    """A square Gaussian kernel of a tenth of the side over the reflected picture."""
+    radius = SIZE // 20
+    line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel = torch.outer(line / line.sum(), line / line.sum()).expand(3, 1, -1, -1)
+    padded = F.pad(x[None], (radius, radius, radius, radius), mode="reflect")
+    return F.conv2d(padded, kernel, groups=3)[0]
+
+
+def plain_model(stem: str) -> nn.Module:
+    """Our network, with torch's convolution and the stem in its usual order."""
     torch.manual_seed(0)
-    return SimCLR(canvas=CANVAS, size=SIZE).build(EncoderSpec("resnet18").build)
+    model = SimCLR(canvas=CANVAS, size=SIZE).build(EncoderSpec("resnet18", stem=stem).build)  # type: ignore[arg-type]
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.__class__ = nn.Conv2d
+    if stem == "imagenet":
+        convolution, norm, pool, relu = model.encoder.stem
+        model.encoder.stem = nn.Sequential(convolution, norm, relu, pool)
+    return model
 
 
 def plain_loss(z: Tensor, temperature: float = 0.1) -> Tensor:
@@ -70,12 +110,12 @@ def plain_loss(z: Tensor, temperature: float = 0.1) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(z)).roll(len(z) // 2))
 
 
-def peer_steps(paths: list[Path]) -> Iterator[None]:
+def peer_steps(paths: list[Path], stem: str, batch: int) -> Iterator[None]:
     """The user's loop; one item per step."""
     loader = DataLoader(
-        TwoViews(paths), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
+        TwoViews(paths), batch, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
     )
-    model = plain_model()
+    model = plain_model(stem)
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, nesterov=True, weight_decay=1e-4)
     while True:
         for first, second in loader:
@@ -85,20 +125,20 @@ def peer_steps(paths: list[Path]) -> Iterator[None]:
             yield
 
 
-def peer_rate(paths: list[Path]) -> float:
-    steps = peer_steps(paths)
+def peer_rate(paths: list[Path], stem: str, batch: int) -> float:
+    steps = peer_steps(paths, stem, batch)
     for _ in range(WARM):
         next(steps)
     began = time.perf_counter()
     for _ in range(STEPS):
         next(steps)
-    return BATCH * STEPS / (time.perf_counter() - began)
+    return batch * STEPS / (time.perf_counter() - began)
 
 
-def our_rate(shard_files: list[Path], precision: str) -> float:
+def our_rate(shard_files: list[Path], stem: str, batch: int, precision: str) -> float:
     """The loop itself, with a point after the warm-up and one at the end."""
-    train = Train(steps=WARM + STEPS, batch_size=BATCH, precision=precision, log_every=1, check_every=0)  # type: ignore[arg-type]
-    run = Run(SimCLR(canvas=CANVAS, size=SIZE), EncoderSpec("resnet18"), Optim(lr=0.12), train)
+    train = Train(steps=WARM + STEPS, batch_size=batch, precision=precision, log_every=1, check_every=0)  # type: ignore[arg-type]
+    run = Run(SimCLR(canvas=CANVAS, size=SIZE), EncoderSpec("resnet18", stem=stem), Optim(lr=0.12), train)
     times: list[float] = []
 
     def note(point: Point) -> None:
@@ -106,7 +146,7 @@ def our_rate(shard_files: list[Path], precision: str) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         pretrain(run, Shards.open(shard_files), "benchmark", Folder(Path(folder), 1), on_point=note)
-    return BATCH * STEPS / (times[-1] - times[WARM - 1])
+    return batch * STEPS / (times[-1] - times[WARM - 1])
 
 
 def alone(work: Callable[..., float], *arguments: object) -> float:
@@ -122,22 +162,25 @@ def has_bf16() -> bool:
     return "avx512_bf16" in text or "amx_bf16" in text
 
 
-def augmentation() -> str:
+def augmentation(batch: int) -> str:
     """What making the two views takes of one of our steps; the rest is the network."""
     task = SimCLR(canvas=CANVAS, size=SIZE)
-    raw = {"image": torch.randint(0, 256, (BATCH, CANVAS, CANVAS, 3), dtype=torch.uint8).permute(0, 3, 1, 2)}
+    raw = {"image": torch.randint(0, 256, (batch, CANVAS, CANVAS, 3), dtype=torch.uint8).permute(0, 3, 1, 2)}
     began = time.perf_counter()
     for _ in range(3):
         task.make_batch(raw, torch.Generator().manual_seed(0))
     seconds = (time.perf_counter() - began) / 3
-    return f"make_batch {seconds * 1e3:.0f} ms for {BATCH} images"
+    return f"make_batch {seconds * 1e3:.0f} ms for {batch} images"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--stem", choices=("imagenet", "cifar"), default="imagenet")
+    parser.add_argument("--batch", type=int, default=64)
     arguments = parser.parse_args()
+    setting = (arguments.stem, arguments.batch)
     precision = "bf16" if has_bf16() else "fp32"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -147,10 +190,12 @@ def main() -> None:
         shard_files = sorted((folder / "raw").iterdir())
         ours, theirs = [], []
         for _ in range(arguments.repetitions):
-            theirs.append(alone(peer_rate, paths))
-            ours.append(alone(our_rate, shard_files, precision))
+            theirs.append(alone(peer_rate, paths, *setting))
+            ours.append(alone(our_rate, shard_files, *setting, precision))
             print(f"plain loop {theirs[-1]:.1f}, ssl_core.train {ours[-1]:.1f} images/s", flush=True)
-        print(f"{torch.get_num_threads()} threads; ours: {precision}, channels_last; {augmentation()}")
+        print(
+            f"{arguments.stem} stem, batch {arguments.batch}, {torch.get_num_threads()} threads; ours: {precision}, channels_last; {augmentation(arguments.batch)}"
+        )
         for label, rates in (("plain loop", theirs), ("ssl_core.train", ours)):
             print(f"{label:15} {statistics.median(rates):7.1f} images/s   ({', '.join(f'{r:.1f}' for r in rates)})")
         ratio = statistics.median(one / other for one, other in zip(ours, theirs))
