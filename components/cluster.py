@@ -40,6 +40,16 @@ def connect(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def lacking_gpus(workers: int, address: str | None) -> str:
+    """A sentence where a local Ray will never have the GPUs; a named cluster may still grow. To be asked connected."""
+    import ray
+
+    shown = int(ray.cluster_resources().get("GPU", 0))
+    if shown >= workers or address or os.environ.get("RAY_ADDRESS"):
+        return ""
+    return f"cluster.gpus asks for {workers} GPUs and this machine shows {shown}; set it to false or name a cluster."
+
+
 def _start(address: str | None) -> None:
     import ray
 

@@ -26,7 +26,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from components.cluster import connect
+from components.cluster import connect, lacking_gpus
 from components.corpus import corpus_uri, pretext_home
 from components.lease import ExclusiveLease, require
 from components.mailbox import open_mailbox
@@ -91,7 +91,7 @@ def pretrain(
     """
     folder = RunFolder(storage, name)
     with nullcontext(lease) if lease else folder.lease() as held, connect(address):
-        lacking = _lacking_gpus(workers, address) if gpus else ""
+        lacking = lacking_gpus(workers, address) if gpus else ""
         if lacking:
             return Outcome("FAILED", 0, 0, lacking)
         wrong = repair(folder, run.train.keep)
@@ -133,14 +133,6 @@ def _resources(workers: int, gpus: bool) -> dict[str, float]:
     share = 0.8 * ray.cluster_resources().get("CPU", 1.0) / workers
     cpu = {"CPU": 1.0 if share >= 1 else max(0.01, round(share, 2))}
     return {**cpu, "GPU": 1.0} if gpus else cpu
-
-
-def _lacking_gpus(workers: int, address: str | None) -> str:
-    """A sentence where a local Ray will never have the GPUs; a named cluster may still grow."""
-    shown = int(ray.cluster_resources().get("GPU", 0))
-    if shown >= workers or address or os.environ.get("RAY_ADDRESS"):
-        return ""
-    return f"cluster.gpus asks for {workers} GPUs and this machine shows {shown}; set it to false or name a cluster."
 
 
 class _Fit(threading.Thread):

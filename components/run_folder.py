@@ -1,6 +1,6 @@
-"""A run's folder, on this machine or behind a URI: its checkpoints and its model, each whole or not there.
+"""A run's folder, on this machine or behind a URI: its artefacts, checkpoints and model, each whole or not there.
 
-<storage>/<name>/{checkpoint_00000120/, model/, checkpoint_manager_snapshot.json, _lease/}
+<storage>/<name>/{artefacts/, checkpoint_00000120/, model/, checkpoint_manager_snapshot.json, _lease/}
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ssl_core.folder import MARKER, DamagedError
 from ssl_core.train import checkpoint
 from ssl_core.train.team import State
 
-MODEL = "model"
+MODEL, ARTEFACTS = "model", "artefacts"
 
 
 class RunFolder:

@@ -15,6 +15,7 @@ import ray.train
 import torch
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
+from components import artefacts
 from components.corpus import Corpus
 from components.lease import TakenOver, require
 from components.run_folder import MODEL, RunFolder
@@ -80,6 +81,7 @@ def _train(training: Training) -> None:
     context, device = ray.train.get_context(), _device()
     rank = context.get_world_rank()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    artefacts.take(training.run.task, training.folder)
     corpus = Corpus.open(training.corpus, training.version)
     outcome = pretrain(
         training.run,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ Fit = Callable[[Any, Iterator[Raw], Generator], Mapping[str, Tensor]]
 on the device where they are and where the generator is."""
 
 _FOLDERS: list[Path] = []
+_HELD: dict[tuple[str, torch.device], Mapping[str, Tensor]] = {}
 
 
 class MissingArtefactError(ValueError):
@@ -76,6 +76,17 @@ def look_in(folder: Path) -> None:
         _FOLDERS.append(folder)
 
 
+def take(task: Any, folder: Path) -> None:
+    """Reads all artefacts of a task, which may lie in this folder: the process then has them when the folder is gone.
+
+    Raises:
+        MissingArtefactError, DamagedError: see `load`.
+    """
+    look_in(folder)
+    for digest in digests(task).values():
+        load(digest)
+
+
 def path_of(digest: str) -> Path:
     """The file of an artefact.
 
@@ -95,7 +106,6 @@ def path_of(digest: str) -> Path:
     )
 
 
-@cache
 def load(digest: str, device: torch.device | str = "cpu") -> Mapping[str, Tensor]:
     """The artefact's tensors on that device, read and checked once per process; never change them in place.
 
@@ -103,10 +113,19 @@ def load(digest: str, device: torch.device | str = "cpu") -> Mapping[str, Tensor
         MissingArtefactError: see `path_of`.
         DamagedError: the file is not what was stored.
     """
-    if torch.device(device).type != "cpu":
-        return {name: tensor.to(device) for name, tensor in load(digest).items()}
+    place = torch.device(device)
+    if (digest, place) not in _HELD:
+        _HELD[digest, place] = _read(digest) if place.type == "cpu" else _moved(load(digest), place)
+    return _HELD[digest, place]
+
+
+def _read(digest: str) -> Mapping[str, Tensor]:
     path = path_of(digest)
     tensors = read_tensors(path)
     if digest_of(tensors) != digest:
         raise DamagedError(f"{path} has changed since it was stored; delete it and let it be made anew.")
     return tensors
+
+
+def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> Mapping[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -136,12 +136,11 @@ def load_model(
 
     Raises:
         DamagedError: files are missing or changed, or this version of pretext has no such format, task or tensors.
+        MissingArtefactError: it was saved without one of its artefacts.
     """
     verify(folder)
     task, encoder = read_config(folder, tasks)
-    artefact.look_in(folder)
-    for digest in artefact.digests(task).values():
-        artefact.load(digest)  # from now on this process has it, also where the folder is gone
+    artefact.take(task, folder)
     model = task.build(encoder.build)
     _fill(model, read_tensors(folder / WEIGHTS), folder)
     return task, model.to(device).eval()

@@ -12,10 +12,9 @@ TENSORS = {"words": torch.arange(6.0).view(2, 3), "scale": torch.tensor(2.5, dty
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setattr(artefact, "_FOLDERS", [])
-    artefact.load.cache_clear()
+    monkeypatch.setattr(artefact, "_HELD", {})
     artefact.look_in(tmp_path)
-    yield tmp_path
-    artefact.load.cache_clear()
+    return tmp_path
 
 
 def test_the_digest_is_of_the_content_alone(store):
@@ -43,3 +42,17 @@ def test_changed_bytes_are_noticed(store):
     path.write_bytes(data)
     with pytest.raises(DamagedError, match="has changed"):
         artefact.load(digest)
+
+
+def test_what_was_taken_outlives_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(artefact, "_FOLDERS", [])
+    monkeypatch.setattr(artefact, "_HELD", {})
+
+    class Task:
+        artefacts = {"words": lambda task, batches, rng: TENSORS}  # noqa: RUF012
+        words = artefact.keep(tmp_path, TENSORS)
+
+    artefact.take(Task(), tmp_path)
+    (tmp_path / artefact.file_name(Task.words)).unlink()
+    for device in ("cpu", torch.device("cpu")):
+        assert torch.equal(artefact.load(Task.words, device)["words"], TENSORS["words"])

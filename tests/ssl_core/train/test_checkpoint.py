@@ -126,8 +126,8 @@ def test_a_model_brings_its_artefacts_along(tmp_path: Path, monkeypatch: pytest.
     task = Tinted(tint=artefact.keep(tmp_path / "store", {"rgb": torch.ones(3)}))
     checkpoint.save_model(tmp_path / "model", task, ENCODER, task.build(ENCODER.build).state_dict())
     (tmp_path / "model").rename(tmp_path / "elsewhere")
-    artefact.load.cache_clear()
     monkeypatch.setattr(artefact, "_FOLDERS", [])
+    monkeypatch.setattr(artefact, "_HELD", {})
     with pytest.raises(artefact.MissingArtefactError):
         artefact.load(task.tint)
     loaded, _ = checkpoint.load_model(tmp_path / "elsewhere", tasks={"Tinted": Tinted})
