@@ -193,9 +193,8 @@ def main() -> None:
             theirs.append(alone(peer_rate, paths, *setting))
             ours.append(alone(our_rate, shard_files, *setting, precision))
             print(f"plain loop {theirs[-1]:.1f}, ssl_core.train {ours[-1]:.1f} images/s", flush=True)
-        print(
-            f"{arguments.stem} stem, batch {arguments.batch}, {torch.get_num_threads()} threads; ours: {precision}, channels_last; {augmentation(arguments.batch)}"
-        )
+        print(f"{arguments.stem} stem, batch {arguments.batch}, {torch.get_num_threads()} threads")
+        print(f"ours: {precision}, channels_last; {augmentation(arguments.batch)}")
         for label, rates in (("plain loop", theirs), ("ssl_core.train", ours)):
             print(f"{label:15} {statistics.median(rates):7.1f} images/s   ({', '.join(f'{r:.1f}' for r in rates)})")
         ratio = statistics.median(one / other for one, other in zip(ours, theirs))
