@@ -1,8 +1,8 @@
 """Judging an encoder: never by its pretext loss, always beside its untrained self and the raw pixels.
 
-    model, train part, test part -> features of every layer -> probes -> Judgement (JSON) and Evidence (for the figures)
+    model, train split, test split -> features of every layer -> probes -> Judgement (JSON) and Evidence (for figures)
 
-The best layer is chosen by leave-one-out kNN on the training part, so the test part decides nothing that it scores.
+The best layer is chosen by leave-one-out kNN on the training split, so the test split decides nothing that it scores.
 Without a labelled set the label-free measures remain: RankMe, alignment, uniformity and the collapse gate.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from components.features import (
     Features,
     Ids,
-    Part,
+    Split,
     batches,
     encoder_layers,
     labelled,
@@ -40,7 +40,7 @@ from ssl_core.probes.rank import alignment, collapse, rank_me, uniformity
 from ssl_core.task import PretextTask, TaskModel
 from ssl_core.types import Panel, Raw
 
-__all__ = ["Evidence", "Judgement", "Part", "Settings", "evaluate", "paired_gain", "untrained"]
+__all__ = ["Evidence", "Judgement", "Settings", "Split", "evaluate", "paired_gain", "untrained"]
 
 Pictures = npt.NDArray[np.uint8]
 _NEAR_CHANCE = 1.08
@@ -56,8 +56,8 @@ class Settings:
         shots: labels per class of the few-label probes.
         neighbours: k of kNN.
         temperature: of kNN's votes.
-        holdout: share of the training part on which the linear probe's strength is chosen.
-        most: labelled samples used of each part, at random where there are more.
+        holdout: share of the training split on which the linear probe's strength is chosen.
+        most: labelled samples used of each split, at random where there are more.
         views: samples that alignment is measured on.
         seed: of every choice above.
         batch_size: samples a forward pass.
@@ -107,7 +107,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class _Labels:
-    """Class indices of both parts on the device, and the draws that all representations share."""
+    """Class indices of both splits on the device, and the draws that all representations share."""
 
     names: tuple[str, ...]
     train: Tensor
@@ -126,8 +126,8 @@ def evaluate(
     task: PretextTask,
     model: TaskModel,
     start: TaskModel,
-    train: Part,
-    test: Part | None = None,
+    train: Split,
+    test: Split | None = None,
     settings: Settings | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Judgement, Evidence]:
@@ -137,23 +137,23 @@ def evaluate(
     device: the GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: the labelled corpora cannot be used: too few classes, or classes that only the test part has.
+        ValueError: the labelled corpora cannot be used: too few classes, or classes that only the test split has.
     """
     settings = settings or Settings()
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    parts, ids, labels = _choose(train, test, settings, where)
+    splits, ids, labels = _choose(train, test, settings, where)
     models = {ENCODER: encoder_layers(model.to(where)), RANDOM: encoder_layers(start.to(where)), PIXELS: pixels}
     if any(field.modality != "image" for field in task.sample.values()):
         del models[PIXELS]
     features = [
-        represent(models, _read(task, part, some_ids, settings, where), task.sample, settings.views)
-        for part, some_ids in zip(parts, ids)
+        represent(models, _read(task, split, some_ids, settings, where), task.sample, settings.views)
+        for split, some_ids in zip(splits, ids)
     ]
     rows, right = _rows(features[0], features[1], labels, settings)
     chosen = best_row(rows, ENCODER)
     assert chosen is not None
     best = chosen.layer
-    pretext, panel = _pretext(task, model, parts[1], ids[1], settings, where)
+    pretext, panel = _pretext(task, model, splits[1], ids[1], settings, where)
     layer = features[1][ENCODER].layers[best]
     gate = collapse(layer)
     judgement = Judgement(
@@ -161,34 +161,34 @@ def evaluate(
         best=best,
         samples={"train": len(ids[0]), "test": len(ids[1])},
         classes=labels.names if labels else (),
-        evaluation_set=_evaluation_set(parts, settings),
+        evaluation_set=_evaluation_set(splits, settings),
         settings={key: value for key, value in asdict(settings).items() if key != "batch_size"},
         pretext=pretext,
         collapse=gate.reason,
         notes=tuple(_notes(pretext, rows, test is not None)),
         correct={probe: Correct.of(value) for probe, value in right.get(best, {}).items()},
     )
-    return judgement, _evidence(task, parts, ids, features, labels, best, panel)
+    return judgement, _evidence(task, splits, ids, features, labels, best, panel)
 
 
-def _read(task: PretextTask, part: Part, ids: Ids, settings: Settings, device: torch.device) -> Iterator[Raw]:
-    return batches(part, task.sample, ids, settings.batch_size, device)
+def _read(task: PretextTask, split: Split, ids: Ids, settings: Settings, device: torch.device) -> Iterator[Raw]:
+    return batches(split, task.sample, ids, settings.batch_size, device)
 
 
 def _choose(
-    train: Part, test: Part | None, settings: Settings, device: torch.device
-) -> tuple[tuple[Part, Part], tuple[Ids, Ids], _Labels | None]:
-    """Parts, ids and labels. Without a test part, half of a sample of `train` is searched and half is measured."""
+    train: Split, test: Split | None, settings: Settings, device: torch.device
+) -> tuple[tuple[Split, Split], tuple[Ids, Ids], _Labels | None]:
+    """Splits, ids and labels. Without a test split, half of a sample of `train` is searched and half is measured."""
     if test is None:
         chosen = some(np.arange(len(train.shards), dtype=np.int64), min(settings.most, 20_000), settings.seed)
         return (train, train), (chosen[::2], chosen[1::2] if len(chosen) > 1 else chosen), None
     (train_ids, train_labels), (test_ids, test_labels) = (
-        labelled(part, settings.most, settings.seed) for part in (train, test)
+        labelled(split, settings.most, settings.seed) for split in (train, test)
     )
     names = tuple(sorted(set(train_labels), key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name)))
     _check_labels(names, test_labels)
     place = {name: index for index, name in enumerate(names)}
-    train_y, test_y = (torch.tensor([place[name] for name in part]) for part in (train_labels, test_labels))
+    train_y, test_y = (torch.tensor([place[name] for name in split]) for split in (train_labels, test_labels))
     draws = {k: draw_shots(train_y, len(names), k, settings.draws, settings.seed) for k in settings.shots}
     return (train, test), (train_ids, test_ids), _Labels(names, train_y.to(device), test_y.to(device), draws)
 
@@ -268,7 +268,7 @@ def _measures(x: Tensor, view: Tensor | None) -> dict[str, float]:
 
 @torch.no_grad()
 def _pretext(
-    task: PretextTask, model: TaskModel, part: Part, ids: Ids, settings: Settings, device: torch.device
+    task: PretextTask, model: TaskModel, split: Split, ids: Ids, settings: Settings, device: torch.device
 ) -> tuple[dict[str, Pretext], Panel]:
     """The task's own metrics on test samples, in whole batches, and a panel of the first batch."""
     rng = torch.Generator(device).manual_seed(settings.seed)
@@ -276,7 +276,7 @@ def _pretext(
     size = min(_PRETEXT_BATCH, len(ids))
     values: dict[str, list[Tensor]] = {}
     panel = None
-    for raw in batches(part, task.sample, ids[: len(ids) // size * size], size, device):
+    for raw in batches(split, task.sample, ids[: len(ids) // size * size], size, device):
         inputs, targets = task.make_batch(raw, rng)
         outputs = model(**inputs)
         losses, metrics = task.loss(outputs, targets)
@@ -312,16 +312,16 @@ def _notes(pretext: Mapping[str, Pretext], rows: list[Row], has_labels: bool) ->
                 yield f"The encoder is below {rival.name} on {', '.join(worse)}.".replace("knn", "kNN")
 
 
-def _evaluation_set(parts: tuple[Part, Part], settings: Settings) -> str:
+def _evaluation_set(splits: tuple[Split, Split], settings: Settings) -> str:
     """Hash of what the figures depend on beside the encoder."""
     fixed = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
-    text = json.dumps([[part.digest for part in parts], fixed], sort_keys=True)
+    text = json.dumps([[split.digest for split in splits], fixed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _evidence(
     task: PretextTask,
-    parts: tuple[Part, Part],
+    splits: tuple[Split, Split],
     ids: tuple[Ids, Ids],
     features: list[dict[str, Features]],
     labels: _Labels | None,
@@ -339,13 +339,13 @@ def _evidence(
         )
         for row, near in zip(rows.tolist(), zip(found.ids.tolist(), found.similarity.tolist()))
     ]
-    pictures = read_images(parts[0], task.sample, ids[0][found.ids.flatten().cpu().numpy()].tolist())
+    pictures = read_images(splits[0], task.sample, ids[0][found.ids.flatten().cpu().numpy()].tolist())
     shown = some(np.arange(len(x), dtype=np.int64), 1000, 0)
     return Evidence(
         layer=best,
         features=x[torch.from_numpy(shown).to(x.device)].cpu().numpy(),
         labels=tuple(names[i] for i in shown) if labels else (),
-        queries=read_images(parts[1], task.sample, ids[1][rows.cpu().numpy()].tolist()),
+        queries=read_images(splits[1], task.sample, ids[1][rows.cpu().numpy()].tolist()),
         found=pictures.reshape(*found.ids.shape, *pictures.shape[1:]),
         captions=tuple(captions),
         panel=panel,

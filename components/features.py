@@ -1,6 +1,6 @@
 """From a corpus to what the probes work on: features of every layer, labels, and the few images that figures show.
 
-Part (shards, digest) -> sample ids (labelled, at most so many) -> batches as the reader would cut them -> Features
+Split (shards, digest) -> sample ids (labelled, at most so many) -> batches as the reader would cut them -> Features
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PIXEL_SIDE = 32
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """Samples to judge with.
 
     Attributes:
@@ -47,9 +47,9 @@ class Features:
     """Of a mildly changed view of the first few of them; empty where the modality has no such view."""
 
 
-def labelled(part: Part, most: int, seed: int) -> tuple[Ids, list[str]]:
-    """Ids and labels of the part's labelled samples, a random `most` of them where there are more; in order of id."""
-    labels = part.shards.labels
+def labelled(split: Split, most: int, seed: int) -> tuple[Ids, list[str]]:
+    """Ids and labels of the split's labelled samples, a random `most` of them where there are more; in order of id."""
+    labels = split.shards.labels
     ids = np.flatnonzero([label is not None for label in labels]).astype(np.int64)
     ids = some(ids, most, seed)
     return ids, [str(label) for label in labels[ids]]
@@ -62,7 +62,7 @@ def some(ids: Ids, most: int, seed: int) -> Ids:
     return np.sort(np.random.default_rng(seed).choice(ids, most, replace=False))
 
 
-def batches(part: Part, sample: Mapping[str, Field], ids: Ids, size: int, device: torch.device) -> Iterator[Raw]:
+def batches(split: Split, sample: Mapping[str, Field], ids: Ids, size: int, device: torch.device) -> Iterator[Raw]:
     """The samples `ids`, cut centrally as the reader does in evaluation; the last batch may be smaller."""
     for start in range(0, len(ids), size):
         chosen = ids[start : start + size]
@@ -70,7 +70,7 @@ def batches(part: Part, sample: Mapping[str, Field], ids: Ids, size: int, device
         for name, field in sample.items():
             fetcher = FETCHERS[field.modality]
             out = np.empty((len(chosen), *fetcher.memory(field)), dtype=np.uint8)
-            fetcher.fetch(part.shards, chosen, field, None, out)
+            fetcher.fetch(split.shards, chosen, field, None, out)
             raw[name] = fetcher.view(torch.from_numpy(out)).to(device)
         yield raw
 
@@ -136,11 +136,11 @@ def _changed(images: Tensor, seed: int) -> Tensor:
     return (255 * x * light).round().clamp(0, 255).to(torch.uint8)
 
 
-def read_images(part: Part, sample: Mapping[str, Field], ids: Sequence[int]) -> npt.NDArray[np.uint8]:
+def read_images(split: Split, sample: Mapping[str, Field], ids: Sequence[int]) -> npt.NDArray[np.uint8]:
     """[n, h, w, 3] pictures of single samples, for figures."""
     field = next(field for field in sample.values() if field.modality == "image")
     out = np.empty((len(ids), *FETCHERS["image"].memory(field)), dtype=np.uint8)
-    FETCHERS["image"].fetch(part.shards, np.asarray(ids, dtype=np.int64), field, None, out)
+    FETCHERS["image"].fetch(split.shards, np.asarray(ids, dtype=np.int64), field, None, out)
     return out
 
 

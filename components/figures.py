@@ -6,9 +6,9 @@ Evidence -> what the task saw and said, nearest neighbours, embedding map;  Judg
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from components.evaluate import Evidence
 from components.judgement import ENCODER, PIXELS, RANDOM, Judgement
+from components.tracking import Logged
 from ssl_core.probes.intervals import Interval
 from ssl_core.types import Panel
 
@@ -60,16 +61,7 @@ _STYLE: dict[Any, Any] = {
 _MOST_ROWS = 8
 
 
-class Point(Protocol):
-    """One place of the training curves."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-
-
-def draw(judgement: Judgement, evidence: Evidence, points: Sequence[Point] = ()) -> dict[str, bytes]:
+def draw(judgement: Judgement, evidence: Evidence, points: Sequence[Logged] = ()) -> dict[str, bytes]:
     """All figures of a run: name -> PNG, in the order of a report. What there is no data for is left out."""
     figures = {
         "layers": layers(judgement) if judgement.classes else None,
@@ -261,7 +253,7 @@ def _scatter_classes(axes: Axes, places: npt.NDArray[np.float32], labels: npt.ND
         axes.text(x, y, name, ha="center", va="center", weight="bold", fontsize=8.5, color=INK, bbox=box)
 
 
-def curves(points: Sequence[Point]) -> bytes | None:
+def curves(points: Sequence[Logged]) -> bytes | None:
     """Loss, accuracy, learning rate and spread over the steps, those there are; None for fewer than two points."""
     wanted = {
         "loss": "loss",
@@ -285,7 +277,7 @@ def curves(points: Sequence[Point]) -> bytes | None:
     return png.getvalue()
 
 
-def _series(points: Sequence[Point], name: str) -> tuple[list[int], list[float]]:
+def _series(points: Sequence[Logged], name: str) -> tuple[list[int], list[float]]:
     found = [(point.step, point.metrics[name]) for point in points if name in point.metrics]
     found = [(step, value) for step, value in found if np.isfinite(value)]
     return [step for step, _ in found], [value for _, value in found]

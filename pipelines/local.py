@@ -1,4 +1,4 @@
-"""The pipeline in one process: ingest -> pretrain -> evaluate -> register, each step also alone.
+"""The pipeline in one process: ingest -> artefacts -> pretrain -> evaluate -> register, each step also alone.
 
 A step leaves what the next one needs in the run folder (model/, judgement.json, report.html), so that it can be
 repeated alone, and a run that was stopped goes on where it stood.
@@ -27,16 +27,19 @@ from pipelines.console import Bar, Stopped, duration, say
 from pipelines.plan import Plan, plan
 from pipelines.session import StepError, held, stoppable, tracked
 from pipelines.summary import markdown
+from ssl_core.artefact import digests
 from ssl_core.data.decode import Canon, Limits
+
 
 if TYPE_CHECKING:
     from components.embed import EmbedReport
-    from components.evaluate import Part
+    from components.evaluate import Split
     from components.lease import ExclusiveLease
     from components.pretrain import Point
     from components.register import Registered
     from components.run_folder import RunFolder
     from components.tracking import Tracker
+    from ssl_core.train.run import Run
 
 MODEL, JUDGEMENT, REPORT = "model", "judgement.json", "report.html"
 """What the steps leave in the run folder."""
@@ -75,10 +78,19 @@ def run_pipeline(recipe: Recipe) -> Summary:
         ingested = ingest_step(recipe)
         planned = plan(recipe)
         with at_work(recipe, planned) as (tracker, lease):
-            pretrain_step(recipe, planned, tracker, lease)
+            pretrain_step(recipe, planned, artefacts_step(recipe, planned, lease), tracker, lease)
             judgement = evaluate_step(recipe, planned, tracker)
             registered = register_step(recipe, planned, tracker, judgement) if recipe.register_ else None
         return Summary(planned, ingested, judgement, registered, planned.folder / REPORT, time.monotonic() - began)
+
+
+def artefacts_alone(recipe: Recipe) -> tuple[dict[str, str], Plan]:
+    """Make what the recipe's task needs before it trains: field -> digest. Raises what `run_pipeline` raises."""
+    with stoppable():
+        planned = plan(recipe)
+        folder = run_folder(recipe, planned)
+        with held(planned, None if folder.holds(MODEL) else folder) as lease:
+            return digests(artefacts_step(recipe, planned, lease).task), planned
 
 
 def pretrain_alone(recipe: Recipe) -> Plan:
@@ -86,7 +98,7 @@ def pretrain_alone(recipe: Recipe) -> Plan:
     with stoppable():
         planned = plan(recipe)
         with at_work(recipe, planned) as (tracker, lease):
-            pretrain_step(recipe, planned, tracker, lease)
+            pretrain_step(recipe, planned, artefacts_step(recipe, planned, lease), tracker, lease)
         return planned
 
 
@@ -95,7 +107,7 @@ def evaluate_alone(recipe: Recipe) -> tuple[Judgement, Plan]:
     with stoppable():
         planned = plan(recipe)
         require_model(recipe, planned)
-        parts_of(recipe, planned)  # a labelled corpus that is missing is told before the run's record is opened
+        splits_of(recipe, planned)  # a labelled corpus that is missing is told before the run's record is opened
         with at_work(recipe, planned) as (tracker, _):
             return evaluate_step(recipe, planned, tracker), planned
 
@@ -183,13 +195,39 @@ def embed_alone(model: str, source: str, out: Path, **options: Any) -> EmbedRepo
         )
 
 
-def pretrain_step(recipe: Recipe, planned: Plan, tracker: Tracker, lease: ExclusiveLease | None) -> None:
+def artefacts_step(recipe: Recipe, planned: Plan, lease: ExclusiveLease | None) -> Run:
+    """What is to be trained, with the artefacts that the task needs first: found in the run's storage, or made."""
+    run = recipe.run()
+    if not digests(run.task):
+        return run
+    from components.artefacts import prepare
+
+    with Bar("artefacts") as bar:
+        run = prepare(
+            run,
+            recipe.corpus.name,
+            planned.version,
+            storage=storage_of(recipe, planned),
+            name=planned.name,
+            gpus=recipe.cluster.gpus,
+            progress=lambda field, samples: bar.update(samples, None, f"{field}: {samples:,} samples read"),
+            address=recipe.cluster.address,
+            lease=lease,
+        )
+    say("artefacts " + ", ".join(f"{field} {digest}" for field, digest in digests(run.task).items()))
+    return run
+
+
+def pretrain_step(
+    recipe: Recipe, planned: Plan, run: Run, tracker: Tracker, lease: ExclusiveLease | None
+) -> None:
     """Train, or go on where the run stands, or do nothing where its model is there."""
     from components.pretrain import pretrain
 
     if run_folder(recipe, planned).holds(MODEL):
         say(f"pretrain {planned.name}: trained already (same recipe, corpus and code)")
         return
+    tracker.params({"artefacts": digests(run.task)})
     say(f"pretrain {planned.name}: {planned.samples:,} samples of {planned.corpus} version {planned.version}")
     with Bar("pretrain") as bar:
 
@@ -198,7 +236,7 @@ def pretrain_step(recipe: Recipe, planned: Plan, tracker: Tracker, lease: Exclus
             bar.update(point.step, point.steps, _progress_note(point))
 
         outcome = pretrain(
-            recipe.run(),
+            run,
             recipe.corpus.name,
             planned.version,
             storage=storage_of(recipe, planned),
@@ -237,7 +275,7 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
         task, trained = load_model(folder)
     say(f"evaluate {planned.name}")
     start = untrained(task, recipe.encoder.build(), recipe.train.seed)
-    judgement, evidence = evaluate(task, trained, start, *parts_of(recipe, planned), recipe.evaluate.build())
+    judgement, evidence = evaluate(task, trained, start, *splits_of(recipe, planned), recipe.evaluate.build())
     drawn = figures.draw(judgement, evidence, tracker.points())
     for name, png in drawn.items():
         tracker.figure(name, png)
@@ -305,7 +343,7 @@ def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Ju
         task, model = load_model(champion)
         _, encoder = read_config(champion)
         start = untrained(task, encoder, recipe.train.seed)
-        return evaluate(task, model, start, *parts_of(recipe, planned), recipe.evaluate.build())[0]
+        return evaluate(task, model, start, *splits_of(recipe, planned), recipe.evaluate.build())[0]
 
     if not tracker.flush() or tracker.run_id is None:
         raise StepError(f"nothing can be registered: {tracker.trouble}; `pretext register` tries again")
@@ -325,14 +363,14 @@ def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Ju
         )
 
 
-def parts_of(recipe: Recipe, planned: Plan) -> tuple[Part, Part | None]:
+def splits_of(recipe: Recipe, planned: Plan) -> tuple[Split, Split | None]:
     """What judges: both labelled corpora, or the unlabelled one."""
-    from components.evaluate import Part
+    from components.evaluate import Split
     from ssl_core.data.shards import Shards
 
     labelled = [section.name for section in (recipe.evaluate.train, recipe.evaluate.test) if section is not None]
     corpora = [Corpus.open(name) for name in labelled] or [Corpus.open(planned.corpus, planned.version)]
-    found = [Part(Shards.open(corpus.shards()), corpus.digest()) for corpus in corpora]
+    found = [Split(Shards.open(corpus.shards()), corpus.digest()) for corpus in corpora]
     return found[0], found[1] if len(found) > 1 else None
 
 

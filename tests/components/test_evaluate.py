@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from components.evaluate import Part, Settings, evaluate, untrained
+from components.evaluate import Settings, Split, evaluate, untrained
 from components.judgement import ENCODER, PIXELS, RANDOM, Judgement, paired_gain
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
 from ssl_core.nn.encoders import EncoderSpec
@@ -44,7 +44,7 @@ def write_part(path, rows, labels):
         "batch": [0] * n,
     }
     write_shard(path, pa.table(table, schema=SCHEMA))
-    return Part(Shards.open([path]), hashlib.sha256(b"".join(payloads)).hexdigest())
+    return Split(Shards.open([path]), hashlib.sha256(b"".join(payloads)).hexdigest())
 
 
 @pytest.fixture(scope="module")
