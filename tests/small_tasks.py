@@ -26,6 +26,8 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "relative_transformation": {"canvas": 16, "size": 16, "turns": False, "corner": 0.2, "hidden": 64, "flip": False},
     "context_prediction": {"canvas": 58, "patch": 12, "gap": 8, "jitter": 2, "hidden": 64, "pixelate": 0.1},
     "jigsaw": {"canvas": 56, "tile": 12, "gap": 6, "jitter": 3, "permutations": 6, "embed": 32, "hidden": 64},
+    "colorization": {"canvas": 16, "hidden": 32},
+    "split_brain": {"canvas": 16, "stride": 4, "hidden": 32},
     "simclr": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0.25, "temperature": 0.5, "hidden": 32, "out": 16},
 }
 
@@ -54,10 +56,10 @@ def fitted(task: PretextTask) -> PretextTask:
 class ThreeLayers(Encoder):
     """The smallest network that keeps an encoder's promises; a ResNet-18 has twenty layers to wait for."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, width: float) -> None:
         super().__init__()
-        self.dims = {"stage1": 16, "stage2": 32, "stage3": 64}
-        self.dim = 64
+        self.dims = {f"stage{i + 1}": int(wide * width) for i, wide in enumerate((16, 32, 64))}
+        self.dim = self.dims["stage3"]
         before = channels
         for name, after in self.dims.items():
             convolution = nn.Conv2d(before, after, 3, 1 if name == "stage1" else 2, 1, bias=False)
@@ -74,9 +76,9 @@ class ThreeLayers(Encoder):
         return self.stages(x)["stage3"].mean((2, 3))
 
 
-def encoder(field: Field) -> Encoder:
+def encoder(field: Field, width: float = 1.0) -> Encoder:
     """The encoder of the tests."""
-    return ThreeLayers(field.shape[0])
+    return ThreeLayers(field.shape[0], width)
 
 
 def generator(seed: int = 0) -> Generator:

@@ -6,17 +6,21 @@ TASKS[name](**fields) -> a task; its fields are its configuration, its docstring
 from collections.abc import Mapping
 
 from ssl_core.task import PretextTask
+from ssl_core.tasks.colorization import Colorization
 from ssl_core.tasks.context_prediction import ContextPrediction
 from ssl_core.tasks.jigsaw import Jigsaw
 from ssl_core.tasks.relative_transformation import RelativeTransformation
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.tasks.simclr import SimCLR
+from ssl_core.tasks.split_brain import SplitBrain
 
 TASKS: Mapping[str, type[PretextTask]] = {
     "rotation": Rotation,
     "relative_transformation": RelativeTransformation,
     "context_prediction": ContextPrediction,
     "jigsaw": Jigsaw,
+    "colorization": Colorization,
+    "split_brain": SplitBrain,
     "simclr": SimCLR,
 }
 """Name in recipes -> task class."""
