@@ -29,6 +29,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "colorization": {"canvas": 16, "hidden": 32},
     "split_brain": {"canvas": 16, "stride": 4, "hidden": 32},
     "simclr": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0.25, "temperature": 0.5, "hidden": 32, "out": 16},
+    "moco": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0, "grey": 0, "hidden": 32, "queue": 48, "splits": 2},
 }
 
 

@@ -23,7 +23,12 @@ from ssl_core.task import PretextTask
 from ssl_core.types import Raw, Shortcut
 
 Cue = Callable[[Tensor, Tensor], Tensor]
-"""Pictures [q, 3, h, w] and, for tasks about pairs, their partners (else the same pictures) -> features [q, d]."""
+"""Pictures [q, 3, h, w] and, for tasks about pairs, their partners (else the same pictures) -> features [q, d].
+
+Where batch norm sees groups of pictures together, the partner is the mean picture of the group."""
+
+QUEUED_BATCHES = 4
+"""Batches that the pictures of an audit make for a task whose negatives come from other batches."""
 
 
 def black_bars(x: Tensor, _: Tensor) -> Tensor:
@@ -106,7 +111,13 @@ def colour_histogram(x: Tensor, _: Tensor, bins: int = 8) -> Tensor:
     return near.mean(3).flatten(1)
 
 
+def batch_statistics(_: Tensor, together: Tensor) -> Tensor:
+    """Mean of each channel over all that batch norm sees together: [q, 3]."""
+    return together.mean((2, 3))
+
+
 CUES: Mapping[str, Cue] = {
+    "batch_statistics": batch_statistics,
     "black_bars": black_bars,
     "chromatic_aberration": chromatic_aberration,
     "colour_histogram": colour_histogram,
@@ -155,7 +166,8 @@ def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -
 
     Where targets are classes: softmax regression on the cue's features, fitted on `fit`; where they are quantities or
     pixels: ridge regression. Where the answer is which
-    two views belong together (no targets): the share of views whose nearest other view in features is its partner.
+    views belong together (no targets): the share of views whose nearest other view in features shows the same image;
+    for a task with a queue, among the views of other batches and its own image's.
     """
     if cue not in CUES:
         raise ValueError(f"audit: there is no cue {cue!r}; known are {', '.join(CUES)}.")
@@ -166,11 +178,15 @@ def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -
     mean, scale = fit_x.mean(0), fit_x.std(0).clamp_min(1e-6)
     fit_x, x = (fit_x - mean) / scale, (x - mean) / scale
     if y is None or fit_y is None:
-        return _retrieval(x)
+        return _retrieval(x, len(next(iter(test.values()))), _batches(task))
     if fit_y.is_floating_point():
         return float(explained(_ridge(fit_x, fit_y.double(), x), y.double()).mean())
     classifier = logistic.fit(fit_x[None], fit_y[None], classes=int(fit_y.max()) + 1, penalty=1.0)
     return float((classifier.predict(x)[0] == y).double().mean())
+
+
+def _batches(task: PretextTask) -> int:
+    return QUEUED_BATCHES if hasattr(task, "queue") else 1
 
 
 def _ridge(fit_x: Tensor, fit_y: Tensor, x: Tensor, penalty: float = 1.0) -> Tensor:
@@ -182,9 +198,12 @@ def _ridge(fit_x: Tensor, fit_y: Tensor, x: Tensor, penalty: float = 1.0) -> Ten
 
 
 def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    inputs, targets = task.make_batch(raw, rng)
-    features = CUES[cue](*_pictures(inputs))
-    return features.reshape(len(inputs["order"]), -1) if "order" in inputs else features, targets
+    n, found = len(next(iter(raw.values()))) // _batches(task), []
+    for start in range(0, n * _batches(task), n):
+        inputs, targets = task.make_batch({name: value[start : start + n] for name, value in raw.items()}, rng)
+        features = CUES[cue](*_pictures(inputs))
+        found.append(features.reshape(len(inputs["order"]), -1) if "order" in inputs else features)
+    return torch.cat(found), targets
 
 
 def _pictures(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -194,12 +213,22 @@ def _pictures(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     if "order" in inputs:  # of a puzzle, each tile and the one that is shown next to it
         shown = inputs["tiles"][inputs["order"]]
         return shown[:, :-1].flatten(0, 1), shown[:, 1:].flatten(0, 1)
+    if "groups" in inputs:
+        same = (inputs["groups"].unsqueeze(1) == inputs["groups"]).float()
+        return inputs["views"], torch.einsum("qg,gchw->qchw", same / same.sum(1, keepdim=True), inputs["views"])
     pictures = [value for value in inputs.values() if value.ndim == 4]
     return pictures[0], pictures[-1]
 
 
-def _retrieval(x: Tensor) -> float:
-    """x [2 n, d], the first views before the second: share whose nearest neighbour is the other view."""
+def _retrieval(x: Tensor, n: int, batches: int) -> float:
+    """x: features of `batches` batches in a row, in each the first views before the second and so on; n images in all.
+
+    With several batches, other images of a view's own batch are no candidates, as with a queue.
+    """
+    place = torch.arange(len(x), device=x.device)
+    batch = place // (len(x) // batches)
+    image = batch * (n // batches) + place % (len(x) // batches) % (n // batches)
     distance = torch.cdist(x, x).fill_diagonal_(float("inf"))
-    partner = torch.arange(len(x), device=x.device).roll(len(x) // 2)
-    return float((distance.argmin(1) == partner).double().mean())
+    if batches > 1:
+        distance[(batch.unsqueeze(1) == batch) & (image.unsqueeze(1) != image)] = float("inf")
+    return float((image[distance.argmin(1)] == image).double().mean())

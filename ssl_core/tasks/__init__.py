@@ -9,6 +9,7 @@ from ssl_core.task import PretextTask
 from ssl_core.tasks.colorization import Colorization
 from ssl_core.tasks.context_prediction import ContextPrediction
 from ssl_core.tasks.jigsaw import Jigsaw
+from ssl_core.tasks.moco import MoCo
 from ssl_core.tasks.relative_transformation import RelativeTransformation
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.tasks.simclr import SimCLR
@@ -22,5 +23,6 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "colorization": Colorization,
     "split_brain": SplitBrain,
     "simclr": SimCLR,
+    "moco": MoCo,
 }
 """Name in recipes -> task class."""

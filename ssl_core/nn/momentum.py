@@ -1,0 +1,59 @@
+"""A slow copy of a network and a queue of the keys that it made: He et al. 2019 (MoCo), arXiv:1911.05722."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.nn.contrast import gather, normalise
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def slow_copy(network: Network) -> Network:
+    """A copy with the same weights that gets no gradients; `follow` moves it."""
+    return deepcopy(network).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(copy: nn.Module, network: nn.Module, momentum: float) -> None:
+    """copy = momentum copy + (1 - momentum) network, for all parameters; running statistics stay the copy's own."""
+    torch._foreach_lerp_(list(copy.parameters()), list(network.parameters()), 1 - momentum)
+
+
+class Queue(nn.Module):
+    """The last `size` keys of all ranks, the oldest replaced first; before they come, random unit vectors.
+
+    The model adds a batch's keys in forward and calls `enqueue` after the optimizer's step. All ranks then hold the
+    same queue: each one's keys go to all, in rank order.
+    """
+
+    keys: Tensor
+    """[size, dim] float32."""
+    place: Tensor
+    """[] int64, the row to be replaced next."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", normalise(torch.randn(size, dim)))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+        self._waiting: list[Tensor] = []
+
+    def add(self, keys: Tensor) -> None:
+        """Keeps a micro-batch's keys [n, dim] until `enqueue`."""
+        self._waiting.append(keys.detach())
+
+    @torch.no_grad()
+    def enqueue(self) -> None:
+        """Puts the keys that wait, on all ranks, in place of the oldest; every rank must bring as many."""
+        if not self._waiting:
+            return
+        size = len(self.keys)
+        keys = gather(torch.cat(self._waiting))[0].float()[-size:]
+        self._waiting.clear()
+        rows = torch.arange(len(keys), device=keys.device).add_(self.place).remainder_(size)
+        self.keys.index_copy_(0, rows, keys)
+        self.place.add_(len(keys)).remainder_(size)

@@ -1,0 +1,50 @@
+"""The slow copy and the queue against a naive writing of both."""
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_core.nn.momentum import Queue, follow, slow_copy
+
+
+def test_a_copy_follows_its_network_and_is_not_trained():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    copy = slow_copy(network)
+    expected = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    for _ in range(3):
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.normal_()
+        follow(copy, network, 0.9)
+        now = dict(network.named_parameters())
+        expected = {name: 0.9 * old + 0.1 * now[name].detach() for name, old in expected.items()}
+    for name, weight in copy.named_parameters():
+        assert not weight.requires_grad and weight is not now[name]
+        torch.testing.assert_close(weight, expected[name])
+
+
+def test_running_statistics_are_the_copys_own():
+    network = nn.BatchNorm1d(4)
+    copy = slow_copy(network)
+    network(torch.randn(8, 4) + 5)
+    follow(copy, network, 0.5)
+    assert copy.running_mean.abs().max() == 0
+
+
+@pytest.mark.parametrize("size", [4, 7, 12])
+def test_a_queue_holds_the_newest_keys_and_forgets_the_oldest_first(size):
+    queue, naive = Queue(size, 2), []
+    naive = list(queue.keys.clone())
+    assert torch.allclose(queue.keys.norm(dim=1), torch.ones(size))
+    for step in range(9):
+        parts = torch.randn(2, 1 + step % 3, 2)  # two micro-batches
+        for part in parts:
+            queue.add(part)
+        held = queue.keys.clone()
+        assert torch.equal(queue.keys, held)  # nothing moves before the step is done
+        queue.enqueue()
+        naive = (naive + list(parts.flatten(0, 1)))[-size:]
+        rows = torch.arange(size).roll(-int(queue.place))
+        assert torch.equal(queue.keys[rows], torch.stack(naive))
+    queue.enqueue()
+    assert torch.equal(queue.keys[rows], torch.stack(naive))
