@@ -74,8 +74,8 @@ class Colorization:
         hidden: channels of the layers between the encoder's last maps and the answers; the paper: 256.
         neighbours: nearest classes over which a colour is shared out; the paper: 5, its code: 10.
         sigma: width of the Gaussian of that sharing, and of the prior's smoothing, in units of Lab; the paper: 5.
-        uniform: share of a uniform distribution mixed into the prior, of which the weights are the inverse; the
-            paper: 0.5. At 1 all colours weigh the same, and answers turn grey.
+        uniform: share of a uniform distribution mixed into the prior, of which weights are the inverse; the paper: 0.5.
+            At 1 all colours weigh the same, and answers turn grey.
         temperature: of the annealed mean that decodes the answer; the paper: 0.38. 1 is the mean, near 0 the mode.
         grey: pictures in which no cell's a or b is further than this from 0 are left out; the paper's code: 5.
         prior: digest of the prior over colours, an artefact; empty to have it made before training.
