@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines import console
 from pipelines.config import field_docs
+from ssl_core.artefact import fits
 from ssl_core.task import PretextTask
 from ssl_core.tasks import TASKS
 
@@ -24,8 +25,11 @@ def show_tasks(as_json: bool) -> None:
     if as_json:
         console.emit(rows)
         return
-    columns = ("task", "what it asks", "paper", "shortcuts closed")
-    table = [(r["task"], r["summary"], r["paper"], ", ".join(s["cue"] for s in r["shortcuts"])) for r in rows]
+    columns = ("task", "what it asks", "paper", "shortcuts closed", "artefacts")
+    table = [
+        (r["task"], r["summary"], r["paper"], ", ".join(s["cue"] for s in r["shortcuts"]), ", ".join(r["artefacts"]))
+        for r in rows
+    ]
     console.table("Pretext tasks (pretext tasks NAME shows one)", columns, table)
 
 
@@ -52,6 +56,9 @@ def show_task(name: str, as_json: bool) -> None:
     ]
     console.table("Shortcuts", ("cue", "countermeasure", "switched off by"), rows)
     console.table("Search", ("field", "domain"), list(about["search"].items()))
+    if about["artefacts"]:
+        title = "Artefacts, made before training (pretext artefacts RECIPE makes them alone)"
+        console.table(title, ("field", "what"), list(about["artefacts"].items()))
 
 
 def describe(name: str, cls: type[PretextTask]) -> dict[str, Any]:
@@ -68,4 +75,5 @@ def describe(name: str, cls: type[PretextTask]) -> dict[str, Any]:
         "fields": fields,
         "shortcuts": [dataclasses.asdict(s) for s in cls.shortcuts],
         "search": {field: str(domain) for field, domain in cls.search.items()},
+        "artefacts": {field: (inspect.getdoc(fit) or "").split("\n")[0] for field, fit in fits(cls).items()},
     }

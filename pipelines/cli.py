@@ -110,6 +110,19 @@ def ingest(
 
 
 @app.command()
+def artefacts(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
+    """Make what the task of a recipe needs before it trains, such as a vocabulary; `run` and `pretrain` do so too."""
+    from pipelines.config import load_recipe
+    from pipelines.local import artefacts_alone
+    from pipelines.summary import show_artefacts
+
+    found, plan = artefacts_alone(load_recipe(recipe, set_ or ()))
+    show_artefacts(found, plan, as_json=output is Output.json)
+    if not found:
+        raise typer.Exit(NOTHING_TO_DO)
+
+
+@app.command()
 def pretrain(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Train the encoder of a recipe on its corpus as it is; no ingest."""
     from pipelines.config import load_recipe

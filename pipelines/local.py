@@ -30,7 +30,6 @@ from pipelines.summary import markdown
 from ssl_core.artefact import digests
 from ssl_core.data.decode import Canon, Limits
 
-
 if TYPE_CHECKING:
     from components.embed import EmbedReport
     from components.evaluate import Split
@@ -218,9 +217,7 @@ def artefacts_step(recipe: Recipe, planned: Plan, lease: ExclusiveLease | None) 
     return run
 
 
-def pretrain_step(
-    recipe: Recipe, planned: Plan, run: Run, tracker: Tracker, lease: ExclusiveLease | None
-) -> None:
+def pretrain_step(recipe: Recipe, planned: Plan, run: Run, tracker: Tracker, lease: ExclusiveLease | None) -> None:
     """Train, or go on where the run stands, or do nothing where its model is there."""
     from components.pretrain import pretrain
 

@@ -42,6 +42,16 @@ def show_summary(summary: Summary, as_json: bool) -> None:
     console.pairs(f"{summary.plan.name}: done in {duration(summary.seconds)}", lines)
 
 
+def show_artefacts(digests: Mapping[str, str], plan: Plan, as_json: bool) -> None:
+    """What was made for the task before it trains."""
+    if as_json:
+        console.emit(digests)
+    elif digests:
+        console.pairs(f"artefacts of {plan.name}", digests)
+    else:
+        console.OUT.print(f"{plan.name}: its task needs no artefacts")
+
+
 def show_judgement(judgement: Judgement, plan: Plan, as_json: bool) -> None:
     """The judge's table."""
     if as_json:

@@ -82,6 +82,7 @@ def test_they_are_made_once_and_found_by_the_same_name_on_another_machine(
     assert prepared(puzzle_run(), corpus, storage) == task
 
 
+@pytest.mark.parametrize("storage", ["s3"], indirect=True)  # a local one: tests/pipelines/test_local.py
 def test_workers_and_whoever_has_only_the_model_find_them(corpus: Corpus, storage: str, tmp_path: Path) -> None:
     run = prepare(puzzle_run(), corpus.uri, corpus.version, storage=storage, name="run")
     outcome = pretrain(run, corpus.uri, corpus.version, storage=storage, name="run", workers=2)

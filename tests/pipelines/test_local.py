@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
+from components.embed import embed
 from components.mlflow_store import connect_tracking, tracking_uri
 from pipelines.config import load_recipe
-from pipelines.local import StepError, evaluate_alone, pretrain_alone, register_alone, run_pipeline
+from pipelines.local import StepError, artefacts_alone, evaluate_alone, pretrain_alone, register_alone, run_pipeline
 from pipelines.plan import plan
 from ssl_core.folder import DamagedError
 
@@ -112,6 +114,39 @@ def test_a_recipe_ends_as_a_registered_judged_encoder_and_running_it_again_chang
         evaluate_alone(other)
     (run,) = runs()
     assert run.info.status == "FINISHED", "a later step that fails does not spoil the training's status"
+
+
+PUZZLE = "task: {name: jigsaw, canvas: 32, tile: 8, gap: 2, jitter: 1, permutations: 8, embed: 8, hidden: 16}"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_task_needs_first_is_made_recorded_and_registered_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines.local import ingest_step
+
+    path = Path(recipe_file(tmp_path))
+    text = path.read_text().replace("task: {name: rotation, canvas: 16, flip: false}", PUZZLE)
+    path.write_text(text.replace("size: 16}", "size: 32}"))
+    recipe = load_recipe(str(path))
+    ingest_step(recipe)
+    made, planned = artefacts_alone(recipe)
+    assert list(made) == ["permutation_set"] and not tracking_database().exists()
+    assert f"artefacts permutation_set {made['permutation_set']}" in capsys.readouterr().err
+    assert artefacts_alone(recipe) == (made, planned)
+
+    summary = run_pipeline(recipe)
+    assert summary.plan == planned
+    (run,) = runs()
+    assert run.data.params["artefacts.permutation_set"] == made["permutation_set"]
+    assert artefacts_alone(recipe) == (made, planned), "trained already"
+
+    monkeypatch.setattr("ssl_core.artefact._FOLDERS", [])
+    monkeypatch.setattr("ssl_core.artefact._HELD", {})
+    for folder in (planned.folder, tmp_path / "home" / "artefacts"):
+        shutil.rmtree(folder)
+    report = embed("models:/tiny@champion", str(tmp_path / "test"), tmp_path / "out.parquet")
+    assert report.rows == 16
 
 
 @pytest.mark.usefixtures("ray_cluster")
