@@ -170,6 +170,7 @@ class _Driver:
                 self.reasons.append("taken over by another driver")
             if self.reasons and self.asked_at is None:
                 self.asked_at = time.monotonic()
+                log.warning("%s: a checkpoint is written first; a second signal does not wait for it", self.reasons[0])
                 ray.get(self.mailbox.ask_to_stop.remote(self.reasons[0]))
         self._empty_mailbox(0.01)
         return self._verdict()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -90,6 +92,14 @@ def stoppable() -> Iterator[None]:
         name = signal.Signals(number).name
         raise Stopped(f"stopped by {name}; the same command goes on from here", 128 + number)
 
+    def lost(ignored: sys.UnraisableHookArgs) -> None:
+        """What is raised while Python is in a destructor is only printed: the signal has to come again."""
+        if isinstance(ignored.exc_value, Stopped):
+            threading.Timer(0.05, os.kill, (os.getpid(), ignored.exc_value.exit_code - 128)).start()
+        else:
+            hook(ignored)
+
+    hook, sys.unraisablehook = sys.unraisablehook, lost
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -100,6 +110,7 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
 def user() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -30,3 +31,21 @@ def test_sigterm_stops_with_143_also_where_ray_has_put_its_own_handler(
         stopped(handler)
     assert stop.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_lands_in_a_destructor_is_not_lost() -> None:
+    """Python only prints what is raised there; weak references run such code all the time."""
+
+    class Last:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def forget() -> None:
+        with stoppable():
+            Last()
+            time.sleep(10)
+
+    hook = sys.unraisablehook
+    with pytest.raises(Stopped, match="SIGTERM"):
+        forget()
+    assert sys.unraisablehook is hook
