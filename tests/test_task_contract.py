@@ -67,14 +67,15 @@ def model_of(task: PretextTask, seed: int = 0) -> TaskModel:
     return task.build(encoder)
 
 
-def scrambled(inputs, targets, rng):
-    """The same batch with wrong answers: targets permuted, or the second views where the pairing is the answer."""
+def scrambled(inputs, targets, rng, images: int):
+    """The same batch with wrong answers: targets permuted, or further views where the pairing is the answer."""
     if targets is not None:
         (n,) = {len(leaf) for leaf in leaves(targets)}
         wrong = torch.randperm(n, generator=rng)
         return inputs, mapped(lambda leaf: leaf[wrong], targets)
-    first, second = inputs["views"].chunk(2)
-    return {**inputs, "views": torch.cat([first, second[torch.randperm(len(second), generator=rng)]])}, None
+    first, *others = inputs["views"].split(images)
+    mixed = [view[torch.randperm(images, generator=rng)] for view in others]
+    return {**inputs, "views": torch.cat([first, *mixed])}, None
 
 
 def filled(task, model, n: int, batch_of) -> TaskModel:
@@ -93,7 +94,7 @@ def train(task, model, steps: int, n: int, batch_of, scramble: bool = False):
     for step in range(steps):
         inputs, targets = task.make_batch(batch_of(task, n, seed=step), generator(step))
         if scramble:
-            inputs, targets = scrambled(inputs, targets, generator(1000 + step))
+            inputs, targets = scrambled(inputs, targets, generator(1000 + step), n)
         outputs = model(**inputs)
         each, values = task.loss(outputs, targets)
         loss = each.mean()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from ssl_core.task import PretextTask
 from ssl_core.tasks.colorization import Colorization
 from ssl_core.tasks.context_prediction import ContextPrediction
+from ssl_core.tasks.exemplar_triplet import ExemplarTriplet
 from ssl_core.tasks.jigsaw import Jigsaw
 from ssl_core.tasks.moco import MoCo
 from ssl_core.tasks.relative_transformation import RelativeTransformation
@@ -24,5 +25,6 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "split_brain": SplitBrain,
     "simclr": SimCLR,
     "moco": MoCo,
+    "exemplar_triplet": ExemplarTriplet,
 }
 """Name in recipes -> task class."""

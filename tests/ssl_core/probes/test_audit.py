@@ -82,6 +82,10 @@ CARRIERS: Mapping[tuple[str, str], tuple[Pictures, Mapping[str, Any]]] = {
         tinted_texture,
         {"canvas": 32, "size": 24, "jitter": 0.8, "hue": 0.2, "grey": 0.2, "queue": 192},
     ),
+    ("exemplar_triplet", "colour_histogram"): (
+        tinted_texture,
+        {"canvas": 32, "size": 24, "views": 2, "brightness": 0.8, "jitter": 0.8, "hue": 0.2},
+    ),
     ("moco", "batch_statistics"): (tinted_texture, {"splits": 8, "jitter": 0.0, "grey": 0.0, "queue": 192}),
 }
 """Task and cue -> pictures that carry the shortcut, and the task's settings for them."""

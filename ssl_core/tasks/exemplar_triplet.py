@@ -1,0 +1,160 @@
+"""Exemplar by metric learning: Kolesnikov, Zhai & Beyer 2019, https://arxiv.org/abs/1901.09005.
+
+Every image is a class of its own (Dosovitskiy et al. 2014), whose samples are several heavily distorted crops of it. A
+classifier of that many classes does not scale, so a triplet loss takes its place: the crops of one image shall be
+nearer to each other than to those of any other image, by a margin.
+
+The vectors are normalised sample by sample. (The paper's released code divides by the norm over the batch.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from ssl_core.nn.encoders import Encoder
+from ssl_core.nn.triplet import semi_hard_triplet_and_top1
+from ssl_core.ops import colour, images
+from ssl_core.ops.views import random_views
+from ssl_core.task import EncoderFactory, TaskModel
+from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
+
+
+@dataclass(frozen=True)
+class ExemplarTriplet:
+    """Which crops show the same image? Triplets with semi-hard negatives over all ranks.
+
+    Attributes:
+        canvas: side in px of the square that the reader cuts; crops are cut from it.
+        size: side in px of a crop, what the network sees; the paper: 224.
+        views: crops per image; the paper: 8.
+        min_area: smallest share of the canvas that a crop shows; the paper: 0.05.
+        max_ratio: a crop's sides before resizing differ by at most this factor; the paper: 4/3.
+        flip: chance of a left-right mirror; the paper: 0.5. 0 for writing and digits.
+        degrees: rotation by up to so many degrees; the paper: none. (Dosovitskiy 2014: 20.)
+        elastic: bends the picture smoothly, shifts having this standard deviation as a share of half the side; the
+            paper: none.
+        brightness: strength of brightness jitter; the paper adds up to 32/255, here it is a factor.
+        jitter: strength of contrast and saturation jitter; the paper: 0.5.
+        hue: largest turn of the hue, as a share of the circle; the paper: 0.2.
+        grey: chance that an image loses its colours before it is cropped; the paper: 0.66.
+        margin: by how much a squared distance to a negative must exceed that to a positive; the paper: 0.5.
+        out: width of the embedding; the paper: 1000.
+    """
+
+    canvas: int = 256
+    size: int = 224
+    views: int = 8
+    min_area: float = 0.05
+    max_ratio: float = 4 / 3
+    flip: float = 0.5
+    degrees: float = 0.0
+    elastic: float = 0.0
+    brightness: float = 0.125
+    jitter: float = 0.5
+    hue: float = 0.2
+    grey: float = 0.66
+    margin: float = 0.5
+    out: int = 1000
+
+    paper: ClassVar[str] = "Kolesnikov et al. 2019, arXiv:1901.09005"
+    shortcuts: ClassVar[tuple[Shortcut, ...]] = (
+        Shortcut(
+            "colour_histogram",
+            "Each crop's brightness, contrast, saturation and hue are changed.",
+            {"brightness": 0.0, "jitter": 0.0, "hue": 0.0},
+        ),
+    )
+    search: ClassVar[Mapping[str, Choice | LogUniform | Uniform]] = {
+        "margin": Uniform(0.2, 1.0),
+        "min_area": LogUniform(0.05, 0.5),
+        "views": Choice((2, 4, 8)),
+        "jitter": Uniform(0.0, 0.8),
+    }
+
+    def __post_init__(self) -> None:
+        if min(self.canvas, self.size) < 8 or self.out < 1 or self.views < 2:
+            raise ValueError("exemplar_triplet: canvas and size start at 8 px, out at 1, views at 2.")
+        if not 0 < self.min_area <= 1 or self.max_ratio < 1:
+            raise ValueError("exemplar_triplet: min_area is a share above 0 and at most 1; max_ratio starts at 1.")
+        for name in ("flip", "elastic", "brightness", "jitter", "grey"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"exemplar_triplet: {name} is {getattr(self, name)}; it lies between 0 and 1.")
+        if not 0 <= self.hue <= 0.5 or self.degrees < 0:
+            raise ValueError("exemplar_triplet: hue lies between 0 and 0.5, degrees starts at 0.")
+        if not 0 < self.margin <= 4:
+            raise ValueError(
+                f"exemplar_triplet: margin is {self.margin}; it lies above 0 and at most at 4, the largest squared "
+                "distance of unit vectors."
+            )
+
+    @property
+    def sample(self) -> Mapping[str, Field]:
+        return {"image": Field("image", (3, self.canvas, self.canvas))}
+
+    def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], None]:
+        """n images -> "views" [views n, 3, size, size]: the first crop of every image, then the second, and so on."""
+        x = raw["image"]
+        if self.grey:
+            x = colour.random_grey(images.to_float(x), rng, self.grey)
+        crops = random_views(
+            x,
+            self.size,
+            rng,
+            views=self.views,
+            min_area=self.min_area,
+            max_ratio=self.max_ratio,
+            flip=self.flip,
+            degrees=self.degrees,
+            elastic=self.elastic,
+            jitter=(self.brightness, self.jitter, self.jitter, self.hue),
+        )
+        return {"views": crops}, None
+
+    def build(self, encoder: EncoderFactory) -> TaskModel:
+        return ExemplarModel(encoder(Field("image", (3, self.size, self.size))), self)
+
+    def loss(self, outputs: Tensor, targets: None) -> tuple[Tensor, dict[str, Tensor]]:
+        """One per crop. Accuracy: whether its nearest other crop, on all ranks, shows the same image."""
+        loss, top1 = semi_hard_triplet_and_top1(outputs, self.views, self.margin)
+        return loss, {"accuracy": top1}
+
+    def chance(self, batch: int) -> dict[str, float]:
+        return {"accuracy": (self.views - 1) / (self.views * batch - 1)}
+
+    def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: None) -> Panel:
+        n = len(outputs) // self.views
+        z = F.normalize(outputs.float(), dim=1)
+        distance = (2 - 2 * z[:n] @ z.T).clamp_min(0)
+        distance[:, :n].fill_diagonal_(float("inf"))
+        nearest = distance.argmin(1)
+        captions = [
+            f"squared distance {distance[i, found]:.2f}, "
+            + ("found" if found % n == i else f"mistaken for {found % n}")
+            for i, found in enumerate(nearest.tolist())
+        ]
+        crops = images.denormalise(inputs["views"])
+        return Panel({"crop": crops[:n], "another of it": crops[n : 2 * n], "nearest": crops[nearest]}, captions)
+
+
+class ExemplarModel(TaskModel):
+    """Encoder and a linear embedding, which is thrown away after training."""
+
+    def __init__(self, encoder: Encoder, task: ExemplarTriplet) -> None:
+        super().__init__()
+        self.size = task.size
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.dim, task.out)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """[views n, 3, size, size] -> embeddings [views n, out], not normalised."""
+        z: Tensor = self.head(self.encoder(views))
+        return z
+
+    def represent(self, raw: Raw) -> dict[str, Tensor]:
+        """The whole canvas, resized to `size`."""
+        return self.encoder.layers(images.normalise(images.resize(raw["image"], self.size)))

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from small_tasks import as_raw, encoder, generator
+
+from ssl_core.ops import images
+from ssl_core.tasks.exemplar_triplet import ExemplarTriplet
+
+PLAIN = {"min_area": 1.0, "max_ratio": 1.0, "flip": 0.0, "brightness": 0.0, "jitter": 0.0, "hue": 0.0, "grey": 0.0}
+"""No distortion."""
+
+
+def task_of(**fields) -> ExemplarTriplet:
+    return ExemplarTriplet(**{"canvas": 16, "size": 16, "views": 3, "out": 8, **fields})
+
+
+def raw_of(task: ExemplarTriplet, n: int = 6) -> dict[str, torch.Tensor]:
+    return as_raw(task, torch.rand(n, 3, task.canvas, task.canvas, generator=generator()))
+
+
+def test_undistorted_crops_are_the_image_once_per_view():
+    task = task_of(**PLAIN)
+    raw = raw_of(task)
+    views = task.make_batch(raw, generator())[0]["views"]
+    assert torch.allclose(views, images.normalise(images.to_float(raw["image"])).repeat(3, 1, 1, 1), atol=1e-5)
+
+
+def test_an_image_loses_its_colours_in_all_crops_or_in_none():
+    task = task_of(**{**PLAIN, "grey": 0.5, "min_area": 0.5})
+    views = images.denormalise(task.make_batch(raw_of(task, 40), generator())[0]["views"])
+    colourless = (views.amax(1) - views.amin(1)).amax((1, 2)).view(3, 40) < 1e-4
+    assert (colourless == colourless[0]).all() and 8 < colourless[0].sum() < 32
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"min_area": 0.3}, {"flip": 0.5}, {"degrees": 20.0}, {"elastic": 0.2}, {"brightness": 0.5}, {"jitter": 0.5}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_each_distortion_makes_crops_differ(fields):
+    task = task_of(**{**PLAIN, **fields})
+    first, second, _ = task.make_batch(raw_of(task, 16), generator())[0]["views"].chunk(3)
+    assert (first - second).abs().amax((1, 2, 3)).max() > 0.1
+
+
+def test_each_vector_is_normalised_alone():
+    task, z = task_of(), torch.randn(12, 8, generator=generator())
+    loss = task.loss(z, None)[0]
+    scales = torch.rand(12, 1, generator=generator()) * 9 + 0.5
+    assert torch.allclose(task.loss(scales * z, None)[0], loss, atol=1e-5)
+
+
+def test_it_shows_the_nearest_crop_and_whose_it_is():
+    task = task_of()
+    inputs, _ = task.make_batch(raw_of(task, 4), generator())
+    z = torch.eye(8)[torch.tensor([0, 1, 2, 3, 0, 1, 3, 2, 4, 5, 6, 7])]
+    panel = task.show(inputs, z, None)
+    assert panel.captions[0] == "squared distance 0.00, found"
+    assert panel.captions[2] == "squared distance 0.00, mistaken for 3"
+    assert torch.equal(panel.columns["nearest"][0], panel.columns["another of it"][0])
+
+
+def test_its_representation_is_of_the_whole_image():
+    task = task_of(canvas=20)
+    model, raw = task.build(encoder).eval(), raw_of(task)
+    whole = images.normalise(images.resize(images.to_float(raw["image"]), 16))
+    with torch.no_grad():
+        assert torch.allclose(model.represent(raw)["stage3"], model.encoder(whole))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"views": 1}, "out at 1, views at 2"),
+        ({"min_area": 0.0}, "min_area is a share above 0"),
+        ({"grey": 1.2}, "grey is 1.2; it lies between 0 and 1"),
+        ({"hue": 0.6}, "hue lies between 0 and 0.5"),
+        ({"margin": 5.0}, "margin is 5.0; it lies above 0 and at most at 4"),
+    ],
+)
+def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ExemplarTriplet(**fields)
