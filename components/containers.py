@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.seen import Listed
+from components.dedup import Listed
 from components.sources import (
     BYTES_AT_ONCE,
     FILES_AT_ONCE,

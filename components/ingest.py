@@ -23,12 +23,12 @@ from components.cluster import connect
 from components.commits import Committer
 from components.containers import ColumnError
 from components.corpus import Corpus
+from components.dedup import DedupIndex
 from components.leftovers import folder_of, ingest_lease, sweep
-from components.look import nothing_new
-from components.seen import Seen
 from components.sources import Part, Taking, parts
 from components.stages import Job, decoded, listed, written
 from components.storage import StorageError
+from components.up_to_date import nothing_new
 from ssl_core.data.decode import Canon, Limits
 from ssl_core.data.shards import SHARD_BYTES
 
@@ -132,9 +132,9 @@ def ingest(
         sweep(lease, [store.uri, store.quarantine_uri])
         if not retry_quarantined and (counts := nothing_new(cut, store, taking)) is not None:
             return _report(store.uri, counts, 0, 0, began)
-        with connect(), _index() as seen:
+        with connect(), _index() as index:
             batch = Corpus.open(store.uri).version + 1
-            job = Job(store.uri, store.quarantine_uri, folder_of(lease), batch, store.canon, taking, seen)
+            job = Job(store.uri, store.quarantine_uri, folder_of(lease), batch, store.canon, taking, index)
             info = {"pretext.ingest": lease.id, "pretext.sources": _told(sources)}
             committer = Committer(job, lease, info, commit_seconds)
             with _clear_errors(job), _ticking(job, progress, began):
@@ -169,13 +169,13 @@ def _index() -> Iterator[Any]:
     """The actor that holds what is known; it takes no CPU away from decoding."""
     import ray
 
-    actor: Any = ray.remote(num_cpus=0)(Seen)
-    seen = actor.remote()
+    actor: Any = ray.remote(num_cpus=0)(DedupIndex)
+    index = actor.remote()
     try:
-        yield seen
+        yield index
     finally:
-        ray.get(seen.close.remote())
-        ray.kill(seen)
+        ray.get(index.close.remote())
+        ray.kill(index)
 
 
 def _pipeline(cut: Sequence[Part], job: Job, rows_per_shard: int) -> Iterator[Mapping[str, Any]]:

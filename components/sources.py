@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from components.seen import Listed
+from components.dedup import Listed
 from components.storage import Entry, StorageError, absolute, entries, is_remote, stat, text
 from ssl_core.data.decode import Limits, Reason
 

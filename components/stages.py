@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from components.containers import ColumnError
 from components.corpus import QUARANTINE
+from components.dedup import Listed
 from components.delta import DataFile
 from components.listing import found
 from components.sandbox import Sandbox
-from components.seen import Listed
 from components.sources import Part, Taking, stretches
 from components.storage import StorageError, is_remote, join, naming, open_file, outgoing, stat
 from ssl_core.data.decode import Canon, Limits, Rejected
@@ -65,7 +65,7 @@ class Job:
         batch: ordinal of the ingest: the first version that may hold its rows.
         canon: form of the samples.
         taking: how files are taken out of the sources.
-        seen: handle of the actor that holds the index.
+        index: handle of the actor that holds the index.
     """
 
     corpus: str
@@ -74,21 +74,21 @@ class Job:
     batch: int
     canon: Canon
     taking: Taking
-    seen: Any
+    index: Any
 
     def ask(self, question: str, *values: Any) -> Any:
         """The answer of the index."""
         import ray
 
-        return ray.get(getattr(self.seen, question).remote(*values))
+        return ray.get(getattr(self.index, question).remote(*values))
 
     def tell(self, **counts: int) -> None:
         """Count for the display of progress; repeated tasks count twice."""
-        self.seen.tally.remote(**counts)
+        self.index.tally.remote(**counts)
 
     def note(self, kind: str, uri: str) -> None:
         """Count a file for the report, once."""
-        self.seen.note.remote(kind, uri)
+        self.index.note.remote(kind, uri)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:

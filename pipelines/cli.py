@@ -51,7 +51,7 @@ CorpusArgument = Annotated[str, typer.Argument(metavar="CORPUS", help="Corpus na
 def quickstart(output: OutputOption = Output.table) -> None:
     """Write the digits, pretrain on them, judge and register the encoder."""
     from components.corpus import pretext_home
-    from components.samples import write_digits
+    from components.digits import write_digits
 
     folder = pretext_home() / "samples" / "digits"
     counts = write_digits(folder)

@@ -20,8 +20,8 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from components.evaluate import Part, evaluate, untrained
-from components.samples import write_digits
+from components.digits import write_digits
+from components.evaluate import Split, evaluate, untrained
 from pipelines.config import Recipe, load_recipe
 from ssl_core.data.decode import Limits, decode
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
@@ -35,7 +35,7 @@ LIBRARY = {"linear": 98.7, "knn": 94.7, "1-label": 54.4, "5-label": 82.1}
 TRIAL_STEPS = 40
 
 
-def corpus(folder: Path, out: Path, recipe: Recipe) -> Part:
+def corpus(folder: Path, out: Path, recipe: Recipe) -> Split:
     """The images of a folder, decoded as ingest does it, as one shard; labels are the names of their folders."""
     rows, canon = [], recipe.corpus.canon()
     for path in sorted(folder.rglob("*.png")):
@@ -46,10 +46,10 @@ def corpus(folder: Path, out: Path, recipe: Recipe) -> Part:
         pixels = {"payload": image.payload, "codec": image.codec, "height": image.height, "width": image.width}
         rows.append({"hash": hashlib.sha256(data).hexdigest(), "label": label} | place | pixels)
     write_shard(out, pa.Table.from_pylist(rows, schema=SCHEMA))
-    return Part(Shards.open([out]), hashlib.sha256("".join(row["hash"] for row in rows).encode()).hexdigest())
+    return Split(Shards.open([out]), hashlib.sha256("".join(row["hash"] for row in rows).encode()).hexdigest())
 
 
-def train(run: Run, part: Part, folder: Path, steps: int) -> tuple[float, float]:
+def train(run: Run, part: Split, folder: Path, steps: int) -> tuple[float, float]:
     """Train; the model lies in folder/model. Returns CPU-seconds of the whole and of a step, the first 10 left out."""
     marks: dict[int, float] = {}
     began = time.process_time()
@@ -63,7 +63,7 @@ def train(run: Run, part: Part, folder: Path, steps: int) -> tuple[float, float]
     return time.process_time() - began, (max(marks.values()) - marks[10]) / max(1, steps - 10)
 
 
-def steps_within(run: Run, part: Part, folder: Path, budget: float) -> tuple[int, float]:
+def steps_within(run: Run, part: Split, folder: Path, budget: float) -> tuple[int, float]:
     """How many steps fit, and the CPU-seconds that finding it out took."""
     trial = dataclasses.replace(run, optim=dataclasses.replace(run.optim, warmup_steps=0, warmup_epochs=0.0))
     spent, per_step = train(trial, part, folder / "trial", TRIAL_STEPS)

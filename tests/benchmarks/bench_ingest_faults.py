@@ -128,7 +128,7 @@ def _is_worker(process: psutil.Process) -> bool:
     except psutil.Error:
         return False
     return bool(line) and (
-        (line[0].startswith("ray::") and "Seen" not in line[0] and "Agent" not in line[0]) or "-I" in line
+        (line[0].startswith("ray::") and "DedupIndex" not in line[0] and "Agent" not in line[0]) or "-I" in line
     )
 
 

@@ -9,12 +9,14 @@ import shutil
 import signal
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import hostile
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -240,6 +242,9 @@ def test_an_ingest_that_dies_around_a_commit_is_finished_by_the_next(tmp_path: P
 
     with pytest.raises(ray.exceptions.WorkerCrashedError):
         ray.get(ray.remote(num_cpus=0, max_retries=0)(run).remote())
+    (record,) = Path(home, "corpora", "c", "_ingests").iterdir()
+    with suppress(psutil.NoSuchProcess):  # Ray tells of its end a moment before it has ended
+        psutil.Process(json.loads(record.read_text())["pid"]).wait(timeout=30)
     report = take(source)
     corpus = Corpus.open("c")
     assert report.added < 100 or (call, moment) == (1, "before")  # what was committed is not done again

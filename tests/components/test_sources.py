@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.containers import HEADER_BYTES, ColumnError
+from components.dedup import DedupIndex, Listed
 from components.listing import found
-from components.seen import Listed, Seen
 from components.sources import SHARES, Part, Taking, parts
 from components.stages import read_source
 from components.storage import StorageError
@@ -281,9 +281,9 @@ def test_members_of_one_name_are_all_taken_and_told_apart(tmp_path: Path):
             info = tarfile.TarInfo("a.png")
             info.size = 3
             archive.addfile(info, io.BytesIO(data))
-    seen = Seen()
-    got = rows(tmp_path / "t.tar", fresh=lambda files: seen.fresh(0, files))
-    seen.close()
+    index = DedupIndex()
+    got = rows(tmp_path / "t.tar", fresh=lambda files: index.fresh(0, files))
+    index.close()
     assert [row["data"] for row in got] == [b"one", b"two"]
     assert got[0]["place"] != got[1]["place"]
 
@@ -353,13 +353,13 @@ def test_what_is_known_is_not_passed_on_and_a_known_row_group_is_not_read(tmp_pa
     put(tmp_path / "1.png")
     tar(tmp_path / "t.tar", {"2.png": b"x"})
     pq.write_table(pa.table({"a": [b"1", b"2"]}), tmp_path / "t.parquet")
-    seen = Seen()
-    seen.load([(row["uri"], row["size"], row["mtime"], None) for row in rows(tmp_path)])
+    index = DedupIndex()
+    index.load([(row["uri"], row["size"], row["mtime"], None) for row in rows(tmp_path)])
     put(tmp_path / "3.png")
-    assert names(rows(tmp_path, fresh=lambda files: seen.fresh(0, files)), tmp_path) == ["3.png"]
-    assert rows(tmp_path, fresh=lambda files: seen.fresh(1, files)) == []  # listed by part 0 before
-    assert seen.counts()["seen"] == 5
-    seen.close()
+    assert names(rows(tmp_path, fresh=lambda files: index.fresh(0, files)), tmp_path) == ["3.png"]
+    assert rows(tmp_path, fresh=lambda files: index.fresh(1, files)) == []  # listed by part 0 before
+    assert index.counts()["seen"] == 5
+    index.close()
 
 
 def test_a_file_that_went_away_is_passed_over_but_a_folder_that_went_away_stops(tmp_path: Path):

@@ -33,12 +33,12 @@ Claim = tuple[str, str, int]
 """(hash, uri, place)."""
 
 
-class Seen:
+class DedupIndex:
     """Files known by (uri, size, mtime), contents known by hash, and contents claimed by a file of this ingest."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="pretext-seen-")
-        self._db = sqlite3.connect(Path(self._folder.name) / "seen.sqlite", isolation_level=None)
+        self._folder = tempfile.TemporaryDirectory(prefix="pretext-dedup-")
+        self._db = sqlite3.connect(Path(self._folder.name) / "index.sqlite", isolation_level=None)
         self._db.executescript(_TABLES)
         self._tally: Counter[str] = Counter()
         self._failure: tuple[str, str] | None = None

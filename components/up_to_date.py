@@ -1,4 +1,4 @@
-"""A look before starting Ray: a recurring ingest mostly finds nothing new, and should say so within a second."""
+"""The up-to-date check before Ray is started: a recurring ingest mostly finds nothing new, and says so at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pyarrow as pa
 from components import delta
 from components.commits import CONTENTS, FILES
 from components.corpus import Corpus
+from components.dedup import DedupIndex
 from components.listing import found
-from components.seen import Seen
 from components.sources import Part, Taking
 from components.stages import read_source
 from components.storage import join
@@ -30,30 +30,30 @@ def nothing_new(cut: Sequence[Part], store: Corpus, taking: Taking) -> Mapping[s
     plain = all(part.kind in ("folder", "file") for part in cut)
     if not plain or store.count() > ROWS_LOOKED_UP:
         return None
-    with closing(Seen()) as seen:
-        _learn(seen, store)
-        to_read, skipped = FILES_READ, functools.partial(seen.note, "skipped")
+    with closing(DedupIndex()) as index:
+        _learn(index, store)
+        to_read, skipped = FILES_READ, functools.partial(index.note, "skipped")
         for number, part in enumerate(cut):
-            for table in found(part, taking, functools.partial(seen.fresh, number), skipped):
+            for table in found(part, taking, functools.partial(index.fresh, number), skipped):
                 to_read -= len(table)
-                if to_read < 0 or seen.counts()["seen"] > FILES_LOOKED_AT or not _held(table, seen, taking):
+                if to_read < 0 or index.counts()["seen"] > FILES_LOOKED_AT or not _held(table, index, taking):
                     return None
-        return seen.counts()
+        return index.counts()
 
 
-def _learn(seen: Seen, store: Corpus) -> None:
+def _learn(index: DedupIndex, store: Corpus) -> None:
     for file in store.files():
-        seen.learn(join(store.uri, file.path), CONTENTS)
+        index.learn(join(store.uri, file.path), CONTENTS)
     refused = delta.open_table(store.quarantine_uri)
     for file in [] if refused is None else delta.data_files(refused):
-        seen.learn(join(store.quarantine_uri, file.path), FILES)
+        index.learn(join(store.quarantine_uri, file.path), FILES)
 
 
-def _held(files: pa.Table, seen: Seen, taking: Taking) -> bool:
+def _held(files: pa.Table, index: DedupIndex, taking: Taking) -> bool:
     for locator, reason in zip(files["locator"].to_pylist(), files["reason"].to_pylist()):
         if locator is None:  # it lies in a container
             return False
         data = None if reason else read_source(os.fsdecode(locator), taking.limits)
-        if data is None or not seen.held([hashlib.sha256(data).hexdigest()])[0]:
+        if data is None or not index.held([hashlib.sha256(data).hexdigest()])[0]:
             return False
     return True
