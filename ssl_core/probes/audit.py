@@ -111,6 +111,16 @@ def colour_histogram(x: Tensor, _: Tensor, bins: int = 8) -> Tensor:
     return near.mean(3).flatten(1)
 
 
+def shared_pixels(x: Tensor, _: Tensor) -> Tensor:
+    """What a picture shows in its lower half, and in its upper half, coarsely: [q, 2, 8].
+
+    Where the answer is another picture, the lower half of the one asked about is compared with the other's upper half.
+    """
+    half = x.shape[2] // 2
+    halves = torch.stack([x[:, :, -half:], x[:, :, :half]], 1).mean(2)
+    return F.adaptive_avg_pool2d(halves, (2, 4)).flatten(2)
+
+
 def batch_statistics(_: Tensor, together: Tensor) -> Tensor:
     """Mean of each channel over all that batch norm sees together: [q, 3]."""
     return together.mean((2, 3))
@@ -125,6 +135,7 @@ CUES: Mapping[str, Cue] = {
     "flat_wedges": flat_wedges,
     "interpolation": interpolation,
     "luminance": luminance,
+    "shared_pixels": shared_pixels,
 }
 
 
@@ -167,7 +178,8 @@ def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -
     Where targets are classes: softmax regression on the cue's features, fitted on `fit`; where they are quantities or
     pixels: ridge regression. Where the answer is which
     views belong together (no targets): the share of views whose nearest other view in features shows the same image;
-    for a task with a queue, among the views of other batches and its own image's.
+    for a task with a queue, among the views of other batches and its own image's. Where the answer is another picture
+    (targets.asked and targets.answer, rows of the pictures): the share of answers that are nearest of all pictures.
     """
     if cue not in CUES:
         raise ValueError(f"audit: there is no cue {cue!r}; known are {', '.join(CUES)}.")
@@ -177,6 +189,10 @@ def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -
     fit_x, x = fit_x.double(), x.double()
     mean, scale = fit_x.mean(0), fit_x.std(0).clamp_min(1e-6)
     fit_x, x = (fit_x - mean) / scale, (x - mean) / scale
+    if hasattr(y, "asked"):
+        asks, answers = x.unbind(1) if x.ndim == 3 else (x, x)
+        distance = torch.cdist(asks[y.asked], answers).scatter(1, y.asked.unsqueeze(1), float("inf"))
+        return float((distance.argmin(1) == y.answer).double().mean())
     if y is None or fit_y is None:
         return _retrieval(x, len(next(iter(test.values()))), _batches(task))
     if fit_y.is_floating_point():
@@ -197,7 +213,7 @@ def _ridge(fit_x: Tensor, fit_y: Tensor, x: Tensor, penalty: float = 1.0) -> Ten
     return mean + (x @ weights).view(len(x), *mean.shape)
 
 
-def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tuple[Tensor, Any]:
     n, found = len(next(iter(raw.values()))) // _batches(task), []
     for start in range(0, n * _batches(task), n):
         inputs, targets = task.make_batch({name: value[start : start + n] for name, value in raw.items()}, rng)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from ssl_core.task import PretextTask
 from ssl_core.tasks.colorization import Colorization
 from ssl_core.tasks.context_prediction import ContextPrediction
+from ssl_core.tasks.cpc_image import CPCImage
 from ssl_core.tasks.exemplar_triplet import ExemplarTriplet
 from ssl_core.tasks.jigsaw import Jigsaw
 from ssl_core.tasks.moco import MoCo
@@ -25,6 +26,7 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "split_brain": SplitBrain,
     "simclr": SimCLR,
     "moco": MoCo,
+    "cpc_image": CPCImage,
     "exemplar_triplet": ExemplarTriplet,
 }
 """Name in recipes -> task class."""
