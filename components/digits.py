@@ -6,13 +6,13 @@ and grey.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from components.pictures import write_png
 
 
 def write_digits(root: Path, seed: int = 0) -> dict[str, int]:
@@ -33,16 +33,7 @@ def write_digits(root: Path, seed: int = 0) -> dict[str, int]:
     parts = train_test_split(np.arange(len(images)), test_size=450, random_state=seed)
     for part, indices in zip(("train", "test"), parts, strict=True):
         for i in indices:
-            _write(root / part / str(digits.target[i]) / f"{i:04d}.png", images[i])
+            write_png(root / part / str(digits.target[i]) / f"{i:04d}.png", images[i])
             if part == "train":
-                _write(root / "unlabelled" / f"{i:04d}.png", images[i])
+                write_png(root / "unlabelled" / f"{i:04d}.png", images[i])
     return {"unlabelled": len(parts[0]), "train": len(parts[0]), "test": len(parts[1])}
-
-
-def _write(path: Path, image: np.ndarray) -> None:
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    Image.fromarray(image).save(scratch, format="PNG")
-    os.replace(scratch, path)

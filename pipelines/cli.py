@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -57,6 +58,27 @@ def quickstart(output: OutputOption = Output.table) -> None:
     counts = write_digits(folder)
     console.say(f"digits: {counts['unlabelled']} unlabelled, {counts['test']} to test with, as PNG files in {folder}")
     _run("digits", None, output)
+
+
+@app.command()
+def samples(
+    name: Annotated[
+        Literal["digits", "shapes", "photos"],
+        typer.Argument(help="Handwriting; figures with known factors; crops of two photographs."),
+    ],
+    output: OutputOption = Output.table,
+) -> None:
+    """Write a sample corpus as PNG files into the pretext home, where recipes find it."""
+    from components.corpus import pretext_home
+    from components.digits import write_digits
+    from components.photos import write_photos
+    from components.shapes import write_shapes
+    from pipelines.summary import show_samples
+
+    folder = pretext_home() / "samples" / name
+    writers: dict[str, Callable[[Path], dict[str, int]]]
+    writers = {"digits": write_digits, "shapes": write_shapes, "photos": write_photos}
+    show_samples(folder, writers[name](folder), as_json=output is Output.json)
 
 
 @app.command()

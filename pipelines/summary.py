@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -114,6 +115,14 @@ def show_registered(registered: Registered, as_json: bool) -> None:
         console.emit(dataclasses.asdict(registered))
     else:
         console.OUT.print(Text(promotion_sentence(registered)))
+
+
+def show_samples(folder: Path, counts: Mapping[str, int], as_json: bool) -> None:
+    """A sample corpus that was written."""
+    if as_json:
+        console.emit({"folder": str(folder), "pictures": counts})
+        return
+    console.pairs(str(folder), {part: f"{count:,} pictures" for part, count in counts.items()})
 
 
 def show_ingest(corpus: str, report: IngestReport, as_json: bool) -> None:

@@ -57,6 +57,14 @@ def test_tasks_lists_every_task_and_shows_every_field_of_one(pretext: Pretext) -
     assert all(name in shown for name in ("temperature", "Shortcuts", "colour_histogram", "Search"))
 
 
+def test_samples_writes_a_corpus_into_the_home_where_recipes_look(pretext: Pretext, home: Path) -> None:
+    done = json.loads(pretext("samples", "digits", "-o", "json").stdout)
+    folder = home / "samples" / "digits"
+    assert done == {"folder": str(folder), "pictures": {"unlabelled": 1347, "train": 1347, "test": 450}}
+    assert len(list((folder / "unlabelled").iterdir())) == 1347
+    assert "450 pictures" in pretext("samples", "digits").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
