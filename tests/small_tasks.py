@@ -16,8 +16,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ssl_core import artefact
-from ssl_core.nn.encoders import Encoder
-from ssl_core.task import PretextTask
+from ssl_core.nn.encoders import Encoder, EncoderSpec
+from ssl_core.task import EncoderFactory, PretextTask
 from ssl_core.tasks import TASKS
 from ssl_core.types import Field
 
@@ -26,6 +26,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "relative_transformation": {"canvas": 16, "size": 16, "turns": False, "corner": 0.2, "hidden": 64, "flip": False},
     "context_prediction": {"canvas": 58, "patch": 12, "gap": 8, "jitter": 2, "hidden": 64, "pixelate": 0.1},
     "jigsaw": {"canvas": 56, "tile": 12, "gap": 6, "jitter": 3, "permutations": 6, "embed": 32, "hidden": 64},
+    "masked_autoencoder": {"canvas": 16, "size": 16, "patch": 4, "min_area": 0.8, "width": 32, "depth": 1, "heads": 2},
     "colorization": {"canvas": 16, "hidden": 32},
     "split_brain": {"canvas": 16, "stride": 4, "hidden": 32},
     "simclr": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0.25, "temperature": 0.5, "hidden": 32, "out": 16},
@@ -34,6 +35,10 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "exemplar_triplet": {"canvas": 20, "size": 16, "views": 3, "min_area": 0.3, "hue": 0.05, "out": 16},
 }
 
+VITS: Mapping[str, Mapping[str, Any]] = {
+    "masked_autoencoder": {"positions": "sincos"},
+}
+"""Tasks that take patches apart, and what they ask of the ViT that they need."""
 
 STORE = tempfile.TemporaryDirectory(prefix="pretext-test-")
 """Where the artefacts of the small tasks lie; gone at the end of the tests."""
@@ -82,6 +87,14 @@ class ThreeLayers(Encoder):
 def encoder(field: Field, width: float = 1.0) -> Encoder:
     """The encoder of the tests."""
     return ThreeLayers(field.shape[0], width)
+
+
+def encoder_for(task: PretextTask) -> EncoderFactory:
+    """The encoder of the tests, or a narrow ViT with patches of 4 px for a task that needs one."""
+    for name, wanted in VITS.items():
+        if type(task) is TASKS[name]:
+            return EncoderSpec("vit_tiny", width=0.25, patch=4, **wanted).build
+    return encoder
 
 
 def generator(seed: int = 0) -> Generator:

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from small_tasks import SMALL, encoder, generator, noise, scenes, small
+from small_tasks import SMALL, encoder_for, generator, noise, scenes, small
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -64,7 +64,7 @@ def equal(a, b) -> bool:
 
 def model_of(task: PretextTask, seed: int = 0) -> TaskModel:
     torch.manual_seed(seed)
-    return task.build(encoder)
+    return task.build(encoder_for(task))
 
 
 def scrambled(inputs, targets, rng, images: int):

@@ -1,6 +1,8 @@
-"""Grids of patches with gap and jitter."""
+"""Grids of patches with gap and jitter, and without."""
 
 from __future__ import annotations
+
+from math import isqrt
 
 import torch
 from torch import Generator, Tensor
@@ -32,6 +34,20 @@ def even_grid(side: int, patch: int, cells: int, device: torch.device) -> tuple[
     cell = torch.arange(cells * cells, device=device)
     steps = max(1, cells - 1)
     return (cell // cells) * (side - patch) // steps, (cell % cells) * (side - patch) // steps
+
+
+def split(x: Tensor, patch: int) -> Tensor:
+    """Pictures cut without gap into patches, row by row: [n, c, h, w] -> [n, h w / patch^2, patch^2 c]."""
+    n, c, h, w = x.shape
+    cells = x.view(n, c, h // patch, patch, w // patch, patch)
+    return cells.permute(0, 2, 4, 3, 5, 1).reshape(n, -1, patch * patch * c)
+
+
+def join(rows: Tensor, patch: int, channels: int = 3) -> Tensor:
+    """The inverse of `split`, for square pictures."""
+    cells = isqrt(rows.shape[1])
+    pixels = rows.view(-1, cells, cells, patch, patch, channels)
+    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, cells * patch, cells * patch)
 
 
 def cut(x: Tensor, top: Tensor, left: Tensor, patch: int) -> Tensor:

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_core.nn.heads import explained
+from ssl_core.nn.heads import Weighted, explained
 from ssl_core.probes import logistic
 from ssl_core.task import PretextTask
 from ssl_core.types import Raw, Shortcut
 
 Cue = Callable[[Tensor, Tensor], Tensor]
 """Pictures [q, 3, h, w] and, for tasks about pairs, their partners (else the same pictures) -> features [q, d].
+
+Where the answer is pixels, [q, d, h, w] are features of each pixel alone.
 
 Where batch norm sees groups of pictures together, the partner is the mean picture of the group."""
 
@@ -66,6 +68,22 @@ def luminance(first: Tensor, second: Tensor) -> Tensor:
     """Mean and deviation of both pictures, and the differences: [q, 6]."""
     a, b = (torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3))], 1) for x in (first, second))
     return torch.cat([a, b, b - a], 1)
+
+
+def local_smoothing(x: Tensor, _: Tensor) -> Tensor:
+    """Means of what is neither black nor white within 1 and 2 px of each pixel, where there is nothing the picture's.
+
+    [q, 3, h, w] -> [q, 6, h, w].
+    """
+    span = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    known = ((x > span[0]) & (x < span[1])).any(1, keepdim=True).float()
+    x = x * known
+    mean = x.mean((2, 3), keepdim=True) / known.mean((2, 3), keepdim=True).clamp_min(1e-6)
+    near = []
+    for radius in (1, 2):
+        values, share = (F.avg_pool2d(each, 2 * radius + 1, 1, radius) for each in (x, known))
+        near.append((values + 1e-3 * mean) / (share + 1e-3))
+    return torch.cat(near, 1)
 
 
 def edge_continuity(first: Tensor, second: Tensor) -> Tensor:
@@ -134,6 +152,7 @@ CUES: Mapping[str, Cue] = {
     "edge_continuity": edge_continuity,
     "flat_wedges": flat_wedges,
     "interpolation": interpolation,
+    "local_smoothing": local_smoothing,
     "luminance": luminance,
     "shared_pixels": shared_pixels,
 }
@@ -195,8 +214,8 @@ def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -
         return float((distance.argmin(1) == y.answer).double().mean())
     if y is None or fit_y is None:
         return _retrieval(x, len(next(iter(test.values()))), _batches(task))
-    if fit_y.is_floating_point():
-        return float(explained(_ridge(fit_x, fit_y.double(), x), y.double()).mean())
+    if isinstance(y, Weighted) or y.is_floating_point():
+        return _regression(fit_x, fit_y, x, y)
     classifier = logistic.fit(fit_x[None], fit_y[None], classes=int(fit_y.max()) + 1, penalty=1.0)
     return float((classifier.predict(x)[0] == y).double().mean())
 
@@ -205,12 +224,34 @@ def _batches(task: PretextTask) -> int:
     return QUEUED_BATCHES if hasattr(task, "queue") else 1
 
 
-def _ridge(fit_x: Tensor, fit_y: Tensor, x: Tensor, penalty: float = 1.0) -> Tensor:
-    """Linear regression of fit_y [q, ...] on standardised features fit_x [q, d], applied to x [m, d] -> [m, ...]."""
-    mean = fit_y.mean(0)
-    squares = fit_x.mT @ fit_x + penalty * torch.eye(fit_x.shape[1], dtype=fit_x.dtype, device=fit_x.device)
-    weights: Tensor = torch.linalg.solve(squares, fit_x.mT @ (fit_y - mean).flatten(1))
-    return mean + (x @ weights).view(len(x), *mean.shape)
+def _regression(fit_x: Tensor, fit_y: Tensor | Weighted, x: Tensor, y: Tensor | Weighted) -> float:
+    """Explained variance on x, y of a ridge regression that is fitted on fit_x, fit_y.
+
+    Features stand for examples, or for pixels: then one filter serves all places, fitted where pixels count.
+    """
+    values, weights = fit_y if isinstance(fit_y, Weighted) else (fit_y, torch.ones_like(fit_y))
+    if len(fit_x) == len(values):
+        predicted = _ridge(fit_x, values.double().flatten(1), x)
+    else:
+        counts = _by_pixel(weights.expand_as(values))[:, :1].double()
+        predicted = _ridge(fit_x, _by_pixel(values).double(), x, counts)
+        predicted = predicted.unflatten(0, (-1, *values.shape[2:])).movedim(-1, 1)
+    return float(explained(predicted.reshape(-1, *values.shape[1:]).float(), y).mean())
+
+
+def _by_pixel(x: Tensor) -> Tensor:
+    """[n, c, h, w] -> [n h w, c]."""
+    return x.movedim(1, -1).flatten(0, -2)
+
+
+def _ridge(fit_x: Tensor, fit_y: Tensor, x: Tensor, counts: Tensor | None = None, penalty: float = 1.0) -> Tensor:
+    """Linear regression of fit_y [q, k] on standardised features fit_x [q, d], rows weighing `counts` [q, 1]; of x."""
+    counts = torch.ones_like(fit_y[:, :1]) if counts is None else counts
+    rows = torch.cat([fit_x, torch.ones_like(counts)], 1)
+    free = penalty * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    free[-1, -1] = 0
+    weights: Tensor = torch.linalg.solve((rows * counts).mT @ rows + free, (rows * counts).mT @ fit_y)
+    return x @ weights[:-1] + weights[-1]
 
 
 def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tuple[Tensor, Any]:
@@ -218,6 +259,7 @@ def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tu
     for start in range(0, n * _batches(task), n):
         inputs, targets = task.make_batch({name: value[start : start + n] for name, value in raw.items()}, rng)
         features = CUES[cue](*_pictures(inputs))
+        features = _by_pixel(features) if features.ndim == 4 else features
         found.append(features.reshape(len(inputs["order"]), -1) if "order" in inputs else features)
     return torch.cat(found), targets
 

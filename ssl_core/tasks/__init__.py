@@ -11,6 +11,7 @@ from ssl_core.tasks.context_prediction import ContextPrediction
 from ssl_core.tasks.cpc_image import CPCImage
 from ssl_core.tasks.exemplar_triplet import ExemplarTriplet
 from ssl_core.tasks.jigsaw import Jigsaw
+from ssl_core.tasks.masked_autoencoder import MaskedAutoencoder
 from ssl_core.tasks.moco import MoCo
 from ssl_core.tasks.relative_transformation import RelativeTransformation
 from ssl_core.tasks.rotation import Rotation
@@ -22,6 +23,7 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "relative_transformation": RelativeTransformation,
     "context_prediction": ContextPrediction,
     "jigsaw": Jigsaw,
+    "masked_autoencoder": MaskedAutoencoder,
     "colorization": Colorization,
     "split_brain": SplitBrain,
     "simclr": SimCLR,

@@ -45,3 +45,13 @@ def test_channels_are_cut_at_their_own_corners():
     for n, c, k in [(0, 0, 0), (1, 2, 4), (0, 1, 3)]:
         y, z = top[n, c, k], left[n, c, k]
         assert torch.equal(cells[n, c, k], x[n, c, y : y + 4, z : z + 4])
+
+
+def test_split_patches_are_slices_and_join_puts_them_back():
+    x = torch.arange(2 * 3 * 6 * 6.0).view(2, 3, 6, 6)
+    rows = patches.split(x, 2)
+    assert rows.shape == (2, 9, 12)
+    for place in range(9):
+        down, right = 2 * (place // 3), 2 * (place % 3)
+        assert torch.equal(rows[:, place], x[:, :, down : down + 2, right : right + 2].permute(0, 2, 3, 1).flatten(1))
+    assert torch.equal(patches.join(rows, 2), x)

@@ -62,6 +62,11 @@ def lit_texture(n: int, size: int, rng: torch.Generator) -> Tensor:
     return 0.5 - light + 0.05 * texture(n, size, rng)
 
 
+def bright_or_dark_texture(n: int, size: int, rng: torch.Generator) -> Tensor:
+    """Every picture in its own brightness, otherwise alike."""
+    return 0.2 + 0.6 * torch.rand(n, 1, 1, 1, generator=rng) + 0.05 * texture(n, size, rng)
+
+
 def tinted_texture(n: int, size: int, rng: torch.Generator) -> Tensor:
     """Every picture in its own two colours, otherwise alike."""
     colours = torch.rand(n, 3, 1, 1, generator=rng)
@@ -77,6 +82,7 @@ CARRIERS: Mapping[tuple[str, str], tuple[Pictures, Mapping[str, Any]]] = {
     ("context_prediction", "luminance"): (lit_texture, {}),
     ("jigsaw", "edge_continuity"): (grey_texture, {"per_image": 4}),
     ("jigsaw", "luminance"): (lit_texture, {"per_image": 4}),
+    ("masked_autoencoder", "luminance"): (bright_or_dark_texture, {}),
     ("simclr", "colour_histogram"): (tinted_texture, {"canvas": 32, "size": 24, "jitter": 1.0}),
     ("moco", "colour_histogram"): (
         tinted_texture,
