@@ -31,7 +31,8 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "split_brain": {"canvas": 16, "stride": 4, "hidden": 32},
     "simclr": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0.25, "temperature": 0.5, "hidden": 32, "out": 16},
     "moco": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0, "grey": 0, "hidden": 32, "queue": 48, "splits": 2},
-    "cpc_image": {"canvas": 30, "cells": 4, "patch": 12, "stride": 6, "subcrop": 10, "steps": 3, "blocks": 1, "width": 16},
+    "cpc_image": {"canvas": 20, "cells": 4, "patch": 8, "stride": 4, "subcrop": 6, "steps": 3, "blocks": 1, "width": 8},
+    "amdim": {"canvas": 20, "size": 16, "jitter": 0.1, "grey": 0.0, "coarse": 2, "fine": 3, "out": 32},
     "exemplar_triplet": {"canvas": 20, "size": 16, "views": 3, "min_area": 0.3, "hue": 0.05, "out": 16},
 }
 

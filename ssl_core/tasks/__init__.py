@@ -6,6 +6,7 @@ TASKS[name](**fields) -> a task; its fields are its configuration, its docstring
 from collections.abc import Mapping
 
 from ssl_core.task import PretextTask
+from ssl_core.tasks.amdim import AMDIM
 from ssl_core.tasks.colorization import Colorization
 from ssl_core.tasks.context_prediction import ContextPrediction
 from ssl_core.tasks.cpc_image import CPCImage
@@ -28,6 +29,7 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "split_brain": SplitBrain,
     "simclr": SimCLR,
     "moco": MoCo,
+    "amdim": AMDIM,
     "cpc_image": CPCImage,
     "exemplar_triplet": ExemplarTriplet,
 }

@@ -1,11 +1,8 @@
 """The triplet loss against loops over all triplets, in one process and over ranks."""
 
-import multiprocessing
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import over_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -71,22 +68,16 @@ def _network() -> nn.Linear:
     return nn.Linear(6, 4)
 
 
-def _rank(rank: int, world: int, folder) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
+def _part(rank: int, world: int) -> tuple[Tensor, Tensor, Tensor]:
     network = DistributedDataParallel(_network())
     own = clustered(6, 3, 1.0).view(3, world, -1, 6)[:, rank].flatten(0, 1)
     loss, top1 = semi_hard_triplet_and_top1(network(own), 3, MARGIN)
     loss.mean().backward()
-    torch.save((loss.detach(), top1, network.module.weight.grad), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return loss.detach(), top1, network.module.weight.grad
 
 
 def test_ranks_together_have_the_loss_and_gradient_of_the_whole_batch(tmp_path):
-    world = 2
-    multiprocessing.set_forkserver_preload(["pytest", "torch.nn.parallel"])
-    mp.start_processes(_rank, (world, tmp_path), nprocs=world, start_method="forkserver")
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    parts = over_ranks(_part, 2, tmp_path)
     network = _network()
     losses, found = naive(network(clustered(6, 3, 1.0)), [i % 6 for i in range(18)], MARGIN)
     expected = torch.stack(losses)

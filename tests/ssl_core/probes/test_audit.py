@@ -89,6 +89,7 @@ CARRIERS: Mapping[tuple[str, str], tuple[Pictures, Mapping[str, Any]]] = {
         {"canvas": 32, "size": 24, "jitter": 0.8, "hue": 0.2, "grey": 0.2, "queue": 192},
     ),
     ("cpc_image", "shared_pixels"): (grey_texture, {"canvas": 60, "patch": 24, "stride": 12, "subcrop": 22}),
+    ("amdim", "colour_histogram"): (tinted_texture, {"canvas": 32, "size": 24, "jitter": 0.8, "hue": 0.2, "grey": 0.2}),
     ("exemplar_triplet", "colour_histogram"): (
         tinted_texture,
         {"canvas": 32, "size": 24, "views": 2, "brightness": 0.8, "jitter": 0.8, "hue": 0.2},

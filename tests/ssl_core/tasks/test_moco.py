@@ -1,12 +1,10 @@
 """MoCo against a naive writing of its algorithm 1, in one process and over ranks."""
 
-import multiprocessing
 from copy import deepcopy
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import over_ranks
 from small_tasks import as_raw, encoder, generator
 from torch import nn
 from torch.nn import functional as F
@@ -106,10 +104,8 @@ def test_every_step_is_the_papers(queue):
     torch.testing.assert_close(model.queue.keys[rows], torch.stack(newest), atol=1e-4, rtol=1e-3)
 
 
-def _rank(rank: int, world: int, folder) -> None:
+def _trained_by(rank: int, world: int) -> dict[str, torch.Tensor]:
     """A rank's part of each batch under DDP, batch norm over the whole part."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
     whole, own = task_of(splits=world), task_of(splits=1)
     model = model_of(own)
     forward = DistributedDataParallel(model, find_unused_parameters=True)
@@ -123,15 +119,12 @@ def _rank(rank: int, world: int, folder) -> None:
         optimizer.step()
         with torch.no_grad():
             model.after_step()
-    torch.save(model.state_dict(), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return model.state_dict()
 
 
 def test_ranks_hold_the_same_queue_and_learn_as_one_process_with_as_many_parts(tmp_path):
     world = 3
-    multiprocessing.set_forkserver_preload(["pytest", "torch.nn.parallel"])
-    mp.start_processes(_rank, (world, tmp_path), nprocs=world, start_method="forkserver")
-    first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(world))
+    first, *others = over_ranks(_trained_by, world, tmp_path)
     task = task_of(splits=world)
     model = model_of(task)
     trained(task, model, shuffled=False)
