@@ -232,12 +232,13 @@ def _local_stages(encoder: Encoder, size: int) -> tuple[str, str]:
     local = [name for name, features in maps.items() if features[0, 0].numel() > 1]
     if len(local) < 2:
         raise ValueError(
-            f"amdim: at task.size {size} all but {len(local)} of this encoder's stages have maps of a single place, and "
-            "two larger ones are needed; enlarge task.size, or set encoder.stem to cifar."
+            f"amdim: at task.size {size} all but {len(local)} of this encoder's stages have maps of a single place; "
+            "two larger ones are needed: enlarge task.size, or set encoder.stem to cifar."
         )
     return local[-1], local[-2]
 
 
 def _at_most(maps: Tensor, side: int) -> Tensor:
     """Averaged down to at most side x side places."""
-    return F.adaptive_avg_pool2d(maps, [min(side, length) for length in maps.shape[2:]])
+    rows, columns = maps.shape[2:]
+    return F.adaptive_avg_pool2d(maps, (min(side, rows), min(side, columns)))
