@@ -170,7 +170,8 @@ def _made(
             why = " ".join(str(error).split())[:300]
             raise ArtefactError(f"the process that made {', '.join(fields)} died: {why}") from None
         finally:
-            ray.cancel(fitting, force=True)
+            if not ray.wait([fitting], timeout=0)[0]:  # to cancel a finished task can end this process (Ray 2.60)
+                ray.cancel(fitting, force=True)
             ray.kill(mailbox)
 
 
