@@ -56,7 +56,8 @@ def quickstart(output: OutputOption = Output.table) -> None:
 
     folder = pretext_home() / "samples" / "digits"
     counts = write_digits(folder)
-    console.say(f"digits: {counts['unlabelled']} unlabelled, {counts['test']} to test with, as PNG files in {folder}")
+    here = console.near(folder)
+    console.say(f"digits: {counts['unlabelled']} unlabelled, {counts['test']} to test with, as PNG files in {here}")
     _run("digits", None, output)
 
 

@@ -122,8 +122,13 @@ def program() -> str:
     called = Path(sys.argv[0])
     if called.name != "pretext" or shutil.which("pretext") == str(called.absolute()):
         return "pretext"
-    here = called.absolute()
-    return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
+    return shlex.quote(near(called))
+
+
+def near(path: str | Path) -> str:
+    """A local path as short as it goes: from the current folder where it lies in it."""
+    here = Path(path).absolute()
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def duration(seconds: float) -> str:

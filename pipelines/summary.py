@@ -37,7 +37,7 @@ def show_summary(summary: Summary, as_json: bool) -> None:
     judgement_table(summary.judgement)
     if registered:
         console.OUT.print(Text(promotion_sentence(registered)))
-    lines = {"report": summary.report, "MLflow UI": f"{program()} ui"}
+    lines = {"report": console.near(summary.report), "MLflow UI": f"{program()} ui"}
     if registered:
         lines["embed"] = f"{program()} embed --model models:/{registered.name}@champion SOURCE -o out.parquet"
     console.pairs(f"{summary.plan.name}: done in {duration(summary.seconds)}", lines)
