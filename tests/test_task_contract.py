@@ -120,7 +120,7 @@ def test_every_task_is_tried_at_test_size():
 
 def test_it_is_a_pretext_task_that_names_its_paper(task):
     assert isinstance(task, PretextTask)
-    assert re.search(r"\d{4}.*arXiv:\d{4}\.\d{5}", task.paper)
+    assert re.search(r"\d{4}, (arXiv:\d{4}\.\d{4,5}|doi:10\.\S+)$", task.paper)
 
 
 def test_its_fields_hash_pickle_and_survive_json(task):

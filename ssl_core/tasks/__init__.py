@@ -10,6 +10,7 @@ from ssl_core.tasks.amdim import AMDIM
 from ssl_core.tasks.colorization import Colorization
 from ssl_core.tasks.context_prediction import ContextPrediction
 from ssl_core.tasks.cpc_image import CPCImage
+from ssl_core.tasks.denoising_autoencoder import DenoisingAutoencoder
 from ssl_core.tasks.exemplar_triplet import ExemplarTriplet
 from ssl_core.tasks.jigsaw import Jigsaw
 from ssl_core.tasks.masked_autoencoder import MaskedAutoencoder
@@ -24,6 +25,7 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "relative_transformation": RelativeTransformation,
     "context_prediction": ContextPrediction,
     "jigsaw": Jigsaw,
+    "denoising_autoencoder": DenoisingAutoencoder,
     "masked_autoencoder": MaskedAutoencoder,
     "colorization": Colorization,
     "split_brain": SplitBrain,

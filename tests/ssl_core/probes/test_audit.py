@@ -82,6 +82,7 @@ CARRIERS: Mapping[tuple[str, str], tuple[Pictures, Mapping[str, Any]]] = {
     ("context_prediction", "luminance"): (lit_texture, {}),
     ("jigsaw", "edge_continuity"): (grey_texture, {"per_image": 4}),
     ("jigsaw", "luminance"): (lit_texture, {"per_image": 4}),
+    ("denoising_autoencoder", "local_smoothing"): (grey_texture, {"canvas": 96, "block": 32}),
     ("masked_autoencoder", "luminance"): (bright_or_dark_texture, {}),
     ("simclr", "colour_histogram"): (tinted_texture, {"canvas": 32, "size": 24, "jitter": 1.0}),
     ("moco", "colour_histogram"): (
