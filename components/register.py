@@ -32,6 +32,8 @@ from components.tracking import connect_tracking
 
 LOGGED = "encoder"  # name of the model among its run's outputs: runs:/RUN/encoder
 UPLOAD_SECONDS = 900.0
+GATE = "linear"
+"""The probe whose gain makes a champion."""
 
 log = logging.getLogger("pretext.register")
 
@@ -59,38 +61,34 @@ class Registered:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is to be registered: model folder, what the judge said, the layer to deliver, where it comes from."""
+    """What is to be registered: model folder, what the judge said, where it comes from."""
 
     model: Path
-    judgement: Judgement | None
-    layer: str | None
+    judgement: Judgement
     about: Mapping[str, Any]
 
     def headline(self) -> dict[str, float]:
         """The judge's figures of the best layer: "linear", "knn", "rank_me" and so on."""
         prefix = "judge/best/"
-        flat = self.judgement.metrics() if self.judgement else {}
-        return {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
+        metrics = self.judgement.metrics().items()
+        return {key.removeprefix(prefix): value for key, value in metrics if key.startswith(prefix)}
 
 
 def register(
     model: Path,
     name: str,
-    judgement: Judgement | None,
+    judgement: Judgement,
     *,
     run_key: str,
     run_id: str,
     uri: str | None = None,
-    layer: str | None = None,
     size: int | None = None,
     margin: float = 0.0,
     tags: Mapping[str, Any] | None = None,
-    probe: str = "linear",
     rejudge: Callable[[Path], Judgement] | None = None,
 ) -> Registered:
-    """Registers the model folder of a run (`save_model`) under `name`.
+    """Registers the model folder of a run (`save_model`) under `name`; the encoder delivers the judgement's best layer.
 
-    layer: what the encoder delivers; by default the judgement's best one, else the deepest.
     size: short side of the corpus' samples, from which the task cut its squares; files are embedded at that size.
     margin: percentage points that the lower bound of the gain must exceed for a promotion.
     tags: of the version, such as the corpus and its digest.
@@ -103,20 +101,18 @@ def register(
     client, uri = connect_tracking(uri)
     if not name or any(letter in name for letter in "/:%'"):
         raise ValueError(f"model name {name!r}: give a name without / : % and quotes")
-    chosen = layer or (judgement.best if judgement else None)
     about = {"run_key": run_key, "run_id": run_id, **(tags or {}), **({"size": size} if size else {})}
-    candidate = Candidate(model, judgement, chosen, about)
+    candidate = Candidate(model, judgement, about)
 
     def gain_over(champion: int) -> Gain | None:
-        return _gain(uri, name, champion, judgement, probe, rejudge)
+        return _gain(uri, name, champion, judgement, rejudge)
 
     with answering(uri):
         with model_lock(client, uri, name, lease=UPLOAD_SECONDS):
             found = version_of_run(client, name, run_key)
             version = found or _create(client, name, candidate)
-        collapse = judgement.collapse if judgement else ""
         number = int(version.version)
-        decision = promote(client, uri, name, number, gain_over, margin=margin, collapse=collapse)
+        decision = promote(client, uri, name, number, gain_over, margin=margin, collapse=judgement.collapse)
         champion = champion_of(client, name)
         if decision.promoted or champion != number:
             why = f"{decision.verdict}: {decision.reason}"
@@ -200,8 +196,7 @@ def _create(client: MlflowClient, name: str, candidate: Candidate) -> ModelVersi
     about = {**candidate.about, "metrics": metrics}
     tags = {RUN_KEY: about["run_key"], **{f"metric.{key}": f"{value:.4f}" for key, value in metrics.items()}}
     tags |= {f"pretext.{key}": str(value) for key, value in candidate.about.items() if key not in ("run_key", "run_id")}
-    if candidate.judgement is not None:
-        tags["pretext.evaluation_set"] = candidate.judgement.evaluation_set
+    tags["pretext.evaluation_set"] = candidate.judgement.evaluation_set
     logged = _logged_model(client, candidate, about)
     try:
         client.create_registered_model(name, description="Encoder trained without labels by pretext.")
@@ -228,9 +223,9 @@ def _logged_model(client: MlflowClient, candidate: Candidate, about: Mapping[str
         artifact = write_artifact(
             candidate.model,
             Path(folder) / "model",
-            layer=candidate.layer,
+            layer=candidate.judgement.best,
             about=about,
-            judgement=candidate.judgement.to_json() if candidate.judgement else None,
+            judgement=candidate.judgement.to_json(),
             run_id=run_id,
             model_id=logged.model_id,
         )
@@ -244,12 +239,11 @@ def _gain(
     uri: str,
     name: str,
     champion: int,
-    judgement: Judgement | None,
-    probe: str,
+    judgement: Judgement,
     rejudge: Callable[[Path], Judgement] | None,
 ) -> Gain | None:
     """Paired gain over the champion; None where the two cannot be compared."""
-    if judgement is None or probe not in judgement.correct:
+    if GATE not in judgement.correct:
         return None
     with tempfile.TemporaryDirectory(prefix="pretext-champion-") as folder:
         artifact = fetch(f"models:/{name}/{champion}", Path(folder), uri)
@@ -257,7 +251,7 @@ def _gain(
         theirs = Judgement.from_json(written.read_text()) if written.exists() else None
         if theirs is None or theirs.evaluation_set != judgement.evaluation_set:
             theirs = rejudge(artifact / PRETEXT) if rejudge else None
-    return paired_gain(judgement, theirs, probe) if theirs is not None and probe in theirs.correct else None
+    return paired_gain(judgement, theirs, GATE) if theirs is not None and GATE in theirs.correct else None
 
 
 def _how_to_load(name: str) -> str:

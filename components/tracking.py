@@ -27,26 +27,11 @@ from components.spool import Shipper, Spool, last_header
 from components.tracker_trouble import answering, shown
 from components.vitals import Sampler
 
-__all__ = ["Closed", "Tracker", "connect_tracking", "sweep", "tracking_uri", "ui_command"]
+__all__ = ["Tracker", "connect_tracking", "sweep", "tracking_uri", "ui_command"]
 
 log = logging.getLogger("pretext.tracking")
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-@dataclass(frozen=True)
-class Closed:
-    """How a run was closed.
-
-    Attributes:
-        status: that was asked for; None leaves the run's as it is.
-        left: records that the tracker has not taken; they wait in the run folder.
-        sentence: the same for a person; empty where nothing is left.
-    """
-
-    status: Status | None
-    left: int
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -80,7 +65,6 @@ class Tracker:
         attempt: bool = True,
         system_metrics: float = 10.0,
         wait: float = 30.0,
-        pulse_every: float = 30.0,
     ) -> None:
         """`tags`: code version and the like, None left out. `system_metrics`: seconds between samples, 0 for none.
 
@@ -95,12 +79,12 @@ class Tracker:
         self.uri = tracking_uri(uri)
         self.folder = Path(folder).absolute()
         self._spool = Spool(self.folder / "tracking")
-        self._closed: Closed | None = None
+        self._closed: str | None = None
         self._lost = 0
         given = {key: value for key, value in (tags or {}).items() if value is not None}
         header = {"kind": "run", "run_key": run_key, "experiment": experiment, "name": name or run_key, "tags": given}
         self._introduce(header)
-        self._receiver, self._shipper = _start(self.uri, self._spool, attempt, pulse_every)
+        self._receiver, self._shipper = _start(self.uri, self._spool, attempt)
         self._await_answer(wait)
         self._sampler = Sampler(self.point, system_metrics) if system_metrics else None
 
@@ -169,8 +153,12 @@ class Tracker:
             time.sleep(0.05)
         return self._spool.acked >= target
 
-    def close(self, status: Status | None = "FINISHED", seconds: float = 30.0) -> Closed:
-        """Ends the run; None leaves its status. What is not taken within `seconds` waits in the folder for the next."""
+    def close(self, status: Status | None = "FINISHED", seconds: float = 30.0) -> str:
+        """Ends the run; None leaves its status. What is not taken within `seconds` waits in the folder for the next.
+
+        Returns:
+            A sentence on what waits or is lost; empty where the tracker has everything.
+        """
         if self._closed is not None:
             return self._closed
         if self._sampler is not None:
@@ -180,15 +168,14 @@ class Tracker:
         drained = self._shipper.drain(seconds)
         left = 0 if drained else self._spool.left()
         self._spool.close(in_use=self._shipper.is_alive())
-        sentence = ""
+        self._closed = ""
         if left or self._lost:
             lost = f" {self._lost} could not be written to disk and are lost." if self._lost else ""
-            sentence = (
+            self._closed = (
                 f"{left} records of this run wait in {self._spool.folder} ({self.trouble}); "
                 f"the same command, run again, sends them.{lost}"
             )
-            log.warning("%s", sentence)
-        self._closed = Closed(status, left, sentence)
+            log.warning("%s", self._closed)
         return self._closed
 
     def __enter__(self) -> Tracker:
@@ -251,17 +238,17 @@ class Tracker:
                 log.warning("Cannot write to %s (%s); the run goes on without its record", self._spool.folder, error)
 
 
-def _start(uri: str, spool: Spool, attempt: bool, pulse_every: float) -> tuple[Any, Shipper]:
+def _start(uri: str, spool: Spool, attempt: bool) -> tuple[Any, Shipper]:
     quieten(server=database_of(uri) is None)
     from components.delivery import MlflowRun  # imports mlflow
 
     receiver = MlflowRun(uri, spool, attempt)
-    shipper = Shipper(spool, receiver, pulse_every=pulse_every)
+    shipper = Shipper(spool, receiver)
     shipper.start()
     return receiver, shipper
 
 
-def sweep(uri: str | None = None, minutes: float = 15.0, now_ms: int | None = None) -> list[str]:
+def sweep(uri: str | None = None, minutes: float = 15.0) -> list[str]:
     """Closes as KILLED our RUNNING runs whose heartbeat is older than `minutes`; returns their ids.
 
     Raises:
@@ -272,7 +259,7 @@ def sweep(uri: str | None = None, minutes: float = 15.0, now_ms: int | None = No
 
     def dead(run: Any) -> bool:
         beat = run.data.tags.get(HEARTBEAT)
-        now = now_ms or time.time_ns() // 1_000_000
+        now = time.time_ns() // 1_000_000
         return run.info.status == "RUNNING" and is_stale(int(beat) if beat else None, run.info.start_time, now, minutes)
 
     closed = []

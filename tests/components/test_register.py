@@ -78,7 +78,7 @@ class Shop:
         self.home, self.uri = home, f"sqlite:///{home / 'mlflow.db'}"
         self.versions = [self.run(i, judgement(share)) for i, share in enumerate((0.5, 0.8, 0.8))]
 
-    def run(self, seed: int, judged: Judgement | None) -> Registered:
+    def run(self, seed: int, judged: Judgement) -> Registered:
         folder = self.home / f"model{seed}"
         if not folder.exists():
             trained(folder, seed)
@@ -215,9 +215,9 @@ def test_a_damaged_model_and_a_bad_name_are_refused(shop: Shop, tmp_path: Path) 
     with Tracker("broken", tmp_path / "run", uri=shop.uri, system_metrics=0) as tracker:
         assert tracker.flush(30) and tracker.run_id is not None
     with pytest.raises(DamagedError):
-        register(broken, NAME, None, run_key="broken", run_id=tracker.run_id, uri=shop.uri)
+        register(broken, NAME, judgement(0.5), run_key="broken", run_id=tracker.run_id, uri=shop.uri)
     with pytest.raises(ValueError, match="a/b"):
-        register(broken, "a/b", None, run_key="broken", run_id=tracker.run_id, uri=shop.uri)
+        register(broken, "a/b", judgement(0.5), run_key="broken", run_id=tracker.run_id, uri=shop.uri)
 
 
 def test_versions_judged_on_other_samples_are_judged_again_or_kept_back(shop: Shop) -> None:

@@ -283,9 +283,9 @@ def test_a_run_that_never_met_its_tracker_is_delivered_afterwards(store: str, tm
         run.point(step, 1_700_000_000_000 + step, {"loss": 1.0})
     run.figure("neighbours", png())
     started = time.monotonic()
-    closed = run.close("FAILED", seconds=0.2)
+    left = run.close("FAILED", seconds=0.2)
     assert time.monotonic() - started < 5
-    assert closed.left == 104 and str(tmp_path) in closed.sentence and run.run_id is None
+    assert left.startswith("104 records") and str(tmp_path) in left and run.run_id is None
     with pytest.raises(KeyboardInterrupt), tracker(store, tmp_path / "run", attempt=False):
         raise KeyboardInterrupt  # whoever only looks after a run leaves it as it ended
     client, _ = connect_tracking(store)
@@ -334,10 +334,9 @@ def test_a_server_that_freezes_and_dies_neither_stops_the_run_nor_loses_or_doubl
     train(500)
     server.send(signal.SIGKILL)
     train(500)
-    closed = run.close("FINISHED", seconds=1.0)
-    assert closed.left > 0 and "run again" in closed.sentence
+    assert "run again" in run.close("FINISHED", seconds=1.0)
     server.start()
-    assert Tracker(KEY, tmp_path / "run", uri=server.uri, system_metrics=0, attempt=False).close(seconds=60).left == 0
+    assert Tracker(KEY, tmp_path / "run", uri=server.uri, system_metrics=0, attempt=False).close(seconds=60) == ""
     assert slowest < 1.0
     client, _ = connect_tracking(server.uri)
     assert run.run_id is not None
