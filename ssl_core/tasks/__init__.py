@@ -19,12 +19,14 @@ from ssl_core.tasks.relative_transformation import RelativeTransformation
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.tasks.simclr import SimCLR
 from ssl_core.tasks.split_brain import SplitBrain
+from ssl_core.tasks.variational_autoencoder import VariationalAutoencoder
 
 TASKS: Mapping[str, type[PretextTask]] = {
     "rotation": Rotation,
     "relative_transformation": RelativeTransformation,
     "context_prediction": ContextPrediction,
     "jigsaw": Jigsaw,
+    "variational_autoencoder": VariationalAutoencoder,
     "denoising_autoencoder": DenoisingAutoencoder,
     "masked_autoencoder": MaskedAutoencoder,
     "colorization": Colorization,
