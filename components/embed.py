@@ -40,6 +40,7 @@ from components.storage import absolute, join, stat
 from ssl_core.data.decode import Canon, Image, Limits, Reason, Rejected
 from ssl_core.data.reader import Reader
 from ssl_core.data.shards import Shards
+from ssl_core.types import media
 
 REFUSED = pa.schema([(name, pa.string()) for name in ("uri", "hash", "reason", "message")])
 WINDOW, WINDOW_BYTES = 64, 64 << 20  # read and decoded ahead, at most: pictures, and bytes of tar members
@@ -169,7 +170,7 @@ def _from_corpus(corpus: Corpus, loaded: Loaded, batch_size: int) -> Iterator[_P
     name, _ = input_of(loaded.task)
     uris, hashes = shards.column("uri"), shards.column("hash")
     with Reader(
-        shards, loaded.task.sample, batch_size=batch_size, seed=0, digest=corpus.digest(), train=False
+        shards, media(loaded.task.sample), batch_size=batch_size, seed=0, digest=corpus.digest(), train=False
     ) as reader:
         for batch in reader:
             squares = batch.raw[name].permute(0, 2, 3, 1).numpy()

@@ -38,7 +38,7 @@ from ssl_core.probes.knn import knn, leave_one_out, neighbours
 from ssl_core.probes.linear import draw_shots, few_shot, linear_probe
 from ssl_core.probes.rank import alignment, collapse, rank_me, uniformity
 from ssl_core.task import PretextTask, TaskModel
-from ssl_core.types import Panel, Raw
+from ssl_core.types import Panel, Raw, media
 
 __all__ = ["Evidence", "Judgement", "Settings", "Split", "evaluate", "paired_gain", "untrained"]
 
@@ -143,10 +143,10 @@ def evaluate(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     splits, ids, labels = _choose(train, test, settings, where)
     models = {ENCODER: encoder_layers(model.to(where)), RANDOM: encoder_layers(start.to(where)), PIXELS: pixels}
-    if any(field.modality != "image" for field in task.sample.values()):
+    if any(field.modality != "image" for field in media(task.sample).values()):
         del models[PIXELS]
     features = [
-        represent(models, _read(task, split, some_ids, settings, where), task.sample, settings.views)
+        represent(models, _read(task, split, some_ids, settings, where), media(task.sample), settings.views)
         for split, some_ids in zip(splits, ids)
     ]
     rows, right = _rows(features[0], features[1], labels, settings)
@@ -172,7 +172,7 @@ def evaluate(
 
 
 def _read(task: PretextTask, split: Split, ids: Ids, settings: Settings, device: torch.device) -> Iterator[Raw]:
-    return batches(split, task.sample, ids, settings.batch_size, device)
+    return batches(split, media(task.sample), ids, settings.batch_size, device)
 
 
 def _choose(
@@ -270,7 +270,10 @@ def _measures(x: Tensor, view: Tensor | None) -> dict[str, float]:
 def _pretext(
     task: PretextTask, model: TaskModel, split: Split, ids: Ids, settings: Settings, device: torch.device
 ) -> tuple[dict[str, Pretext], Panel]:
-    """The task's own metrics on test samples, in whole batches, and a panel of the first batch."""
+    """The task's own metrics on test samples, in whole batches, and a panel of the first batch.
+
+    No metrics where the answer is a sample's number: samples of another corpus have none that the model knows.
+    """
     rng = torch.Generator(device).manual_seed(settings.seed)
     ids = some(ids, settings.views, settings.seed)
     size = min(_PRETEXT_BATCH, len(ids))
@@ -279,10 +282,10 @@ def _pretext(
     for raw in batches(split, task.sample, ids[: len(ids) // size * size], size, device):
         inputs, targets = task.make_batch(raw, rng)
         outputs = model(**inputs)
-        losses, metrics = task.loss(outputs, targets)
-        found = {"loss": losses, **metrics}
-        for name, value in found.items():
-            values.setdefault(name, []).append(value.float().cpu())
+        if task.sample == media(task.sample):
+            losses, metrics = task.loss(outputs, targets)
+            for name, value in {"loss": losses, **metrics}.items():
+                values.setdefault(name, []).append(value.float().cpu())
         panel = panel or task.show(inputs, outputs, targets)
     assert panel is not None
     chance = task.chance(size)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ssl_core.task import PretextTask, TaskModel
 from ssl_core.train.checkpoint import load_model
-from ssl_core.types import Field
+from ssl_core.types import Field, media
 
 PRETEXT, PT2, ABOUT, JUDGEMENT = "pretext", "data/model.pt2", "about.json", "judgement.json"
 
@@ -87,7 +87,7 @@ def input_of(task: PretextTask) -> tuple[str, Field]:
     Raises:
         ValueError: the task takes several inputs or none that is an image.
     """
-    fields = list(task.sample.items())
+    fields = list(media(task.sample).items())
     if len(fields) != 1 or fields[0][1].modality != "image":
         kinds = ", ".join(f"{name} ({field.modality})" for name, field in fields)
         raise ValueError(f"only encoders of one image can be exported and embed files; this one takes {kinds}")
@@ -129,7 +129,8 @@ def example(shape: tuple[int, ...], n: int = 1) -> np.ndarray[Any, np.dtype[np.u
 
 @torch.no_grad()
 def _probe(task: PretextTask, model: TaskModel, device: str | torch.device) -> dict[str, int]:
-    raw = {name: torch.zeros(1, *field.shape, dtype=torch.uint8, device=device) for name, field in task.sample.items()}
+    fields = media(task.sample).items()
+    raw = {name: torch.zeros(1, *field.shape, dtype=torch.uint8, device=device) for name, field in fields}
     return {name: int(found.shape[1]) for name, found in model.represent(raw).items()}
 
 

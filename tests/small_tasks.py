@@ -19,7 +19,7 @@ from ssl_core import artefact
 from ssl_core.nn.encoders import Encoder, EncoderSpec
 from ssl_core.task import EncoderFactory, PretextTask
 from ssl_core.tasks import TASKS
-from ssl_core.types import Field
+from ssl_core.types import Field, media
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "rotation": {"canvas": 16},
@@ -35,6 +35,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "moco": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0, "grey": 0, "hidden": 32, "queue": 48, "splits": 2},
     "cpc_image": {"canvas": 20, "cells": 4, "patch": 8, "stride": 4, "subcrop": 6, "steps": 3, "blocks": 1, "width": 8},
     "amdim": {"canvas": 20, "size": 16, "jitter": 0.1, "grey": 0.0, "coarse": 2, "fine": 3, "out": 32},
+    "exemplar_cnn": {"canvas": 20, "size": 16, "classes": 32, "degrees": 9, "zoom": 1.1, "power": 1.5, "dropout": 0},
     "exemplar_triplet": {"canvas": 20, "size": 16, "views": 3, "min_area": 0.3, "hue": 0.05, "out": 16},
 }
 
@@ -105,15 +106,20 @@ def generator(seed: int = 0) -> Generator:
 
 
 def as_raw(task: PretextTask, pictures: Tensor) -> dict[str, Tensor]:
-    """Float pictures [n, 3, s, s] in [0, 1] as the reader delivers them: uint8, channels_last in memory."""
-    (name,) = task.sample
-    pixels = pictures.clamp(0, 1).mul(255).round().to(torch.uint8)
-    return {name: pixels.contiguous(memory_format=torch.channels_last)}
+    """Float pictures [n, 3, s, s] in [0, 1] as the reader delivers them: uint8, channels_last; and numbers."""
+    pixels = pictures.clamp(0, 1).mul(255).round().to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    numbers = torch.arange(len(pictures))
+    return {name: numbers if field.modality == "index" else pixels for name, field in task.sample.items()}
 
 
 def side(task: PretextTask) -> int:
-    (field,) = task.sample.values()
+    (field,) = media(task.sample).values()
     return field.shape[-1]
+
+
+def numbered(task: PretextTask) -> bool:
+    """Whether it asks which sample it sees, and so learns only from samples that come again."""
+    return task.sample != media(task.sample)
 
 
 def noise(task: PretextTask, n: int, seed: int = 0) -> dict[str, Tensor]:
@@ -123,8 +129,8 @@ def noise(task: PretextTask, n: int, seed: int = 0) -> dict[str, Tensor]:
 
 def scenes(task: PretextTask, n: int, seed: int = 0) -> dict[str, Tensor]:
     """Easy pictures: rings around the middle (where am I?) under a bright sky (which way is up?), each crossed by
-    stripes of its own direction, width and colours (which picture is this?)."""
-    rng, size = generator(seed), side(task)
+    stripes of its own direction, width and colours (which picture is this?). Always the same where it is numbered."""
+    rng, size = generator(0 if numbered(task) else seed), side(task)
     axis = (torch.arange(size) + 0.5) / size - 0.5
     y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
     phase, direction, width = (torch.rand(3, n, 1, 1, generator=rng) * 2 * math.pi).unbind()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_core.data import images
+from ssl_core.data import images, numbers
 from ssl_core.data.buffers import Buffers, hand_over
 from ssl_core.data.images import ReadError
 from ssl_core.data.mapping import Bytes
@@ -37,7 +37,7 @@ class Batch:
     """What one rank reads at a time.
 
     Attributes:
-        raw: field name -> [n, *field.shape] uint8 on the device; images are channels_last in memory.
+        raw: field name -> [n, *field.shape] on the device: uint8, numbers int64; images are channels_last in memory.
         ids: [n] int64, the samples' places in `Shards`.
         cursor: where to go on after this batch.
     """
@@ -81,6 +81,7 @@ class Fetcher:
 
 FETCHERS: Mapping[Modality, Fetcher] = {
     "image": Fetcher(images.memory, images.check, images.fetch, images.view),
+    "index": Fetcher(numbers.memory, numbers.check, numbers.fetch, numbers.view),
 }
 
 
@@ -88,7 +89,8 @@ class Reader:
     """Batches of `sample` from `shards`, for ever in training (`train=True`), once and in order in evaluation.
 
     In training each epoch shuffles all samples, drops those that do not fill a global batch of `batch_size * world`,
-    and draws a new crop per sample from (seed, epoch, id). In evaluation crops are central, rank r takes the r-th
+    and draws a new crop per sample from (seed, epoch, id), or from (seed, id) where the sample names an index: what is
+    asked for its number looks the same in every epoch. In evaluation crops are central, rank r takes the r-th
     consecutive part, and the last batch may be smaller. Iterating again starts at `start` again; leaving the loop or
     `close()` ends the threads. A sample that cannot be read raises ReadError where its batch is due.
     """
@@ -177,13 +179,17 @@ class Reader:
         some = max(1, _AHEAD // size)
         while True:
             order = permutation(len(self._shards), f"{self._digest}/{self._seed}/{epoch}")
+            key = f"{self._seed}/index" if self._numbered() else f"{self._seed}/{epoch}"
             for first in range(step, steps, some):
                 block = np.arange(first, min(first + some, steps))
                 positions = (block[:, None] * self._world + self._rank) * size + np.arange(size)
                 for number, ids in zip(block.tolist(), order[positions]):
                     after = Cursor(epoch, number + 1) if number + 1 < steps else Cursor(epoch + 1)
-                    yield Planned(ids, f"{self._seed}/{epoch}", after)
+                    yield Planned(ids, key, after)
             epoch, step = epoch + 1, 0
+
+    def _numbered(self) -> bool:
+        return any(field.modality == "index" for field in self._sample.values())
 
     def _plan_evaluation(self) -> Iterator[Planned]:
         part, size = self._part(), self._batch_size
@@ -238,3 +244,8 @@ class Reader:
                 )
             FETCHERS[field.modality].memory(field)
             FETCHERS[field.modality].check(self._shards, np.zeros(1, dtype=np.int64), field)
+            if self._train and field.limit is not None and len(self._shards) > field.limit:
+                raise ValueError(
+                    f"The task tells {field.limit} samples apart and the corpus has {len(self._shards)}; raise the "
+                    "task's classes to that number or train on a smaller corpus."
+                )

@@ -40,12 +40,30 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue by `turns` [n] of the full circle; value and saturation (HSV) stay.
+    """Turn the hue by `turns` [n] of the full circle; value and saturation (HSV) stay."""
+    hue, chroma, value = _hue_chroma_value(x)
+    return _rgb(hue.add_(turns.view(-1, 1, 1) + 1), chroma, value)
+
+
+def change_hsv(x: Tensor, turns: Tensor, power: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `turns` [n] of the full circle; saturation and value (HSV) become gain s^power + shift in [0, 1].
+
+    power, gain and shift [n, 2] hold the saturation's, then the value's.
+    """
+    hue, chroma, value = _hue_chroma_value(x)
+    saturation = chroma.div_(value.clamp_min(1e-8))
+    for part, column in ((saturation, 0), (value, 1)):
+        exponent, factor, term = (each[:, column].view(-1, 1, 1) for each in (power, gain, shift))
+        part.pow_(exponent).mul_(factor).add_(term).clamp_(0, 1)
+    return _rgb(hue.add_(turns.view(-1, 1, 1) + 1), saturation.mul_(value), value)
+
+
+def _hue_chroma_value(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hue in turns from -0.5 to 0.5, chroma and value, each [n, h, w].
 
     With value V, chroma C, least channel m and hue h in sixths of a turn:
         h = sign(green - blue) (1 + (green + blue - red - m) / C)
-        channel c = V - C clamp(2 - |k - 2|, 0, 1),  k = (n_c + h) mod 6,  n = 5, 3, 1
-    The first line is the usual six cases in one, which saves a CPU the slow selections.
+    This is the usual six cases in one, which saves a CPU the slow selections.
     """
     red, green, blue = x.unbind(1)
     value = torch.maximum(red, green)
@@ -56,12 +74,34 @@ def rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
     chroma = torch.sub(value, least, out=least)
     scratch = chroma.clamp_min(1e-8)
     hue.div_(scratch).add_(1)
-    hue.copysign_(torch.sub(green, blue, out=scratch)).div_(6).add_(turns.view(-1, 1, 1) + 1)
-    out = torch.empty_like(x)
+    return hue.copysign_(torch.sub(green, blue, out=scratch)).div_(6), chroma, value
+
+
+def _rgb(hue: Tensor, chroma: Tensor, value: Tensor) -> Tensor:
+    """[n, 3, h, w] from [n, h, w] each; the hue in turns, at least 0.
+
+    channel c = V - C clamp(2 - |k - 2|, 0, 1),  k = (n_c + h) mod 6,  n = 5, 3, 1
+    """
+    out, scratch = hue.new_empty(len(hue), 3, *hue.shape[1:]), torch.empty_like(hue)
     for channel, shift in enumerate((5, 3, 1)):
         k = torch.add(hue, shift / 6, out=scratch).frac_().mul_(6).sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
         torch.addcmul(value, k, chroma, value=-1, out=out[:, channel])
     return out
+
+
+def scale_components(x: Tensor, factors: Tensor, mean: float = 0.45) -> Tensor:
+    """Multiply light, red against blue, and green against magenta by factors [n, 3], light around `mean`; to [0, 1].
+
+    (1, 1, 1), (1, 0, -1) and (1, -2, 1) are the principal components of the pixels of natural images: those of ImageNet
+    (Krizhevsky et al. 2012) lie within two degrees of them.
+    """
+    red, green, blue = x.unbind(1)
+    light, first, second = factors.view(-1, 3, 1, 1).unbind(1)
+    grey = (red + green).add_(blue).mul_(light / 3).add_(mean * (1 - light))
+    warm = (red - blue).mul_(first / 2)
+    magenta = (red + blue).sub_(green, alpha=2).mul_(second / 6)
+    grey_magenta = grey + magenta
+    return torch.stack([grey_magenta + warm, grey.sub_(magenta, alpha=2), grey_magenta.sub_(warm)], 1).clamp_(0, 1)
 
 
 def colour_jitter(

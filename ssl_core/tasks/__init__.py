@@ -11,6 +11,7 @@ from ssl_core.tasks.colorization import Colorization
 from ssl_core.tasks.context_prediction import ContextPrediction
 from ssl_core.tasks.cpc_image import CPCImage
 from ssl_core.tasks.denoising_autoencoder import DenoisingAutoencoder
+from ssl_core.tasks.exemplar_cnn import ExemplarCNN
 from ssl_core.tasks.exemplar_triplet import ExemplarTriplet
 from ssl_core.tasks.jigsaw import Jigsaw
 from ssl_core.tasks.masked_autoencoder import MaskedAutoencoder
@@ -35,6 +36,7 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "moco": MoCo,
     "amdim": AMDIM,
     "cpc_image": CPCImage,
+    "exemplar_cnn": ExemplarCNN,
     "exemplar_triplet": ExemplarTriplet,
 }
 """Name in recipes -> task class."""

@@ -12,10 +12,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from components.evaluate import Settings, Split, evaluate, untrained
+from components.export import input_of
 from components.judgement import ENCODER, PIXELS, RANDOM, Judgement, paired_gain
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
 from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.tasks.exemplar_cnn import ExemplarCNN
 from ssl_core.tasks.rotation import Rotation
+from ssl_core.types import Field
 
 SIDE = 16
 TASK = Rotation(canvas=SIDE, flip=False)
@@ -91,6 +94,16 @@ def test_a_task_answered_at_chance_is_said_in_a_sentence(judged):
     accuracy = judgement.pretext["accuracy"]
     assert accuracy.chance == 0.25 and accuracy.low < 0.27
     assert any("at chance on held-out samples" in note for note in judgement.notes)
+
+
+def test_a_task_that_asks_for_a_samples_number_is_judged_without_it_and_exported_as_one_of_images(parts):
+    task = ExemplarCNN(canvas=SIDE, size=SIDE, classes=20)  # of which other corpora have no sample
+    model = untrained(task, ENCODER_SPEC, 0)
+    judgement, evidence = evaluate(task, model, untrained(task, ENCODER_SPEC, 0), *parts, settings=QUICK, device="cpu")
+    assert judgement.pretext == {} and judgement.row(PIXELS).scores
+    assert "alignment" in judgement.row(ENCODER, "stage4").measures
+    assert evidence.panel.captions[0].startswith("sample 0, taken for")
+    assert input_of(task) == ("image", Field("image", (3, SIDE, SIDE)))
 
 
 def test_a_judgement_goes_to_json_and_back(judged):

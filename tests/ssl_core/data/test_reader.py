@@ -117,6 +117,35 @@ def test_a_crop_is_part_of_its_image_at_a_place_of_its_own_each_epoch(shards: Sh
     assert sum(places[0][i] == places[1][i] for i in both) < len(both) / 4
 
 
+NUMBERED = {**SMALL, "number": Field("index", (), limit=N)}
+
+
+def test_a_sample_brings_its_number_and_looks_the_same_in_every_epoch(shards: Shards) -> None:
+    batches, seen = take(60, shards, sample=NUMBERED), {}
+    for batch in batches:
+        assert batch.raw["number"].dtype == torch.int64
+        assert batch.raw["number"].tolist() == batch.ids.tolist()
+        for number, picture in zip(batch.raw["number"].tolist(), batch.raw["image"]):
+            assert torch.equal(seen.setdefault(number, picture), picture)
+    assert max(seen) < N and len({crop_of(batch, j) for batch in batches[:25] for j in range(4)}) > 30
+
+
+def test_a_resumed_or_divided_reader_gives_the_same_numbers(shards: Shards) -> None:
+    through = take(30, shards, sample=NUMBERED)
+    assert_same(take(17, shards, sample=NUMBERED, start=through[12].cursor), through[13:])
+    parts = [take(30, shards, sample=NUMBERED, batch_size=2, rank=rank, world=2) for rank in range(2)]
+    for alone, *split in zip(through, *parts):
+        assert torch.equal(torch.cat([batch.raw["number"] for batch in split]), alone.raw["number"])
+
+
+def test_only_training_is_bound_to_as_many_samples_as_the_task_tells_apart(shards: Shards) -> None:
+    few = {**SMALL, "number": Field("index", (), limit=100)}
+    with pytest.raises(ValueError, match="tells 100 samples apart and the corpus has 101; raise the task's classes"):
+        reader(shards, sample=few)
+    numbers = torch.cat([batch.raw["number"] for batch in take(26, shards, sample=few, train=False)])
+    assert numbers.tolist() == list(range(N))
+
+
 def test_a_crop_depends_on_seed_epoch_and_sample_but_not_on_its_batch(shards: Shards) -> None:
     def crops(**change: Any) -> dict[int, tuple[int, int]]:
         batches = take(12, shards, batch_size=8, **change)
@@ -272,6 +301,7 @@ def test_iterating_again_starts_again(shards: Shards) -> None:
         ({"sample": {}}, "names no field"),
         ({"sample": {"image": Field("image", (3, 13, 8))}}, "crops of 13x8 pixels, but row 0 of shard .* is 12x16"),
         ({"sample": {"image": Field("image", (1, 8, 8))}}, "RGB"),
+        ({"sample": {"number": Field("index", (2,))}}, "one number, so a field of shape .2,."),
         ({"sample": {"sound": Field("audio", (16_000,))}}, "'sound' is of modality 'audio'"),
     ],
 )

@@ -44,6 +44,36 @@ def test_hue_equals_colorsys():
             assert out == pytest.approx(colorsys.hsv_to_rgb((h + turn) % 1, s, v), abs=1e-5)
 
 
+def test_saturation_and_value_change_as_colorsys_has_them():
+    x, rng = pixels().float() / 255, generator(2)
+    n = len(x)
+    before = x.clone()
+    turns = torch.rand(n, generator=rng) - 0.5
+    power, gain = (4 ** (2 * torch.rand(n, 2, generator=rng) - 1) for _ in range(2))
+    shift = 0.2 * torch.rand(n, 2, generator=rng) - 0.1
+    got = colour.change_hsv(x, turns, power, gain, shift)
+    assert torch.equal(x, before)
+    for picture, turn, *settings, result in zip(x, turns.tolist(), power, gain, shift, got, strict=True):
+        (ps, pv), (gs, gv), (ds, dv) = (pair.tolist() for pair in settings)
+        for rgb, out in zip(picture.flatten(1).T.tolist(), result.flatten(1).T.tolist(), strict=True):
+            h, s, v = colorsys.rgb_to_hsv(*rgb)
+            s, v = (min(max(g * part**p + d, 0), 1) for part, p, g, d in ((s, ps, gs, ds), (v, pv, gv, dv)))
+            assert out == pytest.approx(colorsys.hsv_to_rgb((h + turn) % 1, s, v), abs=1e-4)
+
+
+def test_colour_components_are_scaled_one_by_one_along_the_principal_axes_of_natural_pixels():
+    axes = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+    published = np.array([[0.5675, 0.5808, 0.5836], [0.7192, -0.0045, -0.6948], [0.4009, -0.8140, 0.4203]])
+    assert (np.abs((axes * published).sum(1)) > np.cos(np.radians(2.1))).all()
+    x, factors = pixels().float() / 255, torch.rand(len(pixels()), 3, generator=generator(1)) * 2
+    mean = np.full(3, 0.45)
+    for picture, factor, result in zip(x, factors.numpy(), colour.scale_components(x, factors), strict=True):
+        centred = picture.flatten(1).numpy().T - mean
+        expected = (centred @ axes.T * factor) @ axes + mean
+        assert np.abs(result.flatten(1).numpy().T - expected.clip(0, 1)).max() < 1e-5
+    assert torch.allclose(colour.scale_components(x, torch.ones(len(x), 3)), x, atol=1e-6)
+
+
 def test_every_image_gets_one_of_the_24_orders_and_all_orders_occur():
     x = (pixels(1) / 255).expand(200, -1, -1, -1).contiguous()
     strength = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}

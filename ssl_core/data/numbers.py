@@ -1,0 +1,36 @@
+"""The number of each sample in its corpus version, for tasks that ask which sample they see."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_core.data.mapping import Bytes
+from ssl_core.data.order import Ints
+from ssl_core.data.shards import Shards
+from ssl_core.types import Field
+
+BYTES = 8
+"""Of one number in memory."""
+
+
+def memory(field: Field) -> tuple[int, ...]:
+    """The shape of one number as bytes. Raises ValueError for a field that is no single number."""
+    if field.shape:
+        raise ValueError(f"A sample has one number, so a field of shape {field.shape} cannot be read; ask for ().")
+    return (BYTES,)
+
+
+def view(batch: Tensor) -> Tensor:
+    """[n, 8] bytes as [n] int64."""
+    return batch.view(torch.int64)[:, 0]
+
+
+def check(shards: Shards, ids: Ints, field: Field) -> None:
+    """Every sample has a number."""
+
+
+def fetch(shards: Shards, ids: Ints, field: Field, key: str | None, out: Bytes) -> None:
+    """Fill `out` [n, 8] with the ids themselves: the order of a corpus version's samples never changes."""
+    out[:] = ids.astype(np.int64).view(np.uint8).reshape(len(ids), BYTES)
