@@ -131,7 +131,10 @@ class ExemplarCNN:
             return torch.zeros(len(x), 2, device=x.device)
         grey = colour.grey(x)
         energy = F.pad(grey.diff(dim=3).square(), (0, 1)) + F.pad(grey.diff(dim=2).square(), (0, 0, 0, 1))
-        best = F.avg_pool2d(energy, self.size, 1).flatten(1).argmax(1)
+        for axis in (2, 3):  # sums over windows, as differences of running sums
+            total = F.pad(energy.cumsum(axis), (0, 0, 1, 0) if axis == 2 else (1, 0))
+            energy = total.narrow(axis, self.size, room + 1) - total.narrow(axis, 0, room + 1)
+        best = energy.flatten(1).argmax(1)
         corner = torch.stack([best % (room + 1), best.div(room + 1, rounding_mode="floor")], 1)
         return (corner - room / 2) / self.size
 
