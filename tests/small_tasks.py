@@ -29,7 +29,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "variational_autoencoder": {"canvas": 16, "latent": 8, "warmup": 20},
     "denoising_autoencoder": {"canvas": 16, "block": 4, "flip": 0.0},
     "masked_autoencoder": {"canvas": 16, "size": 16, "patch": 4, "min_area": 0.8, "width": 32, "depth": 1, "heads": 2},
-    "colorization": {"canvas": 16, "hidden": 32},
+    "colorization": {"canvas": 16, "stride": 4, "hidden": 32},
     "split_brain": {"canvas": 16, "stride": 4, "hidden": 32},
     "simclr": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0.25, "temperature": 0.5, "hidden": 32, "out": 16},
     "moco": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0, "grey": 0, "hidden": 32, "queue": 48, "splits": 2},

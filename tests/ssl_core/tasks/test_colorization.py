@@ -175,7 +175,7 @@ def test_its_encoder_never_sees_colours():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"canvas": 18}, "stride is 4 px and canvas 18 px; canvas starts at 8 and must be a multiple"),
+        ({"canvas": 18}, "stride is 8 px and canvas 18 px; canvas starts at 8 and must be a multiple"),
         ({"neighbours": 400}, "neighbours lies between 1 and 313"),
         ({"temperature": 0.0}, "sigma and temperature must be above 0"),
         ({"uniform": 0.0}, "uniform is 0.0; it is a share"),
