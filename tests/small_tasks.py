@@ -28,6 +28,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "jigsaw": {"canvas": 56, "tile": 12, "gap": 6, "jitter": 3, "permutations": 6, "embed": 32, "hidden": 64},
     "variational_autoencoder": {"canvas": 16, "latent": 8, "warmup": 20},
     "denoising_autoencoder": {"canvas": 16, "block": 4, "flip": 0.0},
+    "context_encoder": {"canvas": 16, "flip": 0.0},
     "masked_autoencoder": {"canvas": 16, "size": 16, "patch": 4, "min_area": 0.8, "width": 32, "depth": 1, "heads": 2},
     "colorization": {"canvas": 16, "stride": 4, "hidden": 32},
     "split_brain": {"canvas": 16, "stride": 4, "hidden": 32},

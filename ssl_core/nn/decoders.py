@@ -21,6 +21,22 @@ def last_map(encoder: Encoder, shape: tuple[int, ...]) -> tuple[int, int]:
     return maps.shape[1], maps.shape[2]
 
 
+class ChannelwiseLinear(nn.Module):
+    """Each channel's places among themselves: [n, c, s, s] -> the same, with its own s^2 x s^2 matrix for each channel.
+
+    Pathak et al. 2016: what is seen reaches all places at a c-th of a fully connected layer's weights.
+    """
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, side**2, side**2).normal_(0, 1 / side))
+        self.bias = nn.Parameter(torch.zeros(channels, side**2))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        moved = torch.einsum("ncp,cpq->ncq", maps.flatten(2), self.weight) + self.bias
+        return moved.view(maps.shape)
+
+
 class PixelDecoder(nn.Module):
     """Feature maps [n, dim, side, side] -> pictures [n, out, size, size]: the side is doubled until it reaches `size`.
 

@@ -70,6 +70,15 @@ def luminance(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([a, b, b - a], 1)
 
 
+def middle_rim(x: Tensor, _: Tensor) -> Tensor:
+    """The two rows and columns around the middle half of the picture, coarsely, the mean of the channels: [q, 40]."""
+    side = x.shape[-1]
+    near, far = side // 4, side - side // 4
+    grey = x.mean(1, keepdim=True)[..., near - 2 : far + 2, near - 2 : far + 2]
+    strips = (grey[..., :2, :], grey[..., -2:, :], grey[..., :2].mT, grey[..., -2:].mT)
+    return torch.cat([F.adaptive_avg_pool2d(strip, (1, 10)).flatten(1) for strip in strips], 1)
+
+
 def local_smoothing(x: Tensor, _: Tensor) -> Tensor:
     """Means of what is neither black nor white within 1 and 2 px of each pixel, where there is nothing the picture's.
 
@@ -154,6 +163,7 @@ CUES: Mapping[str, Cue] = {
     "interpolation": interpolation,
     "local_smoothing": local_smoothing,
     "luminance": luminance,
+    "middle_rim": middle_rim,
     "shared_pixels": shared_pixels,
 }
 

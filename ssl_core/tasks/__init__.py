@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from ssl_core.task import PretextTask
 from ssl_core.tasks.amdim import AMDIM
 from ssl_core.tasks.colorization import Colorization
+from ssl_core.tasks.context_encoder import ContextEncoder
 from ssl_core.tasks.context_prediction import ContextPrediction
 from ssl_core.tasks.cpc_image import CPCImage
 from ssl_core.tasks.denoising_autoencoder import DenoisingAutoencoder
@@ -29,6 +30,7 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "jigsaw": Jigsaw,
     "variational_autoencoder": VariationalAutoencoder,
     "denoising_autoencoder": DenoisingAutoencoder,
+    "context_encoder": ContextEncoder,
     "masked_autoencoder": MaskedAutoencoder,
     "colorization": Colorization,
     "split_brain": SplitBrain,

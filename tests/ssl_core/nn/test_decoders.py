@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssl_core.nn.decoders import PatchDecoder, PixelDecoder, last_map
+from ssl_core.nn.decoders import ChannelwiseLinear, PatchDecoder, PixelDecoder, last_map
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.nn.encoders.vit import sincos_positions
 from ssl_core.types import Field
@@ -52,3 +52,13 @@ def test_the_last_map_is_measured_without_a_trace():
     assert last_map(model, (3, 64, 64)) == (128, 2)
     assert model.training and all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_channelwise_layer_mixes_the_places_of_each_channel_alone():
+    torch.manual_seed(0)
+    layer, maps = ChannelwiseLinear(3, 2), torch.randn(5, 3, 2, 2)
+    out = layer(maps)
+    for sample in range(5):
+        for channel in range(3):
+            places = maps[sample, channel].flatten() @ layer.weight[channel] + layer.bias[channel]
+            torch.testing.assert_close(out[sample, channel].flatten(), places)

@@ -30,6 +30,10 @@ def texture(n: int, size: int, rng: torch.Generator, sigma: float = 1.2, channel
     return (x / x.std()).expand(n, 3, size, size)
 
 
+def smooth_texture(n: int, size: int, rng: torch.Generator) -> Tensor:
+    return 0.5 + 0.15 * texture(n, size, rng, sigma=3.0)
+
+
 def grey_texture(n: int, size: int, rng: torch.Generator) -> Tensor:
     return 0.5 + 0.15 * texture(n, size, rng)
 
@@ -83,6 +87,7 @@ CARRIERS: Mapping[tuple[str, str], tuple[Pictures, Mapping[str, Any]]] = {
     ("jigsaw", "edge_continuity"): (grey_texture, {"per_image": 4}),
     ("jigsaw", "luminance"): (lit_texture, {"per_image": 4}),
     ("denoising_autoencoder", "local_smoothing"): (grey_texture, {"canvas": 96, "block": 32}),
+    ("context_encoder", "middle_rim"): (smooth_texture, {"canvas": 32}),
     ("masked_autoencoder", "luminance"): (bright_or_dark_texture, {}),
     ("simclr", "colour_histogram"): (tinted_texture, {"canvas": 32, "size": 24, "jitter": 1.0}),
     ("moco", "colour_histogram"): (
