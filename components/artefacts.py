@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,11 +29,11 @@ from components.corpus import Corpus, corpus_uri, pretext_home
 from components.lease import ExclusiveLease, require
 from components.mailbox import open_mailbox
 from components.run_folder import ARTEFACTS, RunFolder
-from components.storage import join, read
+from components.storage import is_remote, join, read
 from ssl_core import artefact
 from ssl_core.data.reader import Reader
 from ssl_core.data.shards import Shards
-from ssl_core.folder import write_folder
+from ssl_core.folder import CONFIG, WEIGHTS, verify, write_folder
 from ssl_core.task import PretextTask
 from ssl_core.train.run import Run
 from ssl_core.types import Raw
@@ -62,6 +63,7 @@ class Job:
         gpu: compute on one.
         home: the driver's pretext home, where a remote corpus is cached.
         mailbox: actor handle of a `Mailbox`, for progress.
+        models: field of the task -> files of the saved model that it names.
     """
 
     task: PretextTask
@@ -72,6 +74,7 @@ class Job:
     gpu: bool
     home: str
     mailbox: Any
+    models: Mapping[str, Mapping[str, bytes]]
 
 
 def prepare(
@@ -85,6 +88,7 @@ def prepare(
     progress: Callable[[str, int], None] = lambda field, samples: None,
     address: str | None = None,
     lease: ExclusiveLease | None = None,
+    tracking: str | None = None,
 ) -> Run:
     """The run with a digest in every field of its task that holds one, the artefacts lying in the run's folder.
 
@@ -92,6 +96,7 @@ def prepare(
 
     Args:
         progress: called now and then with the field at hand and the samples that its fit has read.
+        tracking: MLflow server that has the saved models which the task names; default as for `components.register`.
 
     Raises:
         MissingArtefactError: the recipe names a digest that is nowhere to be found.
@@ -110,7 +115,7 @@ def prepare(
             artefact.look_in(store)
             for digest in filter(None, wanted.values()):
                 artefact.load(digest)
-            made = _made(run, corpus, version, gpus, progress, address)
+            made = _made(run, corpus, version, gpus, progress, address, tracking)
             digests = {field: digest or artefact.keep(store, made[field]) for field, digest in wanted.items()}
             require(held.record)
             folder.put(ARTEFACTS, lambda path: _write(path, digests))
@@ -145,7 +150,13 @@ def _write(path: Path, digests: Mapping[str, str]) -> None:
 
 
 def _made(
-    run: Run, corpus: str, version: int, gpus: bool, progress: Callable[[str, int], None], address: str | None
+    run: Run,
+    corpus: str,
+    version: int,
+    gpus: bool,
+    progress: Callable[[str, int], None],
+    address: str | None,
+    tracking: str | None,
 ) -> Mapping[str, Tensors]:
     """Runs the fits of the empty fields as one Ray task."""
     fields = tuple(field for field, digest in artefact.digests(run.task).items() if not digest)
@@ -155,8 +166,9 @@ def _made(
         lacking = lacking_gpus(1, address) if gpus else ""
         if lacking:
             raise ArtefactError(lacking)
-        mailbox = open_mailbox()
-        job = Job(run.task, fields, corpus_uri(corpus), version, run.train.seed, gpus, str(pretext_home()), mailbox)
+        models = {field: _files(uri, run, tracking) for field, uri in artefact.saved_models(run.task).items()}
+        mailbox, home = open_mailbox(), str(pretext_home())
+        job = Job(run.task, fields, corpus_uri(corpus), version, run.train.seed, gpus, home, mailbox, models)
         # A whole CPU may never be free where a cluster of few is shared; the task takes all threads of its machine.
         fitting = ray.remote(fit).options(num_cpus=0.5, num_gpus=int(gpus)).remote(job)
         try:
@@ -175,6 +187,25 @@ def _made(
             ray.kill(mailbox)
 
 
+def _files(uri: str, run: Run, tracking: str | None) -> dict[str, bytes]:
+    """The files of a saved model, wherever it lies; of the run's own encoder, untrained, the config alone."""
+    if not uri:
+        return {CONFIG: json.dumps({"encoder": asdict(run.encoder)}).encode()}
+    if is_remote(uri):
+        found = {name: read(join(uri, name)) for name in (CONFIG, WEIGHTS)}
+        if None in found.values():
+            raise ArtefactError(f"{uri} holds no model of pretext ({CONFIG} and {WEIGHTS}).")
+        return cast(dict[str, bytes], found)
+    from components.export import PRETEXT
+    from components.register import fetch  # imports mlflow
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = fetch(uri, Path(scratch), tracking)
+        folder = folder / PRETEXT if (folder / PRETEXT).is_dir() else folder
+        verify(folder)
+        return {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+
+
 def fit(job: Job) -> dict[str, Tensors]:
     """The Ray task: field -> tensors on the CPU. The same job gives the same tensors on the same kind of machine."""
     os.environ["PRETEXT_HOME"] = job.home
@@ -183,11 +214,22 @@ def fit(job: Job) -> dict[str, Tensors]:
     corpus = Corpus.open(job.corpus, job.version)
     shards, digest = Shards.open(corpus.shards()), corpus.digest()
     made: dict[str, Tensors] = {}
-    for field in job.fields:
-        with closing(_batches(job, field, shards, digest, device)) as batches:
-            tensors = artefact.fits(job.task)[field](job.task, batches, _randomness(job.seed, field, device))
-            made[field] = {name: tensor.cpu() for name, tensor in tensors.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        task = _with_models(job, Path(scratch))
+        for field in job.fields:
+            with closing(_batches(job, field, shards, digest, device)) as batches:
+                tensors = artefact.fits(task)[field](task, batches, _randomness(job.seed, field, device))
+                made[field] = {name: tensor.cpu() for name, tensor in tensors.items()}
     return made
+
+
+def _with_models(job: Job, scratch: Path) -> PretextTask:
+    """The task with folders of this machine where it names saved models."""
+    for field, files in job.models.items():
+        (scratch / field).mkdir()
+        for name, content in files.items():
+            (scratch / field / name).write_bytes(content)
+    return cast(PretextTask, replace(cast(Any, job.task), **{field: str(scratch / field) for field in job.models}))
 
 
 def _batches(job: Job, field: str, shards: Shards, digest: str, device: torch.device) -> Generator[Raw, None, None]:

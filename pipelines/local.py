@@ -212,6 +212,7 @@ def artefacts_step(recipe: Recipe, planned: Plan, lease: ExclusiveLease | None) 
             progress=lambda field, samples: bar.update(samples, None, f"{field}: {samples:,} samples read"),
             address=recipe.cluster.address,
             lease=lease,
+            tracking=recipe.tracking.uri,
         )
     say("artefacts " + ", ".join(f"{field} {digest}" for field, digest in digests(run.task).items()))
     return run

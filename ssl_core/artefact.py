@@ -47,6 +47,15 @@ def digests(task: Any) -> dict[str, str]:
     return {field: getattr(task, field) for field in fits(task)}
 
 
+def saved_models(task: Any) -> dict[str, str]:
+    """Field -> saved model that the fits of a task read; a folder where they are called, else what the user wrote.
+
+    A task names such fields in a ClassVar `saved_models`. An empty one means the run's own encoder, untrained: a folder
+    that holds its config alone.
+    """
+    return {field: getattr(task, field) for field in getattr(task, "saved_models", ())}
+
+
 def file_name(digest: str) -> str:
     """Of the artefact, in whatever folder it lies."""
     return f"{digest}.safetensors"

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MARKER = "COMPLETE"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+"""Files of a saved model (`ssl_core.train.checkpoint.save_model`)."""
 
 
 class DamagedError(Exception):

@@ -4,10 +4,11 @@ A new task adds one line to SMALL and is then held to the contract and audited.
 """
 
 import itertools
+import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "masked_autoencoder": {"canvas": 16, "size": 16, "patch": 4, "min_area": 0.8, "width": 32, "depth": 1, "heads": 2},
     "colorization": {"canvas": 16, "stride": 4, "hidden": 32},
     "split_brain": {"canvas": 16, "stride": 4, "hidden": 32},
+    "bag_of_words": {"canvas": 20, "size": 16, "words": 12, "min_area": 0.5, "jitter": 0.1, "layer": "stage2"},
+    "spatial_bag_of_words": {"canvas": 20, "size": 16, "words": 12, "min_area": 0.5, "jitter": 0.1, "layer": "stage2"},
     "simclr": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0.25, "temperature": 0.5, "hidden": 32, "out": 16},
     "moco": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0, "grey": 0, "hidden": 32, "queue": 48, "splits": 2},
     "cpc_image": {"canvas": 20, "cells": 4, "patch": 8, "stride": 4, "subcrop": 6, "steps": 3, "blocks": 1, "width": 8},
@@ -58,12 +61,20 @@ def small(name: str, **changed: Any) -> PretextTask:
 def fitted(task: PretextTask) -> PretextTask:
     """The task with the artefacts that it lacks, made from easy pictures."""
     artefact.look_in(Path(STORE.name))
-    made = {
-        field: artefact.keep(Path(STORE.name), fit(task, (scenes(task, 32, i) for i in itertools.count()), generator()))
-        for field, fit in artefact.fits(task).items()
-        if not getattr(task, field)
-    }
+    empty = [field for field, digest in artefact.digests(task).items() if not digest]
+    made = {field: artefact.keep(Path(STORE.name), artefact_of(task, field)) for field in empty}
     return replace(task, **made)  # type: ignore[type-var]
+
+
+def artefact_of(task: PretextTask, field: str) -> Mapping[str, Tensor]:
+    """What one of the task's fits makes of easy pictures and, where it reads a saved model, of an untrained one."""
+    folder = Path(STORE.name) / "untrained"
+    folder.mkdir(exist_ok=True)
+    spec = EncoderSpec("resnet18", width=0.125, stem="cifar", zero_init=False)
+    (folder / "config.json").write_text(json.dumps({"encoder": asdict(spec)}))
+    models = {name: uri or str(folder) for name, uri in artefact.saved_models(task).items()}
+    batches = (scenes(task, 32, seed) for seed in itertools.count())
+    return artefact.fits(task)[field](replace(task, **models), batches, generator())  # type: ignore[type-var]
 
 
 class ThreeLayers(Encoder):

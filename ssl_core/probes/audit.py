@@ -278,6 +278,9 @@ def _pictures(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """A pair of pictures per answer, or one picture twice."""
     if "first" in inputs:
         return inputs["patches"][inputs["first"]], inputs["patches"][inputs["second"]]
+    if "originals" in inputs:  # whose words are asked for: which original is a view of?
+        views = torch.cat([inputs["views"], F.adaptive_avg_pool2d(inputs["originals"], inputs["views"].shape[-1])])
+        return views, views
     if "order" in inputs:  # of a puzzle, each tile and the one that is shown next to it
         shown = inputs["tiles"][inputs["order"]]
         return shown[:, :-1].flatten(0, 1), shown[:, 1:].flatten(0, 1)

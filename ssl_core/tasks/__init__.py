@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ssl_core.task import PretextTask
 from ssl_core.tasks.amdim import AMDIM
+from ssl_core.tasks.bag_of_words import BagOfWords
 from ssl_core.tasks.colorization import Colorization
 from ssl_core.tasks.context_encoder import ContextEncoder
 from ssl_core.tasks.context_prediction import ContextPrediction
@@ -20,6 +21,7 @@ from ssl_core.tasks.moco import MoCo
 from ssl_core.tasks.relative_transformation import RelativeTransformation
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.tasks.simclr import SimCLR
+from ssl_core.tasks.spatial_bag_of_words import SpatialBagOfWords
 from ssl_core.tasks.split_brain import SplitBrain
 from ssl_core.tasks.variational_autoencoder import VariationalAutoencoder
 
@@ -34,6 +36,8 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "masked_autoencoder": MaskedAutoencoder,
     "colorization": Colorization,
     "split_brain": SplitBrain,
+    "bag_of_words": BagOfWords,
+    "spatial_bag_of_words": SpatialBagOfWords,
     "simclr": SimCLR,
     "moco": MoCo,
     "amdim": AMDIM,

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from ssl_core import artefact
 from ssl_core.folder import (
+    CONFIG,
+    WEIGHTS,
     DamagedError,
     is_complete,
     read_json,
@@ -40,8 +42,6 @@ META = "state.json"
 _NAME = re.compile(r"checkpoint_(\d{8,})")
 
 FORMAT = 1
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 
 
 def name_of(step: int) -> str:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import boto3
 import psutil
@@ -23,10 +25,12 @@ from components.pretrain import pretrain
 from components.run_folder import ARTEFACTS, MODEL, RunFolder
 from components.storage import join, remove
 from ssl_core import artefact
-from ssl_core.folder import MARKER
+from ssl_core.folder import MARKER, DamagedError
 from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.tasks.bag_of_words import BagOfWords
 from ssl_core.tasks.jigsaw import Jigsaw
 from ssl_core.tasks.rotation import Rotation
+from ssl_core.train.checkpoint import save_model
 from ssl_core.train.run import Run, Train
 
 pytestmark = [
@@ -191,3 +195,54 @@ def test_the_task_on_ray_survives_its_process(corpus: Corpus, tmp_path: Path) ->
         killed.set()
         thread.join()
     assert seen
+
+
+def word_run(**changed: Any) -> Run:
+    fields = {"canvas": 32, "size": 32, "words": 20, "layer": "stage2", "flip": 0.0}
+    return Run(BagOfWords(**{**fields, **changed}), ENCODER, train=Train(steps=2, batch_size=16))
+
+
+def vocabulary(run: Run, corpus: Corpus, storage: Path, **options: Any) -> Mapping[str, torch.Tensor]:
+    task = prepare(run, corpus.uri, corpus.version, storage=str(storage), name="run", **options).task
+    assert isinstance(task, BagOfWords)
+    return artefact.load(task.vocabulary)
+
+
+def test_a_fit_reads_the_corpus_and_tells_how_far_it_is(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int]] = []
+    run = word_run(words=400, layer="stage4")  # few places per image: many images
+    found = vocabulary(run, corpus, tmp_path, progress=lambda field, samples: told.append((field, samples)))
+    assert found["words"].shape == (400, 64)
+    assert told and {field for field, _ in told} == {"vocabulary"}
+    assert [samples for _, samples in told] == sorted(samples for _, samples in told)
+
+
+def test_a_teacher_is_fetched_wherever_it_lies_and_the_run_s_own_untrained_encoder_is_the_first(
+    corpus: Corpus, tmp_path: Path, s3: str
+) -> None:
+    torch.manual_seed(7)
+    model = Rotation(canvas=32).build(ENCODER.build)
+    save_model(tmp_path / "model", Rotation(canvas=32), ENCODER, model.state_dict())
+    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket="teachers")
+    for name in ("config.json", "model.safetensors"):
+        boto3.client("s3", endpoint_url=s3).upload_file(str(tmp_path / "model" / name), "teachers", f"model/{name}")
+    uris = ("", str(tmp_path / "model"), "s3://teachers/model")
+    untrained, folder, bucket = (
+        vocabulary(word_run(teacher=uri), corpus, tmp_path / f"runs{i}") for i, uri in enumerate(uris)
+    )
+    stem = "encoder.stem.0.weight"
+    assert torch.equal(folder[stem], model.state_dict()[stem]) and not torch.equal(untrained[stem], folder[stem])
+    assert artefact.digest_of(folder) == artefact.digest_of(bucket)
+
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"changed")
+    for uri, sentence in ((str(tmp_path / "model"), "not complete"), (str(tmp_path), "holds no encoder of pretext")):
+        with pytest.raises((DamagedError, ValueError), match=sentence):
+            vocabulary(word_run(teacher=uri), corpus, tmp_path / "runs9")
+
+
+def test_what_a_fit_complains_of_comes_as_its_own_sentence(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no layer 'conv5'; set task") as caught:
+        vocabulary(word_run(layer="conv5"), corpus, tmp_path)
+    assert "Traceback" not in str(caught.value)

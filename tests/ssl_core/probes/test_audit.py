@@ -89,6 +89,14 @@ CARRIERS: Mapping[tuple[str, str], tuple[Pictures, Mapping[str, Any]]] = {
     ("denoising_autoencoder", "local_smoothing"): (grey_texture, {"canvas": 96, "block": 32}),
     ("context_encoder", "middle_rim"): (smooth_texture, {"canvas": 32}),
     ("masked_autoencoder", "luminance"): (bright_or_dark_texture, {}),
+    ("bag_of_words", "colour_histogram"): (
+        tinted_texture,
+        {"canvas": 32, "size": 24, "jitter": 0.8, "jitter_chance": 1.0, "cutmix": 1.0},
+    ),
+    ("spatial_bag_of_words", "colour_histogram"): (
+        tinted_texture,
+        {"canvas": 32, "size": 24, "jitter": 0.8, "jitter_chance": 1.0, "cutmix": 1.0},
+    ),
     ("simclr", "colour_histogram"): (tinted_texture, {"canvas": 32, "size": 24, "jitter": 1.0}),
     ("moco", "colour_histogram"): (
         tinted_texture,

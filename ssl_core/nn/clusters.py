@@ -1,0 +1,47 @@
+"""K-means (Lloyd 1982) with all distances as matrix products, so that it runs as fast as the device multiplies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+_AT_ONCE = 2**26
+"""Distances computed at a time: 256 MiB of them."""
+
+
+def nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest centre of each vector and the squared Euclidean distance to it; x [m, d], centres [k, d] -> [m], [m].
+
+    Distances are computed in float32 also under autocast, as differences of squares.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        centres = centres.float()
+        squares = centres.square().sum(1)
+        found = [
+            torch.addmm(squares, part.float(), centres.T, alpha=-2).min(1)
+            for part in torch.split(x, max(1, _AT_ONCE // len(centres)))
+        ]
+        index, score = (torch.cat([part[i] for part in found]) for i in (1, 0))
+        return index, (score + x.float().square().sum(1)).clamp_min_(0)
+
+
+def k_means(x: Tensor, k: int, rng: Generator, rounds: int = 25) -> tuple[Tensor, Tensor]:
+    """k centres of the vectors x [m, d], started at k different ones; -> [k, d], and the mean squared distance [].
+
+    A centre that nobody is nearest to starts again at a random vector. On a GPU sums run in any order, so that the last
+    bits may differ from call to call.
+
+    Raises:
+        ValueError: there are fewer vectors than centres.
+    """
+    if len(x) < k:
+        raise ValueError(f"k-means: {k} centres were asked for and there are {len(x)} vectors; ask for fewer centres.")
+    x = x.float()
+    centres = x[torch.rand(len(x), generator=rng, device=x.device).argsort()[:k]]
+    for _ in range(rounds):
+        index, _ = nearest(x, centres)
+        sums = torch.zeros_like(centres).index_add_(0, index, x)
+        count = torch.zeros(k, 1, device=x.device).index_add_(0, index, torch.ones(len(x), 1, device=x.device))
+        elsewhere = x[torch.randint(len(x), (k,), generator=rng, device=x.device)]
+        centres = torch.where(count > 0, sums / count.clamp_min(1), elsewhere)
+    return centres, nearest(x, centres)[1].mean()

@@ -1,0 +1,162 @@
+"""Visual words: what the bag-of-words tasks of Gidaris et al. 2020 share (arXiv:2002.12247, arXiv:2012.11552).
+
+a teacher's map [n, d, h, w] -> every place takes part in its nearest words -> a histogram of words per image
+the student, which sees a disturbed image, predicts the histogram: soft-target cross-entropy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from ssl_core.nn.clusters import k_means, nearest
+from ssl_core.nn.encoders import Encoder
+from ssl_core.nn.frozen import packed, saved_encoder, unpacked
+from ssl_core.nn.heads import explained
+from ssl_core.types import Field
+
+VECTORS_PER_WORD = 64
+"""Places of the teacher's maps that k-means gets for each word."""
+
+
+class Bags(NamedTuple):
+    """What a bag-of-words task answers: logits and true shares of each word, both [n, ..., words]."""
+
+    logits: Tensor
+    bags: Tensor
+
+
+class WordHead(nn.Module):
+    """[..., dim] -> logits [..., words]: gamma x . w / |w| with one learned gamma (BoWNet, equation 4).
+
+    Words of any frequency get weights of one length, normalised in every forward pass.
+    """
+
+    def __init__(self, dim: int, words: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(words, dim))
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.scale * F.normalize(self.weight, dim=1))
+
+
+class Teacher(nn.Module):
+    """A frozen encoder and the words of one of its layers, from an artefact that `fit_words` made."""
+
+    words: Tensor
+    """[words, d]."""
+    spread: Tensor
+    """[], mean squared distance of a place to its nearest word."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], field: Field, layer: str, words: int, border: int = 0) -> None:
+        """ValueError: the artefact is of another layer or number of words."""
+        super().__init__()
+        self.layer, self.border = layer, border
+        self.register_buffer("words", tensors["words"], persistent=False)
+        self.register_buffer("spread", tensors["spread"], persistent=False)
+        self.frozen = unpacked(tensors, field)
+        if self.words.shape != (words, self.frozen.network.dims.get(layer)):
+            raise ValueError(
+                f"The vocabulary holds {len(self.words)} words of {self.words.shape[1]} numbers, which are not the "
+                f"{words} of layer {layer!r} that the task asks for; leave task.vocabulary empty to have it made anew."
+            )
+
+    @torch.no_grad()
+    def maps(self, pictures: Tensor) -> Tensor:
+        """[n, 3, s, s] -> places of the layer's map, [n, h, w, d] float32, without the border."""
+        return places(self.frozen.network, pictures, self.layer, self.border)
+
+    @torch.no_grad()
+    def bags(self, pictures: Tensor) -> Tensor:
+        """[n, 3, s, s] -> shares of each word among the places, each of which takes its nearest: [n, words]."""
+        maps = self.maps(pictures)
+        found, _ = nearest(maps.flatten(0, 2), self.words)
+        return histogram(found.view(len(maps), -1), len(self.words))
+
+    @torch.no_grad()
+    def soft_maps(self, pictures: Tensor, sharpness: float) -> Tensor:
+        """[n, 3, s, s] -> each place's share in each word, [n, words, h, w]; sharpness: against `spread`."""
+        maps = self.maps(pictures)
+        shares, _ = soft_words(maps.flatten(0, 2), self.words, sharpness / self.spread.clamp_min(1e-12))
+        return shares.view(*maps.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+def places(encoder: Encoder, pictures: Tensor, layer: str, border: int) -> Tensor:
+    """A layer's map as [n, h, w, d] float32, its outermost `border` places left out, which see padding.
+
+    Raises:
+        ValueError: the encoder has no such layer.
+    """
+    if layer not in encoder.dims:
+        raise ValueError(f"the teacher has no layer {layer!r}; set task.layer to one of {', '.join(encoder.dims)}.")
+    return inner(encoder.stages(pictures)[layer], border)
+
+
+def inner(maps: Tensor, border: int) -> Tensor:
+    """[n, d, h, w] -> [n, h', w', d] float32 without the border; a map of few places keeps one at least."""
+    rows, columns = (min(border, (side - 1) // 2) for side in maps.shape[2:])
+    cut = maps[:, :, rows : maps.shape[2] - rows, columns : maps.shape[3] - columns]
+    return cut.permute(0, 2, 3, 1).float()
+
+
+def histogram(words: Tensor, count: int) -> Tensor:
+    """Word of each place [n, m] -> shares of the words [n, count], which sum to 1."""
+    share = torch.full(words.shape, 1 / words.shape[1], device=words.device)
+    return torch.zeros(len(words), count, device=words.device).scatter_add_(1, words, share)
+
+
+def soft_words(x: Tensor, words: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax over the words of -sharpness |x - word|^2 and the least |x - word|^2; x [m, d] -> [m, words], [m]."""
+    with torch.autocast(x.device.type, enabled=False):
+        distance = torch.addmm(words.square().sum(1), x, words.T, alpha=-2)
+        least = (distance.amin(1) + x.square().sum(1)).clamp_min_(0)
+        return distance.mul_(-sharpness).softmax(1), least
+
+
+def match_bags(answer: Bags) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a bag-of-words task answers in `loss`: soft-target cross-entropy [n] and metrics.
+
+    "explained" is that of the shares. "perplexity" is how many words share an image's bag, "batch_perplexity" how many
+    those of the whole batch: near 1 the vocabulary has collapsed, and with it the question.
+    """
+    logits, bags = (x.flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1) for x in answer)
+    log_shares = logits.log_softmax(-1)
+    loss = -(bags * log_shares).sum(-1).mean(1)
+    with torch.no_grad():
+        whole = bags.mean(1)
+        metrics = {
+            "explained": explained(log_shares.exp(), bags),
+            "perplexity": torch.special.entr(whole).sum(1).exp(),
+            "batch_perplexity": torch.special.entr(whole.mean(0)).sum().exp().expand(len(loss)),
+        }
+    return loss, metrics
+
+
+def fit_words(
+    teacher: str,
+    pictures: Iterator[Tensor],
+    rng: Generator,
+    layer: str,
+    border: int = 0,
+    *,
+    field: Field,
+    words: int,
+) -> dict[str, Tensor]:
+    """A saved model's encoder and the k-means centres of the places of its maps: what `Teacher` is made of.
+
+    teacher: the model's folder. pictures: batches [n, 3, s, s] as the teacher sees them, without end.
+    """
+    spec, encoder = saved_encoder(Path(teacher), field, seed=rng.initial_seed())
+    encoder = encoder.to(rng.device).eval()
+    found: list[Tensor] = []
+    with torch.no_grad():
+        while sum(map(len, found)) < VECTORS_PER_WORD * words:
+            found.append(places(encoder, next(pictures), layer, border).flatten(0, 2))
+    centres, spread = k_means(torch.cat(found), words, rng)
+    return {"words": centres, "spread": spread, **packed(spec, encoder)}

@@ -1,0 +1,198 @@
+"""Bags of visual words (BoWNet): Gidaris, Bursuc, Komodakis, Perez & Cord 2020, https://arxiv.org/abs/2002.12247.
+
+A network that was trained without labels before, the teacher, describes each place of an image by the nearest of a
+few thousand visual words; how often each word occurs is the image's bag of words. The student sees the image cropped,
+recoloured and mixed with another one, and predicts the bag: what is in the image, however it looks at the moment.
+
+The words are an artefact, k-means centres of the teacher's features, and hold the teacher itself. The paper's first
+teacher is a RotNet; then the student becomes the teacher of the next round, which is to give its model as `teacher`.
+What the teacher sees is the plain image, so that colours alone would tell much of the bag; hence the recolouring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from ssl_core import artefact
+from ssl_core.nn.encoders import Encoder
+from ssl_core.nn.words import Bags, Teacher, WordHead, fit_words, match_bags
+from ssl_core.ops import images
+from ssl_core.ops.mixing import cutmix
+from ssl_core.ops.views import random_views
+from ssl_core.task import EncoderFactory, TaskModel
+from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
+
+
+def fit_vocabulary(task: BagOfWords, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
+    """The teacher, and the k-means centres of its features of whole images."""
+    pictures = (task.plain(raw["image"]) for raw in batches)
+    return fit_words(
+        task.teacher, pictures, rng, field=task.field, words=task.words, layer=task.layer, border=task.border
+    )
+
+
+@dataclass(frozen=True)
+class BagOfWords:
+    """Which visual words does the undisturbed image hold, and how many of each?
+
+    Attributes:
+        canvas: side in px of the square that the reader cuts; the student's view is cut from it.
+        size: side in px of what student and teacher see; the paper: 224, on CIFAR 32.
+        teacher: the saved model whose features make the words: a folder, models:/NAME/VERSION or runs:/RUN/encoder;
+            the paper: RotNet, then the student of the round before. Empty: this run's own network, untrained.
+        layer: of the teacher, whose features make the words; the paper: conv4 or conv5, here stage3 or stage4.
+        words: how many visual words there are; the paper: 2048 on CIFAR-100, 20000 on ImageNet.
+        border: outermost places of the teacher's map that are left out, since padding shows there; the paper: 0, its
+            successor OBoW: 1.
+        min_area: smallest share of the canvas that the student sees; the paper crops and gives no number.
+        max_ratio: the crop's sides differ by at most this factor; the usual 4/3.
+        flip: chance of a left-right mirror; the paper: 0.5. 0 for writing and digits.
+        jitter: strength of colour jitter of brightness, contrast and saturation, the hue's is a quarter of it; the
+            paper jitters and gives no number, OBoW: 0.4.
+        jitter_chance: chance that a view is jittered; OBoW: 0.8.
+        grey: chance that a view loses its colours; the paper: yes, OBoW: 0.2.
+        degrees: rotation by up to so many degrees; the paper: none.
+        shear: shear by up to so many degrees; the paper: none.
+        translate: shift by up to this share of the side, black filled in; the paper: none.
+        zoom: scale by up to this factor, up or down; the paper: none, which is 1.
+        elastic: bends the picture smoothly, shifts having this standard deviation as a share of half the side; the
+            paper: none.
+        cutmix: chance that a box of another image is pasted into the view and its bag mixed in; the paper mixes and
+            gives no number, CutMix itself: 1 on ImageNet, 0.5 on CIFAR.
+        vocabulary: digest of teacher and words, an artefact; empty to have them made before training.
+    """
+
+    canvas: int = 256
+    size: int = 224
+    teacher: str = ""
+    layer: str = "stage3"
+    words: int = 20000
+    border: int = 0
+    min_area: float = 0.08
+    max_ratio: float = 4 / 3
+    flip: float = 0.5
+    jitter: float = 0.4
+    jitter_chance: float = 0.8
+    grey: float = 0.2
+    degrees: float = 0.0
+    shear: float = 0.0
+    translate: float = 0.0
+    zoom: float = 1.0
+    elastic: float = 0.0
+    cutmix: float = 0.5
+    vocabulary: str = ""
+
+    paper: ClassVar[str] = "Gidaris et al. 2020, arXiv:2002.12247"
+    artefacts: ClassVar[Mapping[str, artefact.Fit]] = {"vocabulary": fit_vocabulary}
+    saved_models: ClassVar[tuple[str, ...]] = ("teacher",)
+    shortcuts: ClassVar[tuple[Shortcut, ...]] = (
+        Shortcut(
+            "colour_histogram",
+            "Colour jitter and grey change the student's colours, and CutMix brings in another image's.",
+            {"jitter": 0.0, "grey": 0.0, "cutmix": 0.0},
+        ),
+    )
+    search: ClassVar[Mapping[str, Choice | LogUniform | Uniform]] = {
+        "min_area": LogUniform(0.08, 0.8),
+        "jitter": Uniform(0.0, 0.8),
+        "cutmix": Choice((0.0, 0.5, 1.0)),
+    }
+
+    def __post_init__(self) -> None:
+        if min(self.canvas, self.size) < 8 or self.words < 2 or self.border < 0:
+            raise ValueError("bag_of_words: canvas and size start at 8 px, words at 2, border at 0.")
+        if not 0 < self.min_area <= 1:
+            raise ValueError(f"bag_of_words: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
+        for name in ("flip", "jitter", "jitter_chance", "grey", "translate", "elastic", "cutmix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"bag_of_words: {name} is {getattr(self, name)}; it lies between 0 and 1.")
+        if min(self.degrees, self.shear) < 0 or self.shear >= 90 or min(self.max_ratio, self.zoom) < 1:
+            raise ValueError("bag_of_words: degrees start at 0, shear lies in [0, 90), max_ratio and zoom start at 1.")
+        if "@" in self.teacher:
+            raise ValueError(
+                f"bag_of_words: teacher {self.teacher} may be another model tomorrow, while the run's key stays; name "
+                "a version, such as models:/NAME/3."
+            )
+
+    @property
+    def sample(self) -> Mapping[str, Field]:
+        return {"image": Field("image", (3, self.canvas, self.canvas))}
+
+    @property
+    def field(self) -> Field:
+        """What both networks see."""
+        return Field("image", (3, self.size, self.size))
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The whole canvas as the teacher sees it; x [n, 3, canvas, canvas] bytes."""
+        return images.normalise(images.resize(x, self.size))
+
+    def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], None]:
+        """n images -> "views", mixed with the image before, and "originals", [n, 3, size, size]; "own" [n], its share.
+
+        The bags are made from the originals, by the teacher, in forward.
+        """
+        x = raw["image"]
+        views = random_views(
+            x,
+            self.size,
+            rng,
+            views=1,
+            min_area=self.min_area,
+            max_ratio=self.max_ratio,
+            flip=self.flip,
+            degrees=self.degrees,
+            shear=self.shear,
+            translate=self.translate,
+            zoom=self.zoom,
+            elastic=self.elastic,
+            jitter=(self.jitter, self.jitter, self.jitter, self.jitter / 4),
+            jitter_chance=self.jitter_chance,
+            grey=self.grey,
+        )
+        views, own = cutmix(views, rng, self.cutmix)
+        return {"views": views, "originals": self.plain(x), "own": own.mean((1, 2, 3))}, None
+
+    def build(self, encoder: EncoderFactory) -> TaskModel:
+        return BagModel(encoder(self.field), self)
+
+    def loss(self, outputs: Bags, targets: None) -> tuple[Tensor, dict[str, Tensor]]:
+        return match_bags(outputs)
+
+    def chance(self, batch: int) -> dict[str, float]:
+        return {"explained": 0.0}
+
+    def show(self, inputs: dict[str, Tensor], outputs: Bags, targets: None) -> Panel:
+        views, originals = (images.denormalise(inputs[name]) for name in ("views", "originals"))
+        said, true = outputs.logits.argmax(1).tolist(), outputs.bags.max(1)
+        captions = [
+            f"word {word} fills {share:.0%}, answered {answer}"
+            for word, share, answer in zip(true.indices.tolist(), true.values.tolist(), said)
+        ]
+        return Panel({"view": views, "mixed in": originals.roll(1, 0), "original": originals}, captions)
+
+
+class BagModel(TaskModel):
+    """The student, its head, and the teacher, which is no part of what is trained or saved."""
+
+    def __init__(self, encoder: Encoder, task: BagOfWords) -> None:
+        super().__init__()
+        self.task = task
+        self.encoder = encoder
+        self.head = WordHead(encoder.dim, task.words)
+        self.teacher = Teacher(artefact.load(task.vocabulary), task.field, task.layer, task.words, task.border)
+
+    def forward(self, views: Tensor, originals: Tensor, own: Tensor) -> Bags:
+        """views, originals [n, 3, size, size], own [n] as `BagOfWords.make_batch` returns them."""
+        bags = self.teacher.bags(originals)
+        mixed = torch.lerp(bags.roll(1, 0), bags, own.unsqueeze(1))
+        return Bags(self.head(self.encoder(views)), mixed)
+
+    def represent(self, raw: Raw) -> dict[str, Tensor]:
+        """The whole canvas, resized to `size`."""
+        return self.encoder.layers(self.task.plain(raw["image"]))

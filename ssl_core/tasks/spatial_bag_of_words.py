@@ -1,0 +1,177 @@
+"""Bags of words, place by place: after Gidaris et al. 2020 (BoWNet), https://arxiv.org/abs/2002.12247.
+
+BoWNet's question asked of every place of the student's last map, as dense tasks need it: which visual words does the
+teacher see there? Student and teacher see the same crop, so that places correspond; the student's is recoloured and
+has a box of another image pasted in. A place takes part in several words, the nearer the more (soft assignment), since
+neighbouring words are alike; where the student's map is coarser than the teacher's, a place has a small bag of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from ssl_core import artefact
+from ssl_core.nn.encoders import Encoder
+from ssl_core.nn.words import Bags, Teacher, WordHead, fit_words, match_bags
+from ssl_core.ops import colour, images
+from ssl_core.ops.mixing import cutmix
+from ssl_core.task import EncoderFactory, TaskModel
+from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
+
+
+def fit_vocabulary(task: SpatialBagOfWords, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
+    """The teacher, and the k-means centres of its features of whole images."""
+    pictures = (task.plain(raw["image"]) for raw in batches)
+    return fit_words(task.teacher, pictures, rng, task.layer, field=task.field, words=task.words)
+
+
+@dataclass(frozen=True)
+class SpatialBagOfWords:
+    """Which visual words does each place of the undisturbed image hold?
+
+    Attributes:
+        canvas: side in px of the square that the reader cuts.
+        size: side in px of what student and teacher see; the paper: 224.
+        teacher: the saved model whose features make the words: a folder, models:/NAME/VERSION or runs:/RUN/encoder.
+            Empty: this run's own network, untrained.
+        layer: of the teacher, whose features make the words; the paper: conv4 or conv5, here stage3 or stage4.
+        words: how many visual words there are; the paper: 2048 on CIFAR-100, 20000 on ImageNet.
+        sharpness: how hard a place decides for its nearest word, against the mean squared distance to it; OBoW: 15.
+        min_area: smallest share of the canvas that both networks see.
+        max_ratio: the crop's sides differ by at most this factor; the usual 4/3.
+        flip: chance of a left-right mirror; 0 for writing and digits.
+        jitter: strength of colour jitter of brightness, contrast and saturation, the hue's is a quarter of it.
+        jitter_chance: chance that a view is jittered.
+        grey: chance that a view loses its colours.
+        blur: chance of a Gaussian blur, sigma 0.1 to 2 px.
+        cutmix: chance that a box of another image is pasted into the view, and its words into the bags.
+        vocabulary: digest of teacher and words, an artefact; empty to have them made before training.
+    """
+
+    canvas: int = 256
+    size: int = 224
+    teacher: str = ""
+    layer: str = "stage3"
+    words: int = 2048
+    sharpness: float = 15.0
+    min_area: float = 0.2
+    max_ratio: float = 4 / 3
+    flip: float = 0.5
+    jitter: float = 0.4
+    jitter_chance: float = 0.8
+    grey: float = 0.2
+    blur: float = 0.0
+    cutmix: float = 0.5
+    vocabulary: str = ""
+
+    paper: ClassVar[str] = "after Gidaris et al. 2020, arXiv:2002.12247"
+    artefacts: ClassVar[Mapping[str, artefact.Fit]] = {"vocabulary": fit_vocabulary}
+    saved_models: ClassVar[tuple[str, ...]] = ("teacher",)
+    shortcuts: ClassVar[tuple[Shortcut, ...]] = (
+        Shortcut(
+            "colour_histogram",
+            "Colour jitter and grey change the student's colours, and CutMix brings in another image's.",
+            {"jitter": 0.0, "grey": 0.0, "cutmix": 0.0},
+        ),
+    )
+    search: ClassVar[Mapping[str, Choice | LogUniform | Uniform]] = {
+        "min_area": LogUniform(0.08, 0.8),
+        "jitter": Uniform(0.0, 0.8),
+        "cutmix": Choice((0.0, 0.5, 1.0)),
+    }
+
+    def __post_init__(self) -> None:
+        if min(self.canvas, self.size) < 8 or self.words < 2 or self.sharpness <= 0:
+            raise ValueError("spatial_bag_of_words: canvas and size start at 8 px, words at 2; sharpness is above 0.")
+        if not 0 < self.min_area <= 1 or self.max_ratio < 1:
+            raise ValueError("spatial_bag_of_words: min_area lies above 0 and up to 1, max_ratio starts at 1.")
+        for name in ("flip", "jitter", "jitter_chance", "grey", "blur", "cutmix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"spatial_bag_of_words: {name} is {getattr(self, name)}; it lies between 0 and 1.")
+        if "@" in self.teacher:
+            raise ValueError(
+                f"spatial_bag_of_words: teacher {self.teacher} may be another model tomorrow, while the run's key "
+                "stays; name a version, such as models:/NAME/3."
+            )
+
+    @property
+    def sample(self) -> Mapping[str, Field]:
+        return {"image": Field("image", (3, self.canvas, self.canvas))}
+
+    @property
+    def field(self) -> Field:
+        """What both networks see."""
+        return Field("image", (3, self.size, self.size))
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The whole canvas as the networks see it; x [n, 3, canvas, canvas] bytes."""
+        return images.normalise(images.resize(x, self.size))
+
+    def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], None]:
+        """n images -> "originals", "views" of the same crops [n, 3, size, size]; "own" [n, 1, size, size], 0 if pasted.
+
+        The bags are made from the originals, by the teacher, in forward.
+        """
+        area, ratio = self.min_area, self.max_ratio
+        x = images.random_resized_crop(raw["image"], self.size, rng, min_area=area, max_ratio=ratio, flip=self.flip)
+        views = x
+        if self.jitter:
+            strength, hue = self.jitter, self.jitter / 4
+            views = colour.colour_jitter(
+                x, rng, brightness=strength, contrast=strength, saturation=strength, hue=hue, chance=self.jitter_chance
+            )
+        if self.grey:
+            views = colour.random_grey(views, rng, self.grey)
+        if self.blur:
+            views = images.random_blur(views, rng, self.blur)
+        views, own = cutmix(images.normalise(views), rng, self.cutmix)
+        return {"views": views, "originals": images.normalise(x), "own": own}, None
+
+    def build(self, encoder: EncoderFactory) -> TaskModel:
+        return PlaceModel(encoder(self.field), self)
+
+    def loss(self, outputs: Bags, targets: None) -> tuple[Tensor, dict[str, Tensor]]:
+        return match_bags(outputs)
+
+    def chance(self, batch: int) -> dict[str, float]:
+        return {"explained": 0.0}
+
+    def show(self, inputs: dict[str, Tensor], outputs: Bags, targets: None) -> Panel:
+        views, originals = (images.denormalise(inputs[name]) for name in ("views", "originals"))
+        right = (outputs.logits.argmax(-1) == outputs.bags.argmax(-1)).float().mean(1)
+        captions = [f"the first word of {share:.0%} of the places found" for share in right.tolist()]
+        return Panel({"view": views, "original": originals}, captions)
+
+
+class PlaceModel(TaskModel):
+    """The student, its head on every place, and the teacher, which is no part of what is trained or saved."""
+
+    def __init__(self, encoder: Encoder, task: SpatialBagOfWords) -> None:
+        super().__init__()
+        self.task = task
+        self.encoder = encoder
+        self.last = next(reversed(encoder.dims))
+        self.head = WordHead(encoder.dims[self.last], task.words)
+        self.teacher = Teacher(artefact.load(task.vocabulary), task.field, task.layer, task.words)
+
+    def forward(self, views: Tensor, originals: Tensor, own: Tensor) -> Bags:
+        """views, originals [n, 3, s, s], own [n, 1, s, s] -> logits and bags [n, places of the last map, words]."""
+        maps = self.encoder.stages(views)[self.last]
+        bags = self._bags(originals, own, maps.shape[2:])
+        return Bags(self.head(maps.flatten(2).mT), bags)
+
+    @torch.no_grad()
+    def _bags(self, originals: Tensor, own: Tensor, grid: torch.Size) -> Tensor:
+        words = self.teacher.soft_maps(originals, self.task.sharpness)
+        mixed = torch.lerp(words.roll(1, 0), words, F.adaptive_avg_pool2d(own, (words.shape[2], words.shape[3])))
+        return F.adaptive_avg_pool2d(mixed, (grid[0], grid[1])).flatten(2).mT
+
+    def represent(self, raw: Raw) -> dict[str, Tensor]:
+        """The whole canvas, resized to `size`."""
+        return self.encoder.layers(self.task.plain(raw["image"]))

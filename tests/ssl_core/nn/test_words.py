@@ -1,0 +1,77 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch.distributions import Categorical, kl_divergence
+
+from ssl_core.nn import words
+from ssl_core.nn.words import Bags, WordHead, match_bags
+
+
+def bags(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)).pow(3).log().softmax(-1)
+
+
+def test_the_head_takes_only_the_direction_of_its_weights():
+    head, x = WordHead(5, 7), torch.randn(4, 5)
+    with torch.no_grad():
+        head.scale.fill_(3.0)
+        expected = [[3 * float(x[i] @ w / w.norm()) for w in head.weight] for i in range(4)]
+        assert torch.allclose(head(x), torch.tensor(expected), atol=1e-5)
+        before = head(x)
+        head.weight.mul_(torch.rand(7, 1) + 0.5)  # as an optimizer's steps do: normalised in forward, not once
+        assert torch.allclose(head(x), before, atol=1e-5)
+
+
+def test_a_histogram_counts_the_words_of_each_image():
+    found = torch.randint(6, (5, 9), generator=torch.Generator().manual_seed(0))
+    shares = words.histogram(found, 6)
+    for row, counted in zip(shares, map(Counter, found.tolist())):
+        assert torch.allclose(row, torch.tensor([counted[word] / 9 for word in range(6)]))
+    assert torch.allclose(shares.sum(1), torch.ones(5))
+
+
+def test_soft_words_are_the_softmax_of_squared_distances():
+    x, vocabulary = torch.randn(6, 4), torch.randn(9, 4)
+    shares, least = words.soft_words(x, vocabulary, torch.tensor(2.0))
+    for i in range(6):
+        distances = [float((x[i] - word).square().sum()) for word in vocabulary]
+        weights = [math.exp(-2 * distance) for distance in distances]
+        assert torch.allclose(shares[i], torch.tensor([weight / sum(weights) for weight in weights]), atol=1e-5)
+        assert least[i].item() == pytest.approx(min(distances), abs=1e-4)
+
+
+def test_the_loss_is_the_divergence_from_the_bag_and_its_entropy():
+    logits, true = torch.randn(5, 8), bags(5, 8)
+    loss, _ = match_bags(Bags(logits, true))
+    divergence = kl_divergence(Categorical(true), Categorical(logits=logits))
+    assert torch.allclose(loss, divergence + Categorical(true).entropy(), atol=1e-5)
+
+
+def test_places_are_averaged_and_keep_their_own_words():
+    logits, true = torch.randn(3, 4, 8), bags(3, 4, 8)
+    loss, metrics = match_bags(Bags(logits, true))
+    each = [match_bags(Bags(logits[:, i], true[:, i]))[0] for i in range(4)]
+    assert torch.allclose(loss, torch.stack(each).mean(0), atol=1e-6)
+    assert all(value.shape == (3,) for value in metrics.values())
+
+
+def test_metrics_tell_a_right_answer_and_a_collapsed_vocabulary():
+    true = bags(6, 8)
+    _, right = match_bags(Bags(true.log(), true))
+    assert right["explained"].mean().item() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(right["perplexity"], Categorical(true).entropy().exp())
+    assert torch.allclose(right["batch_perplexity"], Categorical(true.mean(0)).entropy().exp())
+    _, mean = match_bags(Bags(true.mean(0).log().expand(6, 8), true))
+    assert mean["explained"].mean().item() == pytest.approx(0, abs=1e-5)
+    one = torch.eye(8)[[3] * 6]
+    _, collapsed = match_bags(Bags(torch.randn(6, 8), one))
+    assert torch.allclose(collapsed["batch_perplexity"], torch.ones(6))
+
+
+def test_the_border_is_cut_and_a_small_map_keeps_its_middle():
+    maps = torch.arange(49.0).view(1, 1, 7, 7)
+    assert words.inner(maps, 1).shape == (1, 5, 5, 1) and words.inner(maps, 1)[0, 0, 0] == 8
+    assert words.inner(maps, 9).flatten().tolist() == [24]
+    assert words.inner(maps[..., :2, :2], 1).shape == (1, 2, 2, 1)
