@@ -245,7 +245,7 @@ def _regression(fit_x: Tensor, fit_y: Tensor | Weighted, x: Tensor, y: Tensor | 
     else:
         counts = _by_pixel(weights.expand_as(values))[:, :1].double()
         predicted = _ridge(fit_x, _by_pixel(values).double(), x, counts)
-        predicted = predicted.unflatten(0, (-1, *values.shape[2:])).movedim(-1, 1)
+        predicted = predicted.view(-1, *values.shape[2:], values.shape[1]).movedim(-1, 1)
     return float(explained(predicted.reshape(-1, *values.shape[1:]).float(), y).mean())
 
 

@@ -100,18 +100,17 @@ class ContextEncoder:
 
     def _holes(self, n: int, rng: Generator) -> Tensor:
         """[n, 1, s, s] bool."""
-        place = torch.arange(self.canvas, device=rng.device)
         if self.region == "random":
             return self._lows(n, rng)
+        place = torch.arange(self.canvas, device=rng.device)
         if self.region == "central":
             side = round(self.canvas * self.share**0.5)
-            start = (self.canvas - side) // 2
-            inside = (place >= start) & (place < start + side)
-            return (inside.view(-1, 1) & inside).expand(n, 1, -1, -1)
-        side = max(1, int(self.canvas * (self.share / BLOCKS) ** 0.5))
-        corner = torch.randint(self.canvas - side + 1, (2, n, BLOCKS, 1), generator=rng, device=rng.device)
-        rows, columns = (place >= corner) & (place < corner + side)
-        return (rows.unsqueeze(3) & columns.unsqueeze(2)).any(1, keepdim=True)
+            corner = torch.full((2, n, 1, 1), (self.canvas - side) // 2, device=rng.device)
+        else:
+            side = max(1, int(self.canvas * (self.share / BLOCKS) ** 0.5))
+            corner = torch.randint(self.canvas - side + 1, (2, n, BLOCKS, 1), generator=rng, device=rng.device)
+        rows, columns = ((place >= corner) & (place < corner + side)).unbind()
+        return torch.any(rows.unsqueeze(3) & columns.unsqueeze(2), 1, keepdim=True)
 
     def _lows(self, n: int, rng: Generator) -> Tensor:
         """Where smooth noise is lowest: [n, 1, s, s] bool, `share` of each picture."""
