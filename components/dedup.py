@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from components.delta import stream_columns
@@ -37,8 +35,8 @@ class DedupIndex:
     """Files known by (uri, size, mtime), contents known by hash, and contents claimed by a file of this ingest."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="pretext-dedup-")
-        self._db = sqlite3.connect(Path(self._folder.name) / "index.sqlite", isolation_level=None)
+        # "": a temporary file of SQLite's, which is gone with the process, however that ends
+        self._db = sqlite3.connect("", isolation_level=None)
         self._db.executescript(_TABLES)
         self._tally: Counter[str] = Counter()
         self._failure: tuple[str, str] | None = None
@@ -46,7 +44,6 @@ class DedupIndex:
     def close(self) -> None:
         """Delete the index."""
         self._db.close()
-        self._folder.cleanup()
 
     def load(self, rows: Sequence[tuple[str, int, int, str | None]]) -> None:
         """Learn committed rows: (uri, size, mtime, hash); rows without a hash stand for files, not for contents."""
