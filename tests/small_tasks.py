@@ -26,6 +26,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "rotation": {"canvas": 16},
     "relative_transformation": {"canvas": 16, "size": 16, "turns": False, "corner": 0.2, "hidden": 64, "flip": False},
     "context_prediction": {"canvas": 58, "patch": 12, "gap": 8, "jitter": 2, "hidden": 64, "pixelate": 0.1},
+    "image_position": {"canvas": 40, "cells": 2, "patch": 16, "seen": 0.5, "colour": "project", "flip": 0.0},
     "jigsaw": {"canvas": 56, "tile": 12, "gap": 6, "jitter": 3, "permutations": 6, "embed": 32, "hidden": 64},
     "variational_autoencoder": {"canvas": 16, "latent": 8, "warmup": 20},
     "denoising_autoencoder": {"canvas": 16, "block": 4, "flip": 0.0},
@@ -44,7 +45,8 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 }
 
 VITS: Mapping[str, Mapping[str, Any]] = {
-    "masked_autoencoder": {"positions": "sincos"},
+    "masked_autoencoder": {"positions": "sincos", "patch": 4},
+    "image_position": {"positions": "none", "patch": 16},
 }
 """Tasks that take patches apart, and what they ask of the ViT that they need."""
 
@@ -106,10 +108,10 @@ def encoder(field: Field, width: float = 1.0) -> Encoder:
 
 
 def encoder_for(task: PretextTask) -> EncoderFactory:
-    """The encoder of the tests, or a narrow ViT with patches of 4 px for a task that needs one."""
+    """The encoder of the tests, or a narrow ViT for a task that needs one."""
     for name, wanted in VITS.items():
         if type(task) is TASKS[name]:
-            return EncoderSpec("vit_tiny", width=0.25, patch=4, **wanted).build
+            return EncoderSpec("vit_tiny", width=0.25, **wanted).build
     return encoder
 
 

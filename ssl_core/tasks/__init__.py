@@ -15,6 +15,7 @@ from ssl_core.tasks.cpc_image import CPCImage
 from ssl_core.tasks.denoising_autoencoder import DenoisingAutoencoder
 from ssl_core.tasks.exemplar_cnn import ExemplarCNN
 from ssl_core.tasks.exemplar_triplet import ExemplarTriplet
+from ssl_core.tasks.image_position import ImagePosition
 from ssl_core.tasks.jigsaw import Jigsaw
 from ssl_core.tasks.masked_autoencoder import MaskedAutoencoder
 from ssl_core.tasks.moco import MoCo
@@ -29,6 +30,7 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "rotation": Rotation,
     "relative_transformation": RelativeTransformation,
     "context_prediction": ContextPrediction,
+    "image_position": ImagePosition,
     "jigsaw": Jigsaw,
     "variational_autoencoder": VariationalAutoencoder,
     "denoising_autoencoder": DenoisingAutoencoder,

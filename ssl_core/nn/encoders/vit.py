@@ -28,9 +28,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, seen: int | None = None) -> Tensor:
+        """All rows of x [n, t, d] look at the first `seen` of them, or at all."""
         query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = F.scaled_dot_product_attention(query, key[:, :, :seen], value[:, :, :seen])
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -60,8 +61,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attention(self.norm1(x)))
+    def forward(self, x: Tensor, seen: int | None = None) -> Tensor:
+        x = x + self.drop_path(self.attention(self.norm1(x), seen))
         out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
         return out
 
@@ -132,9 +133,13 @@ class ViT(Encoder):
         maps = F.interpolate(maps.float(), grid, mode="bicubic", antialias=True)
         return maps.flatten(2).transpose(1, 2)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """[n, t, d] of any subset of `tokens` -> [n, t (+1), d] after the blocks and the final norm."""
-        *_, last = self._run(self._with_cls(tokens))
+    def encode(self, tokens: Tensor, seen: int | None = None) -> Tensor:
+        """[n, t, d] of any subset of `tokens` -> [n, t (+1), d] after the blocks and the final norm.
+
+        seen: all attend to the first so many of the tokens (and the class token), or to all of them.
+        """
+        front = 0 if self.cls is None else 1
+        *_, last = self._run(self._with_cls(tokens), None if seen is None else front + seen)
         out: Tensor = self.norm(last)
         return out
 
@@ -144,9 +149,9 @@ class ViT(Encoder):
         cls = self.cls if self.positions is None else self.cls + self.positions[:, :1]
         return torch.cat([cls.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], 1)
 
-    def _run(self, tokens: Tensor) -> Iterator[Tensor]:
+    def _run(self, tokens: Tensor, seen: int | None = None) -> Iterator[Tensor]:
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, seen)
             yield tokens
 
     def _pool(self, encoded: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.nn.encoders.resnet import Residual
-from ssl_core.nn.encoders.vit import DropPath, ViT, sincos_positions
+from ssl_core.nn.encoders.vit import Attention, DropPath, ViT, sincos_positions
 from ssl_core.types import Field
 
 COLOUR = Field("image", (3, 224, 224))
@@ -132,6 +132,16 @@ def test_a_vit_encodes_any_subset_of_its_tokens():
         assert encoder.encode(tokens[:, ::4]).shape == (2, 1 + 4, encoder.dim)
         shuffled = encoder.encode(tokens[:, torch.randperm(16)])
         torch.testing.assert_close(shuffled[:, 0], encoder(x), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_looks_at_the_first_rows_only_where_it_is_told_so():
+    torch.manual_seed(0)
+    attention, x = Attention(12, heads=2), torch.randn(3, 7, 12)
+    query, key, value = (part.view(3, 7, 2, 6).transpose(1, 2) for part in attention.qkv(x).chunk(3, 2))
+    for seen, columns in ((4, 4), (None, 7)):
+        shares = (query @ key[:, :, :columns].mT / 6**0.5).softmax(-1)
+        slowly = attention.proj((shares @ value[:, :, :columns]).transpose(1, 2).reshape(3, 7, 12))
+        torch.testing.assert_close(attention(x, seen), slowly, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("positions", "matters"), [("learned", True), ("sincos", True), ("none", False)])

@@ -84,6 +84,8 @@ CARRIERS: Mapping[tuple[str, str], tuple[Pictures, Mapping[str, Any]]] = {
     ("context_prediction", "edge_continuity"): (grey_texture, {}),
     ("context_prediction", "chromatic_aberration"): (lens_texture, {"canvas": 76, "patch": 16, "gap": 12}),
     ("context_prediction", "luminance"): (lit_texture, {}),
+    ("image_position", "chromatic_aberration"): (lens_texture, {"canvas": 76, "cells": 3, "gap": 12, "jitter": 2}),
+    ("image_position", "luminance"): (lit_texture, {"canvas": 76, "cells": 3, "gap": 12, "jitter": 2}),
     ("jigsaw", "edge_continuity"): (grey_texture, {"per_image": 4}),
     ("jigsaw", "luminance"): (lit_texture, {"per_image": 4}),
     ("denoising_autoencoder", "local_smoothing"): (grey_texture, {"canvas": 96, "block": 32}),
