@@ -7,7 +7,8 @@ predicted. Each prediction must find its patch among all patches of all images (
     score(patch, context, k) = vector(patch) . W_k context
 
 The context network is that of CPC v2 (Hénaff et al. 2019, https://arxiv.org/abs/1905.09272). Batch norm would carry
-what lies below into what was seen so far: give the encoder group norm, or none as the paper has it.
+what lies below into what was seen so far: set encoder.norm to none, as the paper does. (Group norm divides by next to
+nothing on patches of one colour; digits, whose borders are such patches, are not learnt with it.)
 """
 
 from __future__ import annotations
