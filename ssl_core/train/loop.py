@@ -20,8 +20,9 @@ import torch
 from ssl_core.data.reader import Batch, Reader
 from ssl_core.data.shards import Shards
 from ssl_core.train import checkpoint
+from ssl_core.train.budget import Clock, steps_within
 from ssl_core.train.learner import Learner
-from ssl_core.train.memory import keep_freed_memory
+from ssl_core.train.memory import keep_freed_memory, peak_memory
 from ssl_core.train.optim import lr_schedule
 from ssl_core.train.run import Run
 from ssl_core.train.team import State, Team
@@ -130,14 +131,29 @@ def pretrain(
     team = Team.join(rank, world, device)
     if team.device.type == "cpu":
         keep_freed_memory()
-    learner = Learner(run, team)
     state = team.share_state(store.newest() if rank == 0 else None)
+    clock = Clock(team, state[1].get("compute_seconds", 0.0) if state else 0.0)
+    steps = _steps(run, shards, digest, team, state, clock)
+    learner = Learner(run, team)
     watch = CollapseWatch(run.train, _resume(learner, state, digest))
     learner.wrap()
     with _reader(run, shards, digest, learner) as reader:
-        steps = run.train.steps or run.train.epochs * reader.steps_per_epoch
-        training = _Training(learner, watch, store, digest, steps, reader.steps_per_epoch, on_point, stop)
+        steps = steps or run.train.epochs * reader.steps_per_epoch
+        training = _Training(learner, watch, store, digest, steps, reader.steps_per_epoch, on_point, stop, clock)
         return training.go(reader)
+
+
+def _steps(run: Run, shards: Shards, digest: str, team: Team, state: State | None, clock: Clock) -> int | None:
+    """Of the whole run; None where its epochs decide. A budget's are in the checkpoint, or found out anew."""
+    if run.train.seconds is None:
+        return run.train.steps
+    if state is not None:
+        return int(state[1]["steps"])
+    learner = Learner(run, team)
+    learner.wrap()
+    with _reader(run, shards, digest, learner) as reader:
+        # a learning rate of 0 does the same work, and the weights cannot go astray in it
+        return steps_within(run.train.seconds, clock, lambda batch: learner.step(batch, 0.0), iter(reader))
 
 
 class _Training:
@@ -153,8 +169,10 @@ class _Training:
         steps_per_epoch: int,
         on_point: Callable[[Point], None],
         stop: Callable[[], str],
+        clock: Clock,
     ) -> None:
         self.learner, self.watch, self.store, self.digest = learner, watch, store, digest
+        self.compute = clock
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.on_point, self.stop = on_point, stop
         self.run, self.team = learner.run, learner.team
@@ -165,6 +183,8 @@ class _Training:
     def go(self, reader: Reader) -> Outcome:
         """Steps until the end, a stop or a failure."""
         batches = iter(reader)
+        if self.run.train.seconds is not None and self.learner.step_count == 0:
+            self._save()  # the number of steps that was found: another trial could find another one
         while self.learner.step_count < self.steps:
             batch = next(batches)
             self.learner.step(batch, self.lr(self.learner.step_count))
@@ -207,6 +227,8 @@ class _Training:
             "lr": self.lr(learner.step_count - 1),
             "epoch": learner.step_count / self.steps_per_epoch,
             "samples_per_s": steps * self.run.train.batch_size / seconds,
+            "compute_seconds": self.compute.read(),
+            "peak_memory_mib": peak_memory(self.team.device) / 2**20,
             "seconds_left": (self.steps - learner.step_count) * seconds / max(1, steps),
         }
         self.checked = {}
@@ -229,6 +251,7 @@ class _Training:
             return False
         tensors, meta = learner.capture()
         meta |= {"corpus": self.digest, "steps": self.steps, "failed_checks": self.watch.failures}
+        meta |= {"compute_seconds": self.compute.read()}
         self.store.keep(learner.step_count, (tensors, meta))
         return True
 

@@ -94,6 +94,8 @@ class Train:
     Attributes:
         epochs: passes over the corpus; ignored where steps is given.
         steps: optimizer steps instead of epochs.
+        seconds: computing time instead of epochs or steps: as many steps as fit into so many CPU-seconds of all
+            workers together (GPU-seconds on GPUs), which a short trial at the start finds out.
         batch_size: samples per optimizer step over all workers and micro-batches.
         accumulate: micro-batches per optimizer step; saves memory, and a contrastive task sees only its micro-batch.
         seed: of initial weights, order, crops, augmentations and dropout.
@@ -115,6 +117,7 @@ class Train:
 
     epochs: int = 100
     steps: int | None = None
+    seconds: float | None = None
     batch_size: int = 256
     accumulate: int = 1
     seed: int = 0
@@ -149,6 +152,14 @@ class Train:
             value = getattr(self, name)
             _require(value >= low, f"train.{name} is {value}; it must be at least {low}.")
         _require(self.steps is None or self.steps >= 1, f"train.steps is {self.steps}; it must be at least 1.")
+        _require(
+            self.seconds is None or 0 < self.seconds < math.inf,
+            f"train.seconds is {self.seconds}; it must be above 0 and finite.",
+        )
+        _require(
+            self.seconds is None or self.steps is None,
+            "train.seconds and train.steps are both given; keep one of them, or set the other to null.",
+        )
         _require(0 <= self.ema < 1, f"train.ema is {self.ema}; it must be at least 0 and below 1, such as 0.999.")
         _require(
             self.precision in ("fp32", "bf16"),

@@ -57,6 +57,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(shards: Shards, tmp_path: Path, 
 
     ours, meta = checkpoint.load(tmp_path / "broken" / "checkpoint_00000012")
     theirs, expected = checkpoint.load(tmp_path / "straight" / "checkpoint_00000012")
+    assert meta.pop("compute_seconds") > 0 and expected.pop("compute_seconds") > 0
     assert meta == expected and meta["ids_digests"][0]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -112,6 +113,8 @@ def test_points_are_means_over_the_window_with_rate_and_time_left(shards: Shards
     assert points[0].metrics["samples_per_s"] > 0
     assert points[0].metrics["epoch"] == pytest.approx(4 / 3)
     assert {"accuracy", "lr", "grad_norm"} <= points[0].metrics.keys()
+    assert 0 < points[0].metrics["compute_seconds"] < points[-1].metrics["compute_seconds"]
+    assert points[0].metrics["peak_memory_mib"] > 50
 
 
 def test_nan_stops_the_run_and_never_reaches_a_checkpoint(shards: Shards, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""Computing time as a budget: what a run has used so far, and how many steps fit into so many seconds.
+
+Computing time is that of all workers together: CPU-seconds of all their threads, or GPU-seconds where they compute on
+GPUs. So it is the same whatever else the machine is doing (CPUs), and twice the workers do not get twice as much.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ssl_core.data.reader import Batch
+from ssl_core.train.team import Team
+
+WARM = 3
+"""Steps that a trial does not count: the first ones allocate, compile and fill caches."""
+TRIAL = (5, 40)
+"""Fewest and most steps that a trial counts."""
+SHARE = 0.1
+"""Of the budget, for the trial."""
+RESERVE = 0.03
+"""Of what is left after it, for checkpoints and for steps that take longer than those of the trial."""
+
+
+class Clock:
+    """Computing time since it was made, on top of what an earlier attempt at the run had used."""
+
+    def __init__(self, team: Team, used: float = 0.0) -> None:
+        self.team, self.used = team, used
+        self.began = self._now()
+
+    def read(self) -> float:
+        """Seconds that all workers have used, as this one measures its own."""
+        return self.used + (self._now() - self.began) * self.team.world
+
+    def _now(self) -> float:
+        if self.team.device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize(self.team.device)
+        return time.perf_counter()
+
+
+def steps_within(seconds: float, clock: Clock, step: Callable[[Batch], None], batches: Iterator[Batch]) -> int:
+    """How many steps fit into what is left of `seconds`; the same answer on all ranks, which all call it.
+
+    Args:
+        seconds: the whole budget.
+        clock: started with the run.
+        step: one step of a learner that is thrown away afterwards.
+        batches: the run's own, without end.
+
+    Raises:
+        ValueError: nothing is left after the trial.
+    """
+    for _ in range(WARM - 1):
+        step(next(batches))
+    each = _timed(clock, step, batches, 1)
+    fewest, most = TRIAL
+    count = clock.team.share(max(fewest, min(most, int(SHARE * seconds / max(each, 1e-9)))))
+    each = _timed(clock, step, batches, count)
+    steps = int((seconds - clock.read()) * (1 - RESERVE) / max(each, 1e-9))
+    steps = clock.team.share(steps)
+    if steps < 1:
+        raise ValueError(
+            f"train.seconds is {seconds:g}, but a step takes {each:.2g} s and trying how many fit took all of it; "
+            "give more seconds, or make train.batch_size smaller."
+        )
+    return int(steps)
+
+
+def _timed(clock: Clock, step: Callable[[Batch], None], batches: Iterator[Batch], count: int) -> float:
+    """Seconds per step."""
+    began = clock.read()
+    for _ in range(count):
+        step(next(batches))
+    return (clock.read() - began) / count
