@@ -1,6 +1,7 @@
 """What the judge says of an encoder: plain data that goes to JSON and back, and the paired comparison of two of them.
 
 Row (encoder layer | random init | raw pixels) x (linear, kNN, few-shot, RankMe, alignment, uniformity) -> Judgement
+Factor (shape, hue, ...) x (encoder | random init | raw pixels) -> how well each knows it, where factors are known
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Row:
         scores: "linear", "knn", "1-label", "5-label" -> accuracy in [0, 1] with its 95 % interval; no labels, none.
         measures: "rank_me", "alignment", "uniformity" -> value; one that cannot be measured is left out.
         train_knn: leave-one-out kNN accuracy on the training part, by which the best layer is chosen.
+        factors: factor -> how well this layer tells it on the test part; empty where no factors are known.
     """
 
     source: str
@@ -39,6 +41,7 @@ class Row:
     scores: Mapping[str, Interval]
     measures: Mapping[str, float]
     train_knn: float | None = None
+    factors: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -54,6 +57,35 @@ class Pretext:
     low: float
     high: float
     chance: float | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """How well a source tells a factor.
+
+    Attributes:
+        layer: that tells it best on a held-out half of the training part; empty for raw pixels.
+        score: of that layer on the test part.
+    """
+
+    layer: str
+    score: Interval
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What was asked of a factor, and who knows it.
+
+    Attributes:
+        kind: a name is scored by accuracy; a quantity, and a circle (such as an angle, as a point on it), by the
+            explained share of its variance, 1 at best.
+        guessing: what guessing reaches: 1 / classes of a name, 0 of a quantity.
+        known: source, as in `Row` -> how well it tells the factor.
+    """
+
+    kind: Literal["name", "quantity", "circle"]
+    guessing: float
+    known: Mapping[str, Known]
 
 
 @dataclass(frozen=True)
@@ -95,6 +127,7 @@ class Judgement:
         collapse: why the representation is useless, in one sentence; empty when it is not.
         notes: what a reader should know, a sentence each.
         correct: probe -> per-sample correctness of the best layer, for the paired comparison of two encoders.
+        factors: name of a factor -> what each source knows of it; empty where the recipe names no factors.
     """
 
     rows: tuple[Row, ...]
@@ -107,6 +140,7 @@ class Judgement:
     collapse: str
     notes: tuple[str, ...]
     correct: Mapping[str, Correct]
+    factors: Mapping[str, Factor] = field(default_factory=dict)
 
     def row(self, source: str, layer: str = "") -> Row | None:
         """The row of that source and layer."""
@@ -117,13 +151,19 @@ class Judgement:
         return tuple(row for row in (best_row(self.rows, source) for source in (ENCODER, RANDOM, PIXELS)) if row)
 
     def metrics(self) -> dict[str, float]:
-        """Flat names for a tracker: "judge/encoder/stage4/linear" -> value; best layer also "judge/best/linear"."""
+        """Flat names for a tracker: "judge/encoder/stage4/linear" -> value; best layer also "judge/best/linear".
+
+        Factors are "judge/factors/hue/encoder" and so on.
+        """
         flat: dict[str, float] = {}
         for row in self.rows:
             flat |= _flat("/".join(("judge", row.source.replace(" ", "_"), row.layer)).rstrip("/"), row)
         best = self.row(ENCODER, self.best)
         flat |= _flat("judge/best", best) if best else {}
         flat |= {f"judge/pretext/{name}": value.mean for name, value in self.pretext.items()}
+        for name, factor in self.factors.items():
+            for source, known in factor.known.items():
+                flat[f"judge/factors/{name}/{source.replace(' ', '_')}"] = known.score.mean
         return flat | {"judge/collapsed": float(bool(self.collapse))}
 
     def table(self) -> list[dict[str, Any]]:
@@ -132,8 +172,21 @@ class Judgement:
         for row in self.rows:
             record: dict[str, Any] = {"source": row.source, "layer": row.layer, "dim": row.dim}
             for name, score in row.scores.items():
-                record |= {name: 100 * score.mean, f"{name} low": 100 * score.low, f"{name} high": 100 * score.high}
-            records.append(record | dict(row.measures))
+                record |= _in_percent(name, score)
+            record |= row.measures
+            for name, score in row.factors.items():
+                record |= _in_percent(f"factor {name}", score)
+            records.append(record)
+        return records
+
+    def factor_table(self) -> list[dict[str, Any]]:
+        """One flat record per factor: for each source the layer, the score in per cent and its interval's bounds."""
+        records = []
+        for name, factor in self.factors.items():
+            record: dict[str, Any] = {"factor": name, "kind": factor.kind, "guessing": 100 * factor.guessing}
+            for source, known in factor.known.items():
+                record |= {f"{source} layer": known.layer} | _in_percent(source, known.score)
+            records.append(record)
         return records
 
     def to_json(self) -> str:
@@ -149,12 +202,13 @@ class Judgement:
         """
         try:
             data = json.loads(text)
-            rows = tuple(Row(**{**row, "scores": _intervals(row["scores"])}) for row in data.pop("rows"))
+            rows = tuple(_row(row) for row in data.pop("rows"))
+            factors = {name: _factor(value) for name, value in data.pop("factors", {}).items()}
             pretext = {name: Pretext(**value) for name, value in data.pop("pretext").items()}
             correct = {name: Correct(**value) for name, value in data.pop("correct").items()}
             tuples: dict[str, Any] = {name: tuple(data.pop(name)) for name in ("classes", "notes")}
             data["settings"]["shots"] = tuple(data["settings"]["shots"])
-            return cls(rows=rows, pretext=pretext, correct=correct, **tuples, **data)
+            return cls(rows=rows, pretext=pretext, correct=correct, factors=factors, **tuples, **data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"This is no judgement that this version of pretext can read ({error}); "
@@ -197,3 +251,16 @@ def _flat(prefix: str, row: Row) -> dict[str, float]:
 
 def _intervals(scores: Mapping[str, list[float]]) -> dict[str, Interval]:
     return {name: Interval(*bounds) for name, bounds in scores.items()}
+
+
+def _in_percent(name: str, score: Interval) -> dict[str, float]:
+    return {name: 100 * score.mean, f"{name} low": 100 * score.low, f"{name} high": 100 * score.high}
+
+
+def _row(data: dict[str, Any]) -> Row:
+    return Row(**data | {"scores": _intervals(data["scores"]), "factors": _intervals(data.get("factors", {}))})
+
+
+def _factor(data: dict[str, Any]) -> Factor:
+    known = {source: Known(each["layer"], Interval(*each["score"])) for source, each in data["known"].items()}
+    return Factor(data["kind"], data["guessing"], known)
