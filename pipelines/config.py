@@ -3,7 +3,7 @@
 The sections `task`, `encoder`, `optim`, `train` and `corpus.limits` mirror the frozen dataclasses of ssl_core field by
 field, so a new task or option is in the recipe, in `pretext schema` and in `pretext tasks` the moment it exists.
 
-    YAML + --set  ->  check(...)  ->  Recipe  ->  .run() -> ssl_core.train.run.Run
+    YAML over its base + --set  ->  check(...)  ->  Recipe  ->  .run() -> ssl_core.train.run.Run
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import operator
 import re
 import typing
@@ -40,6 +41,8 @@ from ssl_core.tasks import TASKS
 from ssl_core.train.run import Optim, Run, Train
 
 RECIPES = Path(__file__).parent / "recipes"
+
+BASE = "the recipe that this one starts from: the name of a built-in one, or a file as seen from this one"
 
 WRITTEN = {
     "tuple_type": "write a list, [a, b]",
@@ -197,7 +200,10 @@ class EvaluateSection(mirror(Settings)):  # type: ignore[misc]
 class RegisterSection(Section):
     """The registered model."""
 
-    model: str = Field(pattern=r"^[^/:%'\"]+$", description="name in the MLflow registry")
+    model: str = Field(
+        pattern=r"^([^/:%'\"{}]|\{name\})+$",
+        description="name in the MLflow registry; {name} is the name of the recipe",
+    )
     margin: float = Field(
         0.0,
         description="a new champion's gain must exceed this, at the lower confidence bound (percentage points)",
@@ -233,6 +239,15 @@ class Recipe(Section):
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     register_: RegisterSection | None = Field(None, alias="register")
     tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_after_recipe(cls, data: Any) -> Any:
+        """Write the recipe's name where the registered model says {name}."""
+        match data:
+            case {"name": str(name), "register": {"model": str(model)} as register}:
+                return data | {"register": register | {"model": model.replace("{name}", name)}}
+        return data
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
@@ -280,13 +295,13 @@ class Recipe(Section):
         }
 
 
-def find_recipe(name: str) -> Path:
-    """A file, or the name of a recipe that comes with the package.
+def find_recipe(name: str, folder: Path = Path()) -> Path:
+    """A file, as seen from `folder`, or the name of a recipe that comes with the package.
 
     Raises:
         RecipeError: there is neither; the nearest name is offered.
     """
-    path = Path(name)
+    path = folder / name
     if path.is_file():
         return path
     built_in = {p.stem: p for p in sorted(RECIPES.glob("*.yaml"))}
@@ -309,15 +324,45 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(name)
     try:
-        source = SourceMap.read(path)
+        source = read_recipe(path)
         for assignment in overrides:
             source.override(assignment)
+        if "base" in source.data:
+            raise YamlError(f"{source.where(('base',))}: a base is named by a recipe's file; run that recipe instead")
     except (YamlError, OSError) as error:
         raise RecipeError(str(error)) from None
     try:
         return Recipe.model_validate(source.data)
     except ValidationError as error:
         raise RecipeError("\n".join(explain(error, source))) from None
+
+
+def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> SourceMap:
+    """The keys of a recipe over those of its `base`, and of the base's base.
+
+    Args:
+        path: the recipe's file.
+        above: the files whose base this one is.
+
+    Raises:
+        YamlError, OSError: a file is unreadable, or not what a recipe can be.
+        RecipeError: there is no such base, or a recipe would be the base of itself.
+    """
+    source = SourceMap.read(path)
+    if "base" not in source.data:
+        return source
+    where, name = source.where(("base",)), source.data.pop("base")
+    if not isinstance(name, str):
+        raise RecipeError(f"{where}: `base` is {name!r}: write the name of a built-in recipe, or a file")
+    try:
+        base = find_recipe(name, path.parent)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: base: {error}") from None
+    chain = (*above, path)
+    if any(base.samefile(other) for other in chain):
+        shown = ", whose base is ".join(map(str, (*chain, base)))
+        raise RecipeError(f"{where}: a recipe cannot be its own base: {shown}")
+    return source.over(read_recipe(base, chain))
 
 
 def explain(error: ValidationError, source: SourceMap) -> Iterator[str]:
@@ -385,7 +430,7 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
 def _nearest_key(dotted: str, data: dict[str, Any]) -> str:
     """The nearest key of the same section; else the same word in another section; else what the section holds."""
     chosen = data.get("task")
-    known = list(keys_of(Recipe, task=chosen.get("name") if isinstance(chosen, dict) else None))
+    known = ["base", *keys_of(Recipe, task=chosen.get("name") if isinstance(chosen, dict) else None)]
     section, _, word = dotted.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     near = difflib.get_close_matches(word, siblings, 1, cutoff=0.6)
@@ -404,6 +449,17 @@ def _nearest(word: str, choices: list[str]) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of the recipe, for editors."""
-    schema = Recipe.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pretext recipe"} | schema
+    """JSON Schema of a recipe file, for editors; a file that names a base may leave out any key."""
+    whole = Recipe.model_json_schema(by_alias=True)
+    part = Recipe.model_json_schema(by_alias=True, ref_template="#/$defs/part-of-{model}")
+    part = json.loads(json.dumps(part), object_hook=_optional)
+    part["properties"] = {"base": {"type": "string", "description": BASE}} | part["properties"]
+    sections = whole.pop("$defs") | {f"part-of-{name}": section for name, section in part.pop("$defs").items()}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pretext recipe", "type": "object"}
+    return head | {"if": {"required": ["base"]}, "then": part, "else": whole, "$defs": sections}
+
+
+def _optional(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema without the keys that it demands; what is left of a section may then fit several tasks."""
+    schema = {key: value for key, value in schema.items() if key not in ("required", "discriminator")}
+    return {("anyOf" if key == "oneOf" else key): value for key, value in schema.items()}

@@ -14,6 +14,8 @@ Path_ = tuple[str | int, ...]
 MOST_NODES = 10_000
 """Keys and values of a recipe with its aliases written out: a few lines of YAML can stand for billions."""
 DEEPEST = 50
+NAMED: tuple[Path_, ...] = (("task",), ("encoder",))
+"""Sections whose keys depend on their `name`: with another name nothing of the base's section is left."""
 MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -115,9 +117,26 @@ class SourceMap:
         place[keys[-1]] = value
         self.origins[keys] = f"--set {assignment}"
 
+    def over(self, base: SourceMap) -> SourceMap:
+        """These keys over those of `base`, section by section and key by key; lists are replaced whole."""
+        replaced: list[Path_] = []
+        data = _merged(base.data, self.data, (), replaced)
+        origins = {path: at for path, at in base.origins.items() if not any(path[: len(r)] == r for r in replaced)}
+        return SourceMap(self.name, data, origins | self.origins)
+
     def where(self, path: Sequence[str | int]) -> str:
         """Origin of the deepest part of `path` that exists."""
         for end in range(len(path), -1, -1):
             if tuple(path[:end]) in self.origins:
                 return self.origins[tuple(path[:end])]
         return self.name
+
+
+def _merged(below: Any, above: Any, path: Path_, replaced: list[Path_]) -> Any:
+    """`above` over `below`; the paths at which nothing of `below` is left are added to `replaced`."""
+    mappings = isinstance(below, dict) and isinstance(above, dict)
+    if not mappings or (path in NAMED and above.get("name", below.get("name")) != below.get("name")):
+        replaced.append(path)
+        return above
+    keys = {key: _merged(below[key], value, (*path, key), replaced) for key, value in above.items() if key in below}
+    return below | above | keys

@@ -32,8 +32,23 @@ train:
 """
 
 
+DERIVED = """\
+base: tiny.yaml
+name: derived
+train:
+  steps: 7
+"""
+
+
 def write(folder: Path, text: str) -> str:
     path = folder / "tiny.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def derive(folder: Path, text: str = DERIVED, base: str = GOOD) -> str:
+    write(folder, base)
+    path = folder / "derived.yaml"
     path.write_text(text)
     return str(path)
 
@@ -162,6 +177,89 @@ def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
     assert "cannot be cut into 3 equal parts" in complaint(tmp_path, GOOD, "cluster.workers=3")
 
 
+def test_a_recipe_starts_from_its_base_and_changes_it_key_by_key(tmp_path: Path) -> None:
+    recipe = load_recipe(derive(tmp_path))
+    assert (recipe.name, recipe.corpus.name, recipe.task.canvas) == ("derived", "photos", 64)  # type: ignore[attr-defined]
+    assert (recipe.train.steps, recipe.train.batch_size) == (7, 64)  # type: ignore[attr-defined]
+    assert load_recipe(derive(tmp_path), ["train.steps=9"]).run().train.steps == 9
+
+
+def test_another_task_or_encoder_leaves_nothing_of_the_one_in_the_base(tmp_path: Path) -> None:
+    base = GOOD.replace("canvas: 64", "canvas: 64\n  flip: false").replace("resnet18", "resnet18\n  zero_init: false")
+    same = derive(tmp_path, "base: tiny.yaml\ntask: {canvas: 32}\nencoder: {width: 0.5}\n", base)
+    assert load_recipe(same).run().task == TASKS["rotation"](canvas=32, flip=False)  # type: ignore[call-arg]
+    assert load_recipe(same).run().encoder == EncoderSpec(width=0.5, zero_init=False)
+    other = derive(tmp_path, "base: tiny.yaml\ntask: {name: simclr, canvas: 32}\nencoder: {name: vit_tiny}\n", base)
+    assert load_recipe(other).run().task == TASKS["simclr"](canvas=32)  # type: ignore[call-arg]
+    assert load_recipe(other).run().encoder == EncoderSpec(name="vit_tiny")
+
+
+def test_a_list_of_the_base_is_replaced_whole(tmp_path: Path) -> None:
+    base = GOOD.replace("name: photos", "name: photos\n  sources: [/a, /b]")
+    assert load_recipe(derive(tmp_path, DERIVED + "corpus: {sources: [/c]}\n", base)).corpus.sources == ("/c",)
+
+
+def test_bases_stand_on_bases_in_other_folders_and_on_built_in_recipes(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "middle.yaml").write_text("base: digits\nname: middle\noptim: {lr: 0.5}\n")
+    top = tmp_path / "deep" / "top.yaml"
+    top.write_text("base: ../middle.yaml\nname: top\n")
+    recipe = load_recipe(str(top))
+    assert (recipe.task_name, recipe.run().optim.lr) == ("simclr", 0.5)
+    assert recipe.register_ is not None and recipe.register_.model == "top-encoder"
+
+
+def test_a_complaint_names_file_and_line_of_the_key_whichever_file_it_came_from(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"derived.yaml:4: `train.stepps` is no key"):
+        load_recipe(derive(tmp_path, DERIVED.replace("steps", "stepps")))
+    with pytest.raises(RecipeError, match=r"tiny.yaml:11: optim.lr is 0"):
+        load_recipe(derive(tmp_path, base=GOOD.replace("lr: 0.1", "lr: 0")))
+    with pytest.raises(RecipeError, match=r"--set train.steps=many: `train.steps` is 'many'"):
+        load_recipe(derive(tmp_path), ["train.steps=many"])
+    replaced = DERIVED + "task:\n  name: simclr\n  canvas: 96\n"
+    with pytest.raises(RecipeError, match=r"derived.yaml:7: task.canvas asks for image of 96x96"):
+        load_recipe(derive(tmp_path, replaced))
+    with pytest.raises(RecipeError, match=r"derived.yaml:5: `task.chromatic` is no key"):
+        load_recipe(derive(tmp_path, DERIVED + "task: {name: simclr, chromatic: 1}\n"))
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (
+            "derived.yaml",
+            r"derived.yaml:1: a recipe cannot be its own base: .*derived.yaml, whose base is .*derived.yaml$",
+        ),
+        ("digit", "derived.yaml:1: base: digit: no such recipe file, .*did you mean digits"),
+        ("[tiny.yaml]", "derived.yaml:1: `base` is .'tiny.yaml'.: write the name of a built-in recipe, or a file"),
+        ("", "derived.yaml:1: `base` is None"),
+    ],
+)
+def test_a_base_that_cannot_be_is_refused_in_one_sentence(tmp_path: Path, base: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(derive(tmp_path, DERIVED.replace("tiny.yaml", base)))
+
+
+def test_bases_that_go_round_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"tiny.yaml:14: a recipe cannot be its own base: .*derived.*tiny.*derived"):
+        load_recipe(derive(tmp_path, base=GOOD + "base: derived.yaml\n"))
+
+
+def test_a_base_cannot_be_set_and_a_misspelt_one_is_told(tmp_path: Path) -> None:
+    assert "--set base=digits: a base is named by a recipe's file" in complaint(tmp_path, GOOD, "base=digits")
+    assert "tiny.yaml:14: `bases` is no key of a recipe; did you mean `base`?" in complaint(
+        tmp_path, GOOD + "bases: x\n"
+    )
+
+
+def test_the_registered_model_may_be_named_after_the_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + 'register: {model: "best-{name}-encoder"}\n')
+    for overrides, model in (([], "best-tiny-encoder"), (["name=other"], "best-other-encoder")):
+        register = load_recipe(path, overrides).register_
+        assert register is not None and register.model == model
+    assert "`register.model` is '{nam}'" in complaint(tmp_path, GOOD, "register={model: '{nam}'}")
+
+
 def test_an_unknown_recipe_names_the_nearest_built_in_one() -> None:
     with pytest.raises(RecipeError, match="did you mean digits"):
         load_recipe("digit")
@@ -177,8 +275,14 @@ def test_the_schema_accepts_the_recipes_and_refuses_a_wrong_key() -> None:
     schema = json_schema()
     for path in RECIPES.glob("*.yaml"):
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(yaml.safe_load(GOOD.replace("canvas", "canvass")), schema)
+    for text in (
+        GOOD.replace("canvas", "canvass"),
+        DERIVED.replace("steps", "stepps"),
+        DERIVED.replace("base", "bass"),
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(yaml.safe_load(text), schema)
+    jsonschema.validate(yaml.safe_load(DERIVED + "task: {canvas: 32}\nregister: {margin: 1}\n"), schema)
 
 
 def test_the_key_depends_on_what_determines_the_weights_and_on_nothing_else(tmp_path: Path) -> None:
@@ -191,3 +295,11 @@ def test_the_key_depends_on_what_determines_the_weights_and_on_nothing_else(tmp_
     keys = {run_key(load_recipe(path, change), "data", "code") for change in changed}
     keys |= {run_key(load_recipe(path), "other data", "code"), run_key(load_recipe(path), "data", "other code")}
     assert len(keys) == 6 and key not in keys
+
+
+def test_the_key_of_a_derived_recipe_is_that_of_the_same_recipe_written_out(tmp_path: Path) -> None:
+    from pipelines.plan import run_key
+
+    whole = write(tmp_path, GOOD.replace("name: tiny", "name: derived") + "  steps: 7\n")
+    written_out = run_key(load_recipe(whole), "data", "code")
+    assert run_key(load_recipe(derive(tmp_path)), "data", "code") == written_out
