@@ -1,10 +1,12 @@
-"""Lab against its definition, written plainly in float64; the bins against the gamut."""
+"""Lab against scikit-image; the bins against the gamut and against the released ones."""
 
-import cie
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial import cKDTree
+from skimage.color import lab2rgb, rgb2lab
 
 from ssl_core.ops import lab
 
@@ -17,12 +19,19 @@ def pixels(n: int = 4, side: int = 24) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("given", ["bytes", "floats", "channels_last"])
-def test_lab_is_as_defined(given):
+def test_lab_is_that_of_scikit_image(given):
+    """Which takes the primaries to six digits; ours are the standard's four."""
     x = pixels()
     given = {"bytes": x, "floats": x / 255, "channels_last": x.contiguous(memory_format=torch.channels_last)}[given]
-    expected = cie.lab(x.permute(0, 2, 3, 1).double().numpy() / 255).transpose(0, 3, 1, 2)
-    assert np.abs(lab.from_rgb(given).numpy() - expected).max() < 2e-3
-    assert np.abs(lab.lightness(lab.light(given)).numpy() - expected[:, :1]).max() < 2e-4
+    expected = rgb2lab(x.numpy(), channel_axis=1)
+    assert np.abs(lab.from_rgb(given).numpy() - expected).max() < 0.02
+    assert np.abs(lab.lightness(lab.light(given)).numpy() - expected[:, :1]).max() < 0.01
+
+
+def test_the_way_back_is_that_of_scikit_image():
+    colours = rgb2lab(pixels().numpy(), channel_axis=1)
+    ours = lab.to_rgb(torch.from_numpy(colours).float()).numpy()
+    assert np.abs(ours - lab2rgb(colours, channel_axis=1)).max() < 0.002
 
 
 def test_landmarks():
@@ -60,7 +69,13 @@ def gamut() -> np.ndarray:
     first, second = np.meshgrid(levels, levels)
     faces = [np.stack([np.full_like(first, end), first, second], -1) for end in (0, 1)]
     colours = np.concatenate([np.roll(face, turn, -1).reshape(-1, 3) for face in faces for turn in range(3)])
-    return cie.lab(colours)[:, 1:]
+    return rgb2lab(colours)[:, 1:]
+
+
+def test_the_bins_are_the_released_ones_in_their_order():
+    """SHA-256 of the models' pts_in_hull.npy as int8, as OpenCV's samples/dnn/colorization.cpp has it."""
+    released = "e998ac8ef501e2599f898d384433aa276ba4ef172c264d05f6541707baf69842"
+    assert hashlib.sha256(np.array(lab.BINS).astype(np.int8).tobytes()).hexdigest() == released
 
 
 def test_there_are_313_bins_and_they_cover_the_gamut():

@@ -1,9 +1,10 @@
 import itertools
 
-import cie
 import numpy as np
 import pytest
 import torch
+from skimage.color import rgb2lab, rgb2xyz, xyz2lab
+from skimage.transform import downscale_local_mean
 from small_tasks import as_raw, encoder, generator, scenes, small
 
 from ssl_core import artefact
@@ -28,13 +29,18 @@ def flat(colours: list[tuple[int, int, int]], side: int) -> torch.Tensor:
     return (torch.tensor(colours) / 255).view(-1, 3, 1, 1).expand(-1, -1, side, side)
 
 
+def cells_of(pictures: torch.Tensor, stride: int) -> np.ndarray:
+    """scikit-image's Lab of each cell's mean light; bytes [n, 3, s, s] -> [n, 3, s / stride, s / stride]."""
+    light = rgb2xyz(pictures.numpy(), channel_axis=1)
+    return xyz2lab(downscale_local_mean(light, (1, 1, stride, stride)), channel_axis=1)
+
+
 def test_it_sees_lightness_and_is_asked_for_the_colour_of_each_cells_light():
     task = task_of()
     raw = raw_of(task)
     inputs, ab = task.make_batch(raw, generator())
-    pixels = raw["image"].numpy()
-    assert np.abs(inputs["lightness"].numpy() * 50 + 50 - cie.lab_of_cells(pixels, 1)[:, :1]).max() < 1e-3
-    assert np.abs(ab.numpy() - cie.lab_of_cells(pixels, task.stride)[:, 1:]).max() < 1e-3
+    assert np.abs(inputs["lightness"].numpy() * 50 + 50 - cells_of(raw["image"], 1)[:, :1]).max() < 0.02
+    assert np.abs(ab.numpy() - cells_of(raw["image"], task.stride)[:, 1:]).max() < 0.02
 
 
 def test_picture_and_answer_are_mirrored_together():
@@ -105,7 +111,7 @@ def test_the_prior_is_the_smoothed_share_of_each_colour_in_pictures_that_are_not
     prior = fit_prior(task, itertools.repeat(raw), generator())["prior"].numpy()
     expected = np.zeros(313)
     for colour in colours[:3]:
-        ab = cie.lab(np.array(colour) / 255)[1:]
+        ab = rgb2lab(np.array(colour) / 255)[1:]
         nearest = CENTRES[np.linalg.norm(CENTRES - ab, axis=1).argmin()]
         spread = np.exp(-((CENTRES - nearest) ** 2).sum(1) / (2 * 5**2))
         expected += spread / spread.sum() / 3
@@ -167,9 +173,9 @@ def test_it_explains_all_where_it_knows_and_nothing_where_it_answers_the_mean():
 def test_its_encoder_never_sees_colours():
     task = task_of()
     model, raw = task.build(encoder).eval(), raw_of(task)
-    lightness = torch.from_numpy(cie.lab_of_cells(raw["image"].numpy(), 1)[:, :1] / 50 - 1).float()
+    lightness = torch.from_numpy(cells_of(raw["image"], 1)[:, :1] / 50 - 1).float()
     with torch.no_grad():
-        assert torch.allclose(model.represent(raw)["stage3"], model.encoder(lightness), atol=1e-4)
+        assert torch.allclose(model.represent(raw)["stage3"], model.encoder(lightness), atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from skimage.transform import AffineTransform, ProjectiveTransform
 from small_tasks import as_raw, encoder, generator
 
 from ssl_core.ops import images
@@ -45,27 +46,23 @@ def seen(task: RelativeTransformation, n: int = 12):
     return [(places(first), places(second), answer.double().numpy()) for first, second, answer in both]
 
 
-def test_affine_parameters_are_those_that_least_squares_finds_in_the_pictures():
+def test_affine_parameters_are_those_that_scikit_image_finds_in_the_pictures():
     for before, after, answer in seen(task_of("affine")):
-        before, after = before - SIZE / 2, after - SIZE / 2
-        solution, *_ = np.linalg.lstsq(np.c_[before, np.ones(6)], after, rcond=None)
-        linear, shift = solution[:2].T, solution[2]
-        scale = np.hypot(*linear[:, 0])
-        cosine, sine = linear[:, 0] / scale
-        slant = np.degrees(np.arctan((cosine * linear[0, 1] + sine * linear[1, 1]) / scale))
-        found = [cosine, sine, *shift / (0.2 * SIZE), (scale - 1) / 0.3, slant / 30]
-        assert np.abs(found - answer).max() < 0.05
+        found = AffineTransform.from_estimate(before - SIZE / 2, after - SIZE / 2)
+        angle, (scale, same) = found.rotation, found.scale
+        assert same == pytest.approx(scale, abs=0.01)
+        slant = -np.degrees(np.arctan(np.tan(found.shear)))  # its angle may have turned full circle
+        shift = found.translation / (0.2 * SIZE)
+        expected = [np.cos(angle), np.sin(angle), *shift, (scale - 1) / 0.3, slant / 30]
+        assert np.abs(expected - answer).max() < 0.05
 
 
-def test_projective_parameters_are_those_that_least_squares_finds_in_the_pictures():
-    for after, before, answer in seen(task_of("projective")):  # the paper's map reads: from the second to the first
-        rows, right = [], []
-        for (x, y), (u, v) in zip(before * 32 / SIZE, after * 32 / SIZE, strict=True):
-            rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
-            right += [u, v]
-        numbers = np.linalg.lstsq(np.array(rows), np.array(right), rcond=None)[0]
-        found = (numbers - [0, 0, 16, 0, 0, 16, 0, 0]) / [1, 1, 20, 1, 1, 20, 0.015, 0.015]
-        assert np.abs(found - answer).max() < 0.15
+def test_projective_parameters_are_those_that_scikit_image_finds_in_the_pictures():
+    """The paper's map reads, from the second picture to the first, in pixels of a picture of 32."""
+    for before, after, answer in seen(task_of("projective")):
+        numbers = ProjectiveTransform.from_estimate(after * 32 / SIZE, before * 32 / SIZE).params.flatten()[:8]
+        expected = (numbers - [0, 0, 16, 0, 0, 16, 0, 0]) / [1, 1, 20, 1, 1, 20, 0.015, 0.015]
+        assert np.abs(expected - answer).max() < 0.15
 
 
 @pytest.mark.parametrize("kind", ["affine", "projective"])
