@@ -32,6 +32,7 @@ from components.features import (
     without_copies,
 )
 from components.judgement import ENCODER, PIXELS, RANDOM, Correct, Judgement, Pretext, Row, best_row, paired_gain
+from ssl_core.data.shards import class_names
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.probes.intervals import Interval, normal_mean, over_draws, wilson
 from ssl_core.probes.knn import knn, leave_one_out, neighbours
@@ -153,7 +154,7 @@ def evaluate(
     chosen = best_row(rows, ENCODER)
     assert chosen is not None
     best = chosen.layer
-    pretext, panel = _pretext(task, model, splits[1], ids[1], settings, where)
+    pretext, panel = _pretext(task, model, splits, ids[1], settings, where)
     layer = features[1][ENCODER].layers[best]
     gate = collapse(layer)
     judgement = Judgement(
@@ -185,7 +186,7 @@ def _choose(
     (train_ids, train_labels), (test_ids, test_labels) = (
         labelled(split, settings.most, settings.seed) for split in (train, test)
     )
-    names = tuple(sorted(set(train_labels), key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name)))
+    names = class_names(train_labels)
     _check_labels(names, test_labels)
     place = {name: index for index, name in enumerate(names)}
     train_y, test_y = (torch.tensor([place[name] for name in split]) for split in (train_labels, test_labels))
@@ -268,21 +269,24 @@ def _measures(x: Tensor, view: Tensor | None) -> dict[str, float]:
 
 @torch.no_grad()
 def _pretext(
-    task: PretextTask, model: TaskModel, split: Split, ids: Ids, settings: Settings, device: torch.device
+    task: PretextTask,
+    model: TaskModel,
+    splits: tuple[Split, Split],
+    ids: Ids,
+    settings: Settings,
+    device: torch.device,
 ) -> tuple[dict[str, Pretext], Panel]:
-    """The task's own metrics on test samples, in whole batches, and a panel of the first batch.
-
-    No metrics where the answer is a sample's number: samples of another corpus have none that the model knows.
-    """
+    """The task's own metrics on samples of the test split, in whole batches, and a panel of the first batch."""
     rng = torch.Generator(device).manual_seed(settings.seed)
     ids = some(ids, settings.views, settings.seed)
     size = min(_PRETEXT_BATCH, len(ids))
     values: dict[str, list[Tensor]] = {}
     panel = None
-    for raw in batches(split, task.sample, ids[: len(ids) // size * size], size, device):
+    comparable = _comparable(task, splits)
+    for raw in batches(splits[1], task.sample, ids[: len(ids) // size * size], size, device):
         inputs, targets = task.make_batch(raw, rng)
         outputs = model(**inputs)
-        if task.sample == media(task.sample):
+        if comparable:
             losses, metrics = task.loss(outputs, targets)
             for name, value in {"loss": losses, **metrics}.items():
                 values.setdefault(name, []).append(value.float().cpu())
@@ -290,6 +294,18 @@ def _pretext(
     assert panel is not None
     chance = task.chance(size)
     return {name: Pretext(*normal_mean(torch.cat(value)), chance.get(name)) for name, value in values.items()}, panel
+
+
+def _comparable(task: PretextTask, splits: tuple[Split, Split]) -> bool:
+    """Whether an answer means on the test split what it meant in training.
+
+    The number of a sample does not. That of a class does where both splits have the same ones, as many as the task.
+    """
+    kinds = {field.modality: field.limit for field in task.sample.values()}
+    if "label" in kinds:
+        here, there = (split.shards.classes.names for split in splits)
+        return here == there and len(here) == kinds["label"]
+    return "index" not in kinds
 
 
 def _samples(has_labels: bool) -> str:

@@ -27,7 +27,13 @@ def show_tasks(as_json: bool) -> None:
         return
     columns = ("task", "what it asks", "paper", "shortcuts closed", "artefacts")
     table = [
-        (r["task"], r["summary"], r["paper"], ", ".join(s["cue"] for s in r["shortcuts"]), ", ".join(r["artefacts"]))
+        (
+            f"{r['task']} (reference)" if r["reference"] else r["task"],
+            r["summary"],
+            r["paper"],
+            ", ".join(s["cue"] for s in r["shortcuts"]),
+            ", ".join(r["artefacts"]),
+        )
         for r in rows
     ]
     console.table("Pretext tasks (pretext tasks NAME shows one)", columns, table)
@@ -62,7 +68,7 @@ def show_task(name: str, as_json: bool) -> None:
 
 
 def describe(name: str, cls: type[PretextTask]) -> dict[str, Any]:
-    """A task as JSON data."""
+    """A task as JSON data; "reference" where it learns from labels, so that it is no pretext task."""
     docs, hints = field_docs(cls), typing.get_type_hints(cls)
     fields = [
         {"field": f.name, "type": str(hints[f.name]), "default": f.default, "doc": docs.get(f.name, "")}
@@ -70,6 +76,7 @@ def describe(name: str, cls: type[PretextTask]) -> dict[str, Any]:
     ]
     return {
         "task": name,
+        "reference": any(field.modality == "label" for field in cls().sample.values()),
         "summary": (inspect.getdoc(cls) or "").split("\n")[0],
         "paper": cls.paper,
         "fields": fields,

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-Modality: TypeAlias = Literal["image", "video", "audio", "sequence", "index"]
+Modality: TypeAlias = Literal["image", "video", "audio", "sequence", "index", "label"]
 
 Raw: TypeAlias = Mapping[str, Tensor]
 """Field name -> [n, *field.shape] on the device. Images are uint8 RGB in [0, 255], channels_last in memory."""
@@ -20,9 +20,10 @@ class Field:
 
     Attributes:
         modality: what the shape means.
-        shape: image (channels, height, width); index (), the sample's number in its corpus version as int64; further
-            modalities bring their own order.
-        limit: of an index; how many samples the task tells apart. Training on more is refused.
+        shape: image (channels, height, width); index (), the sample's number in its corpus version as int64; label (),
+            the number of its class as int64; further modalities bring their own order.
+        limit: of an index, how many samples the task tells apart: training on more is refused. Of a label, how many
+            classes: training on more or fewer is refused.
     """
 
     modality: Modality
@@ -31,8 +32,8 @@ class Field:
 
 
 def media(sample: Mapping[str, Field]) -> dict[str, Field]:
-    """The fields that hold what was recorded, not a sample's number; all that `TaskModel.represent` needs."""
-    return {name: field for name, field in sample.items() if field.modality != "index"}
+    """The fields that hold what was recorded, no number or label; all that `TaskModel.represent` needs."""
+    return {name: field for name, field in sample.items() if field.modality not in ("index", "label")}
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "amdim": {"canvas": 20, "size": 16, "jitter": 0.1, "grey": 0.0, "coarse": 2, "fine": 3, "out": 32},
     "exemplar_cnn": {"canvas": 20, "size": 16, "classes": 32, "degrees": 9, "zoom": 1.1, "power": 1.5, "dropout": 0},
     "exemplar_triplet": {"canvas": 20, "size": 16, "views": 3, "min_area": 0.3, "hue": 0.05, "out": 16},
+    "supervised": {"canvas": 20, "size": 16, "classes": 4, "min_area": 0.6, "jitter": 0.1, "grey": 0.0},
 }
 
 VITS: Mapping[str, Mapping[str, Any]] = {
@@ -120,10 +121,14 @@ def generator(seed: int = 0) -> Generator:
 
 
 def as_raw(task: PretextTask, pictures: Tensor) -> dict[str, Tensor]:
-    """Float pictures [n, 3, s, s] in [0, 1] as the reader delivers them: uint8, channels_last; and numbers."""
+    """Float pictures [n, 3, s, s] in [0, 1] as the reader delivers them: uint8, channels_last; numbers and labels."""
     pixels = pictures.clamp(0, 1).mul(255).round().to(torch.uint8).contiguous(memory_format=torch.channels_last)
     numbers = torch.arange(len(pictures))
-    return {name: numbers if field.modality == "index" else pixels for name, field in task.sample.items()}
+    raw: dict[str, Tensor] = {}
+    for name, field in task.sample.items():
+        wanted = {"index": numbers, "label": numbers.remainder(field.limit or len(numbers))}
+        raw[name] = wanted.get(field.modality, pixels)
+    return raw
 
 
 def side(task: PretextTask) -> int:
@@ -132,7 +137,7 @@ def side(task: PretextTask) -> int:
 
 
 def numbered(task: PretextTask) -> bool:
-    """Whether it asks which sample it sees, and so learns only from samples that come again."""
+    """Whether it asks for a sample's number or label, and so learns only from samples that come again."""
     return task.sample != media(task.sample)
 
 

@@ -56,6 +56,10 @@ def check(shards: Shards, ids: Ints, field: Field) -> None:
         )
 
 
+def check_training(shards: Shards, field: Field) -> None:
+    """Each image is checked when it is due: the sizes of a large corpus take long to read."""
+
+
 def fetch(shards: Shards, ids: Ints, field: Field, key: str | None, out: Bytes) -> None:
     """Fill `out` [n, h, w, 3] with a crop of each sample: where `key` and its id say, or of the centre if None."""
     check(shards, ids, field)

@@ -31,6 +31,20 @@ def check(shards: Shards, ids: Ints, field: Field) -> None:
     """Every sample has a number."""
 
 
+def check_training(shards: Shards, field: Field) -> None:
+    """Raise ValueError for a corpus of more samples than the task tells apart."""
+    if field.limit is not None and len(shards) > field.limit:
+        raise ValueError(
+            f"The task tells {field.limit} samples apart and the corpus has {len(shards)}; raise the task's classes to "
+            "that number or train on a smaller corpus."
+        )
+
+
 def fetch(shards: Shards, ids: Ints, field: Field, key: str | None, out: Bytes) -> None:
     """Fill `out` [n, 8] with the ids themselves: the order of a corpus version's samples never changes."""
-    out[:] = ids.astype(np.int64).view(np.uint8).reshape(len(ids), BYTES)
+    write(ids, out)
+
+
+def write(values: Ints, out: Bytes) -> None:
+    """Fill `out` [n, 8] with the bytes of n numbers."""
+    out[:] = values.astype(np.int64).view(np.uint8).reshape(len(values), BYTES)

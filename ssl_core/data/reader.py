@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_core.data import images, numbers
+from ssl_core.data import images, labels, numbers
 from ssl_core.data.buffers import Buffers, hand_over
 from ssl_core.data.images import ReadError
 from ssl_core.data.mapping import Bytes
@@ -37,7 +37,8 @@ class Batch:
     """What one rank reads at a time.
 
     Attributes:
-        raw: field name -> [n, *field.shape] on the device: uint8, numbers int64; images are channels_last in memory.
+        raw: field name -> [n, *field.shape] on the device: uint8, numbers and labels
+            int64; images are channels_last in memory.
         ids: [n] int64, the samples' places in `Shards`.
         cursor: where to go on after this batch.
     """
@@ -69,19 +70,22 @@ class Fetcher:
     Attributes:
         memory: shape of one sample as it lies in memory; raises ValueError for a field that the corpus cannot give.
         check: raises ValueError when one of the samples cannot fill the field.
+        check_training: raises ValueError when the corpus as a whole is nothing to train on.
         fetch: fills [n, *memory] for n sample ids; the key names the random numbers, None means none are drawn.
         view: [n, *memory] tensor to [n, *field.shape], without a copy.
     """
 
     memory: Callable[[Field], tuple[int, ...]]
     check: Callable[[Shards, Ints, Field], None]
+    check_training: Callable[[Shards, Field], None]
     fetch: Callable[[Shards, Ints, Field, str | None, Bytes], None]
     view: Callable[[Tensor], Tensor]
 
 
 FETCHERS: Mapping[Modality, Fetcher] = {
-    "image": Fetcher(images.memory, images.check, images.fetch, images.view),
-    "index": Fetcher(numbers.memory, numbers.check, numbers.fetch, numbers.view),
+    "image": Fetcher(images.memory, images.check, images.check_training, images.fetch, images.view),
+    "index": Fetcher(numbers.memory, numbers.check, numbers.check_training, numbers.fetch, numbers.view),
+    "label": Fetcher(labels.memory, labels.check, labels.check_training, labels.fetch, labels.view),
 }
 
 
@@ -244,8 +248,5 @@ class Reader:
                 )
             FETCHERS[field.modality].memory(field)
             FETCHERS[field.modality].check(self._shards, np.zeros(1, dtype=np.int64), field)
-            if self._train and field.limit is not None and len(self._shards) > field.limit:
-                raise ValueError(
-                    f"The task tells {field.limit} samples apart and the corpus has {len(self._shards)}; raise the "
-                    "task's classes to that number or train on a smaller corpus."
-                )
+            if self._train:
+                FETCHERS[field.modality].check_training(self._shards, field)

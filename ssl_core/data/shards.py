@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from ssl_core.data.layout import CODECS, Rows, ShardError, read_columns, read_footer, read_rows
 from ssl_core.data.mapping import Bytes, map_file, will_need
 
-__all__ = ["CODECS", "SCHEMA", "Places", "ShardError", "Shards", "write_shard"]
+__all__ = ["CODECS", "SCHEMA", "Classes", "Places", "ShardError", "Shards", "class_names", "write_shard"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -169,6 +170,24 @@ class Places:
     codec: npt.NDArray[np.int8]
 
 
+@dataclass(frozen=True)
+class Classes:
+    """The labels of a corpus version as numbers.
+
+    Attributes:
+        names: the distinct labels, in order of their numbers.
+        numbers: [n] each sample's class, -1 where it has no label.
+    """
+
+    names: tuple[str, ...]
+    numbers: Ints
+
+
+def class_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """The distinct labels in the order that numbers them: those of digits by their value, then the others by letter."""
+    return tuple(sorted(set(labels), key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name)))
+
+
 class Shards:
     """The samples of a corpus version as one sequence: shards in the order of their names, rows in theirs.
 
@@ -268,6 +287,16 @@ class Shards:
     def labels(self) -> npt.NDArray[np.object_]:
         """[n] texts, None where a sample has no label."""
         return np.array(self.column("label").to_pylist(), dtype=object)
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The labels as numbers; worked out once."""
+        encoded = self.column("label").combine_chunks().dictionary_encode()
+        found = encoded.dictionary.to_pylist()
+        names = class_names(found)
+        place = {name: number for number, name in enumerate(names)}
+        order = np.array([place[name] for name in found] + [-1], dtype=np.int64)
+        return Classes(names, order[encoded.indices.fill_null(len(found)).to_numpy()])
 
     def _all(self) -> Rows:
         for shard in range(len(self.paths)):

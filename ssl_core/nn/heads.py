@@ -78,9 +78,12 @@ class ClassifierHead(nn.Module):
         return out
 
 
-def classify(logits: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a classifying task answers in `loss`: cross-entropy [n] and accuracy [n]; logits [n, k], targets [n]."""
-    loss = F.cross_entropy(logits, targets, reduction="none")
+def classify(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a classifying task answers in `loss`: cross-entropy [n] and accuracy [n]; logits [n, k], targets [n].
+
+    smoothing: share of the target that all classes have alike.
+    """
+    loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     return loss, {"accuracy": (logits.detach().argmax(1) == targets).float()}
 
 

@@ -24,6 +24,7 @@ from ssl_core.tasks.rotation import Rotation
 from ssl_core.tasks.simclr import SimCLR
 from ssl_core.tasks.spatial_bag_of_words import SpatialBagOfWords
 from ssl_core.tasks.split_brain import SplitBrain
+from ssl_core.tasks.supervised import Supervised
 from ssl_core.tasks.variational_autoencoder import VariationalAutoencoder
 
 TASKS: Mapping[str, type[PretextTask]] = {
@@ -46,5 +47,6 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "cpc_image": CPCImage,
     "exemplar_cnn": ExemplarCNN,
     "exemplar_triplet": ExemplarTriplet,
+    "supervised": Supervised,
 }
 """Name in recipes -> task class."""

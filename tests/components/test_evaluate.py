@@ -18,6 +18,7 @@ from ssl_core.data.shards import SCHEMA, Shards, write_shard
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.exemplar_cnn import ExemplarCNN
 from ssl_core.tasks.rotation import Rotation
+from ssl_core.tasks.supervised import Supervised
 from ssl_core.types import Field
 
 SIDE = 16
@@ -165,6 +166,22 @@ def test_without_labels_the_label_free_measures_remain(tmp_path):
     assert any("no labelled set" in note for note in judgement.notes)
     assert evidence.labels == () and len(evidence.queries) == 8
     assert Judgement.from_json(judgement.to_json()) == judgement
+
+
+def test_the_supervised_reference_is_asked_for_held_out_labels_where_they_mean_the_same(parts, tmp_path):
+    def pretext(classes, *splits):
+        task = Supervised(canvas=SIDE, size=SIDE, classes=classes)
+        models = [untrained(task, ENCODER_SPEC, seed) for seed in (0, 0)]
+        judgement, evidence = evaluate(task, *models, *splits, settings=QUICK, device="cpu")
+        assert set(judgement.rows[0].scores) == {"linear", "knn", "1-label", "5-label"}
+        assert len(evidence.panel.captions) == min(256, judgement.samples["test"])
+        return judgement.pretext
+
+    assert pretext(10, *parts)["accuracy"].chance == 0.1
+    assert 0 < pretext(10, *parts)["accuracy"].mean < 0.4
+    assert pretext(11, *parts) == {}  # the model knows classes that are not here
+    some = write_part(tmp_path / "h.parquet", [0, 1, 2, 10, 11, 12], True)
+    assert pretext(10, parts[0], some) == {}  # the test split's third class need not be the model's
 
 
 def test_labels_that_cannot_judge_are_named(parts, tmp_path):

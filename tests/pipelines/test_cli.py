@@ -53,6 +53,7 @@ def test_help_comes_without_importing_torch_ray_or_mlflow() -> None:
 def test_tasks_lists_every_task_and_shows_every_field_of_one(pretext: Pretext) -> None:
     listed = json.loads(pretext("tasks", "-o", "json").stdout)
     assert [about["task"] for about in listed] == list(TASKS)
+    assert [about["task"] for about in listed if about["reference"]] == ["supervised"]
     shown = pretext("tasks", "simclr").stdout
     assert all(name in shown for name in ("temperature", "Shortcuts", "colour_histogram", "Search"))
 

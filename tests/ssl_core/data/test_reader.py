@@ -17,7 +17,7 @@ from corpora import corpus, pixels, rows
 
 from ssl_core.data import images
 from ssl_core.data.reader import Batch, Cursor, Reader, ReadError
-from ssl_core.data.shards import Shards
+from ssl_core.data.shards import SCHEMA, Shards, class_names
 from ssl_core.types import Field
 
 SMALL = {"image": Field("image", (3, 8, 8))}
@@ -144,6 +144,65 @@ def test_only_training_is_bound_to_as_many_samples_as_the_task_tells_apart(shard
         reader(shards, sample=few)
     numbers = torch.cat([batch.raw["number"] for batch in take(26, shards, sample=few, train=False)])
     assert numbers.tolist() == list(range(N))
+
+
+CLASSES = {**SMALL, "label": Field("label", (), limit=3)}
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Shards:
+    """101 images in three shards, the second of which lacks a class; sample i is labelled as `label_of` says."""
+    tables = [rows([(12, 12)] * (last - first), first=first) for first, last in ((0, 40), (40, 42), (42, N))]
+    for number, first in enumerate((0, 40, 42)):
+        labels = pa.array([label_of(first + j) for j in range(len(tables[number]))])
+        tables[number] = tables[number].set_column(8, SCHEMA.field("label"), labels)
+    folder = tmp_path / "classes"
+    folder.mkdir()
+    return corpus(folder, tables)
+
+
+def label_of(i: int) -> str:
+    return ("10", "9", "cat")[i % 3]
+
+
+def test_labels_are_numbered_digits_by_value_and_then_by_letter(classes: Shards) -> None:
+    assert class_names(["b", "10", "9", "a", "9", "007"]) == ("9", "10", "007", "a", "b")
+    assert class_names([]) == ()
+    assert classes.classes.names == ("9", "10", "cat")
+    assert classes.classes.numbers.tolist() == [(1, 0, 2)[i % 3] for i in range(N)]
+    assert classes.classes is classes.classes
+
+
+def test_a_sample_brings_the_number_of_its_class_and_still_looks_new_in_every_epoch(classes: Shards) -> None:
+    batches = take(60, classes, sample={"label": CLASSES["label"], "image": Field("image", (3, 4, 4))})
+    seen: dict[int, list[torch.Tensor]] = {}
+    for batch in batches:
+        assert batch.raw["label"].dtype == torch.int64
+        assert batch.raw["label"].tolist() == [(1, 0, 2)[i % 3] for i in batch.ids.tolist()]
+        for i, picture in zip(batch.ids.tolist(), batch.raw["image"]):
+            seen.setdefault(i, []).append(picture)
+    pairs = [crops[:2] for crops in seen.values() if len(crops) > 1]
+    assert len(pairs) > 80 and sum(torch.equal(*pair) for pair in pairs) < len(pairs) / 8
+
+
+def test_divided_and_central_reading_give_the_same_labels(classes: Shards) -> None:
+    whole = take(12, classes, sample=CLASSES, batch_size=8)
+    parts = [take(12, classes, sample=CLASSES, rank=rank, world=2) for rank in range(2)]
+    for alone, *split in zip(whole, *parts):
+        assert torch.equal(torch.cat([batch.raw["label"] for batch in split]), alone.raw["label"])
+    labels = torch.cat([batch.raw["label"] for batch in take(26, classes, sample=CLASSES, train=False)])
+    assert labels.tolist() == [(1, 0, 2)[i % 3] for i in range(N)]
+
+
+def test_training_is_bound_to_the_corpus_s_classes_and_to_samples_with_a_label(shards: Shards, classes: Shards) -> None:
+    for limit in (2, 4):
+        other = {**SMALL, "label": Field("label", (), limit=limit)}
+        with pytest.raises(ValueError, match=rf"tells {limit} classes apart and the corpus has 3 \('9' to 'cat'\); "):
+            reader(classes, sample=other)
+        assert len(take(26, classes, sample=other, train=False)) == 26
+    assert shards.classes.numbers[:4].tolist() == [-1, 0, 1, -1]
+    with pytest.raises(ValueError, match=r"row 0 of shard .*000.parquet has none; train on a corpus .* with labels"):
+        reader(shards, sample={**SMALL, "label": Field("label", (), limit=2)})
 
 
 def test_a_crop_depends_on_seed_epoch_and_sample_but_not_on_its_batch(shards: Shards) -> None:
@@ -302,6 +361,7 @@ def test_iterating_again_starts_again(shards: Shards) -> None:
         ({"sample": {"image": Field("image", (3, 13, 8))}}, "crops of 13x8 pixels, but row 0 of shard .* is 12x16"),
         ({"sample": {"image": Field("image", (1, 8, 8))}}, "RGB"),
         ({"sample": {"number": Field("index", (2,))}}, "one number, so a field of shape .2,."),
+        ({"sample": {"label": Field("label", (2,))}}, "one label, so a field of shape .2,."),
         ({"sample": {"sound": Field("audio", (16_000,))}}, "'sound' is of modality 'audio'"),
     ],
 )

@@ -1,0 +1,52 @@
+"""The number of each sample's class, for the supervised reference: the one reader of labels; pretext tasks get none."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from ssl_core.data import numbers
+from ssl_core.data.mapping import Bytes
+from ssl_core.data.order import Ints
+from ssl_core.data.shards import Shards
+from ssl_core.types import Field
+
+
+def memory(field: Field) -> tuple[int, ...]:
+    """The shape of one number as bytes. Raises ValueError for a field that is no single number."""
+    if field.shape:
+        raise ValueError(f"A sample has one label, so a field of shape {field.shape} cannot be read; ask for ().")
+    return (numbers.BYTES,)
+
+
+def view(batch: Tensor) -> Tensor:
+    """[n, 8] bytes as [n] int64."""
+    return numbers.view(batch)
+
+
+def check(shards: Shards, ids: Ints, field: Field) -> None:
+    """Raise ValueError if one of the samples has no label."""
+    bare = ids[shards.classes.numbers[ids] < 0]
+    if len(bare):
+        path, row = shards.locate(int(bare[0]))
+        raise ValueError(
+            f"The task learns from labels, but row {row} of shard {path} has none; train on a corpus that was ingested "
+            "with labels, for example from one folder per class."
+        )
+
+
+def check_training(shards: Shards, field: Field) -> None:
+    """Raise ValueError unless every sample has a label and there are as many classes as the task tells apart."""
+    check(shards, np.arange(len(shards), dtype=np.int64), field)
+    names = shards.classes.names
+    if field.limit is not None and len(names) != field.limit:
+        raise ValueError(
+            f"The task tells {field.limit} classes apart and the corpus has {len(names)} ({names[0]!r} to "
+            f"{names[-1]!r}); set the task's classes to {len(names)} or train on another corpus."
+        )
+
+
+def fetch(shards: Shards, ids: Ints, field: Field, key: str | None, out: Bytes) -> None:
+    """Fill `out` [n, 8] with the place of each sample's label among the corpus version's distinct labels."""
+    check(shards, ids, field)
+    numbers.write(shards.classes.numbers[ids], out)
