@@ -25,6 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))  # before tests/ssl_core, which has the name of a package
 
+from processes import running
 from small_corpus import make_corpus
 
 from components.corpus import Corpus
@@ -96,7 +97,7 @@ def _strike(driver: psutil.Popen, log: Path, tally: Tally, dice: random.Random) 
     if not (the_driver and dice.random() < 0.33):
         _wait_for_progress(driver, log)
     time.sleep(dice.uniform(0, 3))
-    victims = [driver] if the_driver else _workers(driver)
+    victims = [driver] if the_driver else running("RayTrainWorker", driver)
     if not victims or driver.poll() is not None:
         return False
     try:
@@ -113,14 +114,6 @@ def _wait_for_progress(driver: psutil.Popen, log: Path) -> None:
     size = log.stat().st_size
     while driver.poll() is None and log.stat().st_size == size:
         time.sleep(0.02)
-
-
-def _workers(driver: psutil.Popen) -> list[psutil.Process]:
-    try:
-        children = driver.children(recursive=True)
-        return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
 
 
 def _last(log: Path) -> str:

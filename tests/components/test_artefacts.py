@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import boto3
 import psutil
 import pytest
 import torch
+from processes import running
 from small_corpus import make_corpus
 
 from components.artefacts import ArtefactError, prepare, recorded
@@ -179,8 +181,8 @@ def test_the_task_on_ray_survives_its_process(corpus: Corpus, tmp_path: Path) ->
 
     def kill_once() -> None:
         while not killed.is_set():
-            for process in psutil.Process().children(recursive=True):
-                if "ray::fit" in " ".join(process.cmdline()):
+            for process in running("ray::fit"):
+                with suppress(psutil.NoSuchProcess):
                     process.kill()
                     killed.set()
             time.sleep(0.005)

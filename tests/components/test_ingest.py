@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from processes import ends
 
 import components.ingest
 from components import delta
@@ -244,7 +245,7 @@ def test_an_ingest_that_dies_around_a_commit_is_finished_by_the_next(tmp_path: P
         ray.get(ray.remote(num_cpus=0, max_retries=0)(run).remote())
     (record,) = Path(home, "corpora", "c", "_ingests").iterdir()
     with suppress(psutil.NoSuchProcess):  # Ray tells of its end a moment before it has ended
-        psutil.Process(json.loads(record.read_text())["pid"]).wait(timeout=30)
+        assert ends(psutil.Process(json.loads(record.read_text())["pid"]), seconds=30)
     report = take(source)
     corpus = Corpus.open("c")
     assert report.added < 100 or (call, moment) == (1, "before")  # what was committed is not done again

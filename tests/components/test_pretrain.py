@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 import torch
+from processes import running
 from small_corpus import make_corpus
 
 from components.corpus import Corpus
@@ -71,8 +72,7 @@ def assert_same_run(one: Path, other: Path, step: int) -> None:
 
 def workers_of_ray() -> list[psutil.Process]:
     """This test's Ray Train workers; Ray gives its processes their class's name."""
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if "RayTrainWorker" in " ".join(process.cmdline())]
+    return running("RayTrainWorker")
 
 
 def taking_over(storage: Path) -> Callable[[Point], None]:

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from hostile import encoded, good_files, hostile_files, picture, slow_jpeg
+from processes import ends
 
 from components import sandbox as module
 from components.sandbox import Sandbox
@@ -255,10 +256,7 @@ def test_the_child_does_not_outlive_a_parent_that_is_shot(moment: str, tmp_path:
         time.sleep(0.3)
         assert child.is_running()
         parent.kill()
-    deadline = time.monotonic() + 5
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert ends(child, seconds=5)
 
 
 def test_the_child_knows_no_secrets(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
