@@ -86,8 +86,8 @@ class Jigsaw:
     def __post_init__(self) -> None:
         if self.grid not in (2, 3):
             raise ValueError(f"jigsaw: grid is {self.grid}; it can be 2 or 3.")
-        if self.tile < 8 or min(self.gap, self.jitter, self.channel_jitter) < 0:
-            raise ValueError("jigsaw: tile starts at 8 px; gap, jitter and channel_jitter at 0.")
+        if self.tile < 4 or min(self.gap, self.jitter, self.channel_jitter) < 0:
+            raise ValueError("jigsaw: tile starts at 4 px; gap, jitter and channel_jitter at 0.")
         if min(self.per_image, self.embed, self.hidden) < 1:
             raise ValueError("jigsaw: per_image, embed and hidden start at 1.")
         if self.span > self.canvas:

@@ -140,7 +140,7 @@ def test_two_by_two_puzzles_and_the_whole_canvas_can_be_represented():
         ({"canvas": 200}, "need 254 px"),
         ({"grid": 4}, "can be 2 or 3"),
         ({"grid": 2, "permutations": 25}, "4 tiles have 2 to 24 orders"),
-        ({"tile": 4}, "tile starts at 8"),
+        ({"tile": 3}, "tile starts at 4"),
         ({"grey": 1.5}, "between 0 and 1"),
         ({"per_image": 0}, "start at 1"),
         ({"representation": "puzzle"}, "can be tiles or canvas"),
