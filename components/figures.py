@@ -76,7 +76,7 @@ def draw(judgement: Judgement, evidence: Evidence, points: Sequence[Logged] = ()
 def layers(judgement: Judgement) -> bytes:
     """Accuracy of every probe at every layer, with 95 % intervals, beside the untrained network and raw pixels."""
     probes = list(judgement.rows[0].scores)
-    with _figure(3.1 * len(probes), 3.2) as (figure, png):
+    with house_figure(3.1 * len(probes), 3.2) as (figure, png):
         for index, probe in enumerate(probes):
             axes = figure.add_subplot(1, len(probes), index + 1)
             _layer_axes(axes, judgement, probe)
@@ -139,7 +139,7 @@ def answers(panel: Panel) -> bytes:
     block = len(columns) * (side + gap) + 0.35
     wide = max(1, min(n, int(10 // block)))
     rows = -(-n // wide)
-    with _figure(wide * block - 0.2, rows * (side + words) + top, layout=None) as (figure, png):
+    with house_figure(wide * block - 0.2, rows * (side + words) + top, layout=None) as (figure, png):
         for i in range(n):
             x, y = i % wide * block + 0.05, top + i // wide * (side + words)
             for j, (title, images) in enumerate(columns):
@@ -159,7 +159,7 @@ def nearest(evidence: Evidence) -> bytes:
     wide = 2 if n > 4 else 1
     rows = -(-n // wide)
     block = (found + 1) * (side + gap) + apart + 0.35
-    with _figure(wide * block - 0.2, rows * (side + words) + top + 0.05, layout=None) as (figure, png):
+    with house_figure(wide * block - 0.2, rows * (side + words) + top + 0.05, layout=None) as (figure, png):
         for column in range(wide):
             x = column * block + 0.05
             _write(figure, x, 0.16, "query", ha="left", weight="bold")
@@ -214,7 +214,7 @@ def embedding_map(evidence: Evidence) -> bytes | None:
     if len(evidence.features) < 10:
         return None
     places = _lay_out(evidence.features)
-    with _figure(6.4, 5.4) as (figure, png):
+    with house_figure(6.4, 5.4) as (figure, png):
         axes = figure.add_subplot()
         if evidence.labels:
             _scatter_classes(axes, places, np.array(evidence.labels))
@@ -265,7 +265,7 @@ def curves(points: Sequence[Logged]) -> bytes | None:
     series = {title: values for title, values in series.items() if len(values[0]) > 1}
     if not series:
         return None
-    with _figure(3.1 * len(series), 2.6) as (figure, png):
+    with house_figure(3.1 * len(series), 2.6) as (figure, png):
         for index, (title, (steps, values)) in enumerate(series.items()):
             axes = figure.add_subplot(1, len(series), index + 1)
             axes.plot(steps, values, color=COLOURS[ENCODER])
@@ -284,7 +284,7 @@ def _series(points: Sequence[Logged], name: str) -> tuple[list[int], list[float]
 
 
 @contextmanager
-def _figure(
+def house_figure(
     width: float, height: float, layout: Literal["constrained"] | None = "constrained"
 ) -> Iterator[tuple[Figure, io.BytesIO]]:
     """A figure in our style; on leaving the block its PNG is in the buffer. No pyplot: nothing global, no display."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from components.judgement import ENCODER, PIXELS, RANDOM, Judgement, Row
 from ssl_core.probes.intervals import Interval
@@ -70,15 +70,8 @@ class About:
 
 def write_report(judgement: Judgement, figures: Mapping[str, bytes], about: About) -> str:
     """The page, about as large as its pictures. `figures`: name -> PNG, as `components.figures.draw` returns them."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     known = [name for name in FIGURES if name in figures]
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         about=about,
         judgement=judgement,
         verdict=_verdict(judgement),
@@ -86,11 +79,24 @@ def write_report(judgement: Judgement, figures: Mapping[str, bytes], about: Abou
         headline=_table(judgement, judgement.headline()),
         everything=_table(judgement, judgement.rows),
         pretext=_pretext(judgement),
-        figures=[(name, *FIGURES[name], _data_uri(figures[name])) for name in known],
+        figures=[(name, *FIGURES[name], data_uri(figures[name])) for name in known],
     )
 
 
-def _data_uri(png: bytes) -> str:
+def template(name: str) -> Template:
+    """One of ours, which escapes whatever is put into it."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def data_uri(png: bytes) -> str:
+    """A picture as part of the page."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
