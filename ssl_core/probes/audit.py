@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ssl_core.nn.heads import Weighted, explained
 from ssl_core.probes import logistic
+from ssl_core.probes.ridge import Ridge
 from ssl_core.task import PretextTask
 from ssl_core.types import Raw, Shortcut
 
@@ -241,10 +242,10 @@ def _regression(fit_x: Tensor, fit_y: Tensor | Weighted, x: Tensor, y: Tensor | 
     """
     values, weights = fit_y if isinstance(fit_y, Weighted) else (fit_y, torch.ones_like(fit_y))
     if len(fit_x) == len(values):
-        predicted = _ridge(fit_x, values.double().flatten(1), x)
+        predicted = Ridge.of(fit_x).fit(values.flatten(1), 1.0)(x)
     else:
         counts = _by_pixel(weights.expand_as(values))[:, :1].double()
-        predicted = _ridge(fit_x, _by_pixel(values).double(), x, counts)
+        predicted = Ridge.of(fit_x, counts).fit(_by_pixel(values), 1.0)(x)
         predicted = predicted.view(-1, *values.shape[2:], values.shape[1]).movedim(-1, 1)
     return float(explained(predicted.reshape(-1, *values.shape[1:]).float(), y).mean())
 
@@ -252,16 +253,6 @@ def _regression(fit_x: Tensor, fit_y: Tensor | Weighted, x: Tensor, y: Tensor | 
 def _by_pixel(x: Tensor) -> Tensor:
     """[n, c, h, w] -> [n h w, c]."""
     return x.movedim(1, -1).flatten(0, -2)
-
-
-def _ridge(fit_x: Tensor, fit_y: Tensor, x: Tensor, counts: Tensor | None = None, penalty: float = 1.0) -> Tensor:
-    """Linear regression of fit_y [q, k] on standardised features fit_x [q, d], rows weighing `counts` [q, 1]; of x."""
-    counts = torch.ones_like(fit_y[:, :1]) if counts is None else counts
-    rows = torch.cat([fit_x, torch.ones_like(counts)], 1)
-    free = penalty * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    free[-1, -1] = 0
-    weights: Tensor = torch.linalg.solve((rows * counts).mT @ rows + free, (rows * counts).mT @ fit_y)
-    return x @ weights[:-1] + weights[-1]
 
 
 def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tuple[Tensor, Any]:

@@ -27,7 +27,7 @@ def wilson(right: int, n: int) -> Interval:
     share, z2 = right / n, _Z * _Z
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))  # rounding
 
 
 def over_draws(values: Tensor) -> Interval:
@@ -48,18 +48,34 @@ def normal_mean(values: Tensor) -> Interval:
 
 def paired_bootstrap(difference: Tensor, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Mean of per-sample differences [n] with the percentile bootstrap over samples (Efron & Tibshirani 1993)."""
-    n = len(difference)
-    if n < 1:
+    if len(difference) < 1:
         raise ValueError("There are no samples to compare on.")
+    means = bootstrap_means(difference.unsqueeze(1), resamples, seed)
+    return percentiles(float(difference.double().mean()), means.squeeze(1))
+
+
+def bootstrap_means(values: Tensor, resamples: int, seed: int) -> Tensor:
+    """[resamples, c] means of the columns of values [n, c], each over n samples drawn with replacement.
+
+    The draws depend on n and seed alone, so that columns, also those of other calls, are resampled together.
+    """
+    n = len(values)
     generator = torch.Generator().manual_seed(seed)
-    values = difference.double().cpu()
+    values = values.double().cpu()
     block = max(1, (1 << 22) // n)
-    means = [
-        values[torch.randint(n, (min(block, resamples - start), n), generator=generator)].mean(1)
-        for start in range(0, resamples, block)
-    ]
-    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(float(values.mean()), low, high)
+    means = []
+    for start in range(0, resamples, block):
+        drawn = torch.randint(n, (min(block, resamples - start), n), generator=generator)
+        times = torch.zeros(drawn.shape, dtype=torch.float64)
+        times.scatter_add_(1, drawn, torch.ones_like(times))
+        means.append(times @ values / n)
+    return torch.cat(means)
+
+
+def percentiles(mean: float, resampled: Tensor) -> Interval:
+    """`mean` with the 2.5 % and 97.5 % points of what came of the resamples."""
+    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(mean, low, high)
 
 
 def _t_quantile(freedom: int) -> float:
