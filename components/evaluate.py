@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from components.factors import FactorTable, ask, notes, tell
 from components.features import (
     Features,
     Ids,
@@ -29,6 +30,7 @@ from components.features import (
     read_images,
     represent,
     some,
+    uris,
     without_copies,
 )
 from components.judgement import ENCODER, PIXELS, RANDOM, Correct, Judgement, Pretext, Row, best_row, paired_gain
@@ -41,7 +43,7 @@ from ssl_core.probes.rank import alignment, collapse, rank_me, uniformity
 from ssl_core.task import PretextTask, TaskModel
 from ssl_core.types import Panel, Raw, media
 
-__all__ = ["Evidence", "Judgement", "Settings", "Split", "evaluate", "paired_gain", "untrained"]
+__all__ = ["Evidence", "Judgement", "Settings", "Split", "evaluate", "evaluation_set", "paired_gain", "untrained"]
 
 Pictures = npt.NDArray[np.uint8]
 _NEAR_CHANCE = 1.08
@@ -131,18 +133,22 @@ def evaluate(
     test: Split | None = None,
     settings: Settings | None = None,
     device: torch.device | str | None = None,
+    factors: FactorTable | None = None,
 ) -> tuple[Judgement, Evidence]:
     """Judge `model` beside `start`, its untrained self (see `untrained`).
 
     train, test: labelled corpora. Without `test`, train may be any corpus and only label-free measures are taken.
     device: the GPU if there is one, else the CPU.
+    factors: of the samples of both splits; each is read out of every layer.
 
     Raises:
         ValueError: the labelled corpora cannot be used: too few classes, or classes that only the test split has.
+        FactorsError: samples have no factors, or a factor does not vary.
     """
     settings = settings or Settings()
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     splits, ids, labels = _choose(train, test, settings, where)
+    asked = ask(factors, *(uris(*part) for part in zip(splits, ids))) if factors else None
     models = {ENCODER: encoder_layers(model.to(where)), RANDOM: encoder_layers(start.to(where)), PIXELS: pixels}
     if any(field.modality != "image" for field in media(task.sample).values()):
         del models[PIXELS]
@@ -151,6 +157,7 @@ def evaluate(
         for split, some_ids in zip(splits, ids)
     ]
     rows, right = _rows(features[0], features[1], labels, settings)
+    rows, known = tell(rows, features[0], features[1], asked, settings.seed) if asked else (rows, {})
     chosen = best_row(rows, ENCODER)
     assert chosen is not None
     best = chosen.layer
@@ -162,12 +169,13 @@ def evaluate(
         best=best,
         samples={"train": len(ids[0]), "test": len(ids[1])},
         classes=labels.names if labels else (),
-        evaluation_set=_evaluation_set(splits, settings),
+        evaluation_set=evaluation_set(train, test, settings, factors),
         settings={key: value for key, value in asdict(settings).items() if key != "batch_size"},
         pretext=pretext,
         collapse=gate.reason,
-        notes=tuple(_notes(pretext, rows, test is not None)),
+        notes=(*_notes(pretext, rows, test is not None), *notes(known)),
         correct={probe: Correct.of(value) for probe, value in right.get(best, {}).items()},
+        factors=known,
     )
     return judgement, _evidence(task, splits, ids, features, labels, best, panel)
 
@@ -331,10 +339,12 @@ def _notes(pretext: Mapping[str, Pretext], rows: list[Row], has_labels: bool) ->
                 yield f"The encoder is below {rival.name} on {', '.join(worse)}.".replace("knn", "kNN")
 
 
-def _evaluation_set(splits: tuple[Split, Split], settings: Settings) -> str:
+def evaluation_set(train: Split, test: Split | None, settings: Settings, factors: FactorTable | None = None) -> str:
     """Hash of what the figures depend on beside the encoder."""
+    splits = (train, test or train)
     fixed = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
-    text = json.dumps([[split.digest for split in splits], fixed], sort_keys=True)
+    told = [factors.digest] if factors else []
+    text = json.dumps([[split.digest for split in splits], fixed, *told], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

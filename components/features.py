@@ -62,6 +62,12 @@ def some(ids: Ids, most: int, seed: int) -> Ids:
     return np.sort(np.random.default_rng(seed).choice(ids, most, replace=False))
 
 
+def uris(split: Split, ids: Ids) -> list[str]:
+    """Where the samples came from."""
+    found: list[str] = split.shards.column("uri").take(ids).to_pylist()
+    return found
+
+
 def batches(split: Split, sample: Mapping[str, Field], ids: Ids, size: int, device: torch.device) -> Iterator[Raw]:
     """The samples `ids`, cut centrally as the reader does in evaluation; the last batch may be smaller."""
     for start in range(0, len(ids), size):

@@ -19,6 +19,8 @@ from torch import Tensor
 from ssl_core.probes.intervals import Interval, paired_bootstrap
 
 ENCODER, RANDOM, PIXELS = "encoder", "random init", "raw pixels"
+Kind = Literal["name", "quantity", "circle"]
+"""Of a factor."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Factor:
         known: source, as in `Row` -> how well it tells the factor.
     """
 
-    kind: Literal["name", "quantity", "circle"]
+    kind: Kind
     guessing: float
     known: Mapping[str, Known]
 

@@ -33,6 +33,16 @@ CHUNK = 256
 FACTORS = ("shape", "x", "y", "angle", "scale", "hue", "texture")
 """What `factors.parquet` tells of each picture."""
 
+_TEXTS = ("file", "part", "shape", "texture")
+_PERIODS = {"angle": {"period": "360"}, "hue": {"period": "1"}}
+_SCHEMA = pa.schema(
+    [
+        pa.field(name, pa.string() if name in _TEXTS else pa.float32(), metadata=_PERIODS.get(name))
+        for name in ("file", "part", *FACTORS)
+    ]
+)
+"""Of `factors.parquet`: what comes round again has its period with it, as `components.factors` reads it."""
+
 COUNTS: Mapping[str, int] = {"unlabelled": 6000, "train": 2000, "test": 1000}
 
 KNOTS = 14
@@ -259,7 +269,7 @@ def write_shapes(root: Path, counts: Mapping[str, int] = COUNTS, side: int = 64,
             for file, picture in zip(files, render(drawn, side)):
                 write_png(root / file, picture)
         columns = {name: drawn[name][: len(part)] for name in FACTORS}
-        tables.append(pa.table({"file": files, "part": part, **columns}))
+        tables.append(pa.table({"file": files, "part": part, **columns}, schema=_SCHEMA))
     pq.write_table(pa.concat_tables(tables), root / "factors.parquet")
     return dict(counts)
 

@@ -6,13 +6,15 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from components.evaluate import Settings, Split, evaluate, untrained
+from components.evaluate import Settings, Split, evaluate, evaluation_set, untrained
 from components.export import input_of
+from components.factors import FactorTable
 from components.judgement import ENCODER, PIXELS, RANDOM, Judgement, paired_gain
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
 from ssl_core.nn.encoders import EncoderSpec
@@ -135,6 +137,57 @@ def test_the_evaluation_set_is_named_by_data_seed_and_probes(tmp_path):
         judge((part,), settings=dataclasses.replace(QUICK, neighbours=5))[0],
     ]
     assert len({judgement.evaluation_set for judgement in judgements}) == 4
+
+
+@pytest.fixture(scope="module")
+def ink(tmp_path_factory):
+    """Factors of the digits: their mean brightness, and a coin for each."""
+    path = tmp_path_factory.mktemp("factors") / "factors.parquet"
+    images = load_digits().images[:450]
+    coins = np.random.default_rng(0).integers(0, 2, 450)
+    columns = {"file": [f"memory:{i}" for i in range(450)], "ink": images.mean((1, 2)), "coin": coins.astype(str)}
+    pq.write_table(pa.table(columns), path)
+    return FactorTable.read(str(path))
+
+
+def test_factors_are_told_at_every_layer_and_go_to_json_metrics_and_tables(parts, ink, judged):
+    model = untrained(TASK, ENCODER_SPEC, 0)
+    judgement, _ = evaluate(TASK, model, model, *parts, settings=QUICK, device="cpu", factors=ink)
+    assert all(list(row.factors) == ["ink", "coin"] for row in judgement.rows)
+    assert [row.scores for row in judgement.rows] == [row.scores for row in judged[0].rows]
+    brightness, coin = judgement.factors["ink"], judgement.factors["coin"]
+    assert (brightness.kind, brightness.guessing, coin.kind, coin.guessing) == ("quantity", 0, "name", 0.5)
+    assert brightness.known[PIXELS].score.mean > 0.95 and brightness.known[ENCODER].score.low > 0.2
+    for source in (ENCODER, RANDOM, PIXELS):
+        known = coin.known[source]
+        assert known.score.low < 0.5 < known.score.high
+        assert judgement.row(source, known.layer).factors["coin"] == known.score
+    assert Judgement.from_json(judgement.to_json()) == judgement
+    assert judgement.metrics()["judge/factors/ink/raw_pixels"] == brightness.known[PIXELS].score.mean
+    assert judgement.table()[0]["factor ink"] == pytest.approx(100 * judgement.rows[0].factors["ink"].mean)
+    line = judgement.factor_table()[0]
+    assert line["factor"] == "ink" and line["raw pixels"] == pytest.approx(100 * brightness.known[PIXELS].score.mean)
+    assert line["encoder layer"] == brightness.known[ENCODER].layer and line["encoder low"] < line["encoder high"]
+
+
+def test_factors_are_part_of_the_evaluation_set_and_need_no_labels(tmp_path, ink, judged, parts):
+    bare = write_part(tmp_path / "h.parquet", range(60), False)
+    start = untrained(TASK, ENCODER_SPEC, 0)
+    judgement, _ = evaluate(TASK, start, start, bare, settings=QUICK, device="cpu", factors=ink)
+    assert judgement.classes == () and judgement.factors["ink"].known[PIXELS].score.mean > 0.5
+    names = {evaluation_set(*parts, QUICK, factors) for factors in (None, ink, dataclasses.replace(ink, digest="x"))}
+    assert len(names) == 3 and judged[0].evaluation_set in names
+    strange = dataclasses.replace(ink, table=ink.table.slice(10))
+    with pytest.raises(ValueError, match="no row for 5 of 30 samples, first memory:0"):
+        evaluate(TASK, start, start, bare, settings=QUICK, device="cpu", factors=strange)
+
+
+def test_a_judgement_of_before_factors_is_read(judged):
+    data = json.loads(judged[0].to_json())
+    del data["factors"]
+    for row in data["rows"]:
+        del row["factors"]
+    assert Judgement.from_json(json.dumps(data)) == judged[0]
 
 
 def test_the_paired_gain_is_zero_on_itself_and_finds_which_of_two_is_better(parts, judged):

@@ -115,6 +115,8 @@ def test_files_and_factors_belong_together(tmp_path):
     counts = {"unlabelled": 270, "train": 30, "test": 20}
     assert write_shapes(tmp_path, counts, side=16, seed=5) == counts
     table = pq.read_table(tmp_path / "factors.parquet").to_pylist()
+    periods = {field.name: field.metadata for field in pq.read_schema(tmp_path / "factors.parquet") if field.metadata}
+    assert periods == {"angle": {b"period": b"360"}, "hue": {b"period": b"1"}}
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
     assert sorted(row["file"] for row in table) == written and len(written) == 320
     for number in (0, 255, 256, 290, 319):
