@@ -189,6 +189,12 @@ class EvaluateSection(mirror(Settings)):  # type: ignore[misc]
     test: Annotated[LabelledSection, AfterValidator(_well_named)] | None = Field(
         None, description="labelled images that score the probes"
     )
+    factors: str | None = Field(
+        None,
+        min_length=1,
+        description="Parquet file of what is known of the judged images, such as hue: column `file` is the end of an "
+        "image's URI, the others are factors; {home} is the pretext home",
+    )
 
     @model_validator(mode="after")
     def _both_or_none(self) -> EvaluateSection:

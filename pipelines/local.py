@@ -33,6 +33,7 @@ from ssl_core.data.decode import Canon, Limits
 if TYPE_CHECKING:
     from components.embed import EmbedReport
     from components.evaluate import Split
+    from components.factors import FactorTable
     from components.lease import ExclusiveLease
     from components.pretrain import Point
     from components.register import Registered
@@ -75,6 +76,7 @@ def run_pipeline(recipe: Recipe) -> Summary:
     began = time.monotonic()
     with stoppable(), connect(recipe.cluster.address):
         ingested = ingest_step(recipe)
+        factors_of(recipe)  # a file that is missing or damaged is told before the training
         planned = plan(recipe)
         with at_work(recipe, planned) as (tracker, lease):
             pretrain_step(recipe, planned, artefacts_step(recipe, planned, lease), tracker, lease)
@@ -106,7 +108,7 @@ def evaluate_alone(recipe: Recipe) -> tuple[Judgement, Plan]:
     with stoppable():
         planned = plan(recipe)
         require_model(recipe, planned)
-        splits_of(recipe, planned)  # a labelled corpus that is missing is told before the run's record is opened
+        judged_with(recipe, planned)  # what is missing for it is told before the run's record is opened
         with at_work(recipe, planned) as (tracker, _):
             return evaluate_step(recipe, planned, tracker), planned
 
@@ -145,7 +147,7 @@ def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
     for section in (recipe.corpus, recipe.evaluate.train, recipe.evaluate.test):
         if section is None or not section.sources:
             continue
-        sources = [source.replace("{home}", str(pretext_home())) for source in section.sources]
+        sources = [at_home(source) for source in section.sources]
         options: dict[str, Any] = {"canon": recipe.corpus.canon(), "limits": recipe.corpus.limits.build()}
         if isinstance(section, LabelledSection):
             options["labels"] = section.labels
@@ -153,6 +155,11 @@ def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
             options["column"] = section.column
         reports[section.name] = ingest_watched(sources, section.name, **options)
     return reports
+
+
+def at_home(text: str) -> str:
+    """A recipe's location, with the pretext home where it says {home}."""
+    return text.replace("{home}", str(pretext_home()))
 
 
 def ingest_alone(
@@ -273,7 +280,7 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
         task, trained = load_model(folder)
     say(f"evaluate {planned.name}")
     start = untrained(task, recipe.encoder.build(), recipe.train.seed)
-    judgement, evidence = evaluate(task, trained, start, *splits_of(recipe, planned), recipe.evaluate.build())
+    judgement, evidence = evaluate(task, trained, start, **judged_with(recipe, planned))
     drawn = figures.draw(judgement, evidence, tracker.points())
     for name, png in drawn.items():
         tracker.figure(name, png)
@@ -307,9 +314,10 @@ def record_judgement(planned: Plan, tracker: Tracker, judgement: Judgement) -> N
         tracker.point(ordinal, time.time_ns() // 1_000_000, judgement.metrics())
         replace_text(planned.folder / f"judgement.{ordinal}.json", text)
         replace_text(known, text)
-    records = judgement.table()
-    columns = dict.fromkeys(name for record in records for name in record)
-    tracker.table("judgement", {name: [record.get(name) for record in records] for name in columns})
+    for name, records in (("judgement", judgement.table()), ("factors", judgement.factor_table())):
+        columns = dict.fromkeys(column for record in records for column in record)
+        if records:
+            tracker.table(name, {column: [record.get(column) for record in records] for column in columns})
 
 
 def read_judgement(planned: Plan) -> Judgement:
@@ -341,7 +349,7 @@ def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Ju
         task, model = load_model(champion)
         _, encoder = read_config(champion)
         start = untrained(task, encoder, recipe.train.seed)
-        return evaluate(task, model, start, *splits_of(recipe, planned), recipe.evaluate.build())[0]
+        return evaluate(task, model, start, **judged_with(recipe, planned))[0]
 
     if not tracker.flush() or tracker.run_id is None:
         raise StepError(f"nothing can be registered: {tracker.trouble}; `pretext register` tries again")
@@ -361,6 +369,12 @@ def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Ju
         )
 
 
+def judged_with(recipe: Recipe, planned: Plan) -> dict[str, Any]:
+    """Samples, settings of the probes and factors, as `evaluate` and `evaluation_set` take them."""
+    train, test = splits_of(recipe, planned)
+    return {"train": train, "test": test, "settings": recipe.evaluate.build(), "factors": factors_of(recipe)}
+
+
 def splits_of(recipe: Recipe, planned: Plan) -> tuple[Split, Split | None]:
     """What judges: both labelled corpora, or the unlabelled one."""
     from components.evaluate import Split
@@ -370,6 +384,13 @@ def splits_of(recipe: Recipe, planned: Plan) -> tuple[Split, Split | None]:
     corpora = [Corpus.open(name) for name in labelled] or [Corpus.open(planned.corpus, planned.version)]
     found = [Split(Shards.open(corpus.shards()), corpus.digest()) for corpus in corpora]
     return found[0], found[1] if len(found) > 1 else None
+
+
+def factors_of(recipe: Recipe) -> FactorTable | None:
+    """What is known of the judged samples, where the recipe names a file of it."""
+    from components.factors import FactorTable
+
+    return FactorTable.read(at_home(recipe.evaluate.factors)) if recipe.evaluate.factors else None
 
 
 def require_model(recipe: Recipe, planned: Plan) -> None:
