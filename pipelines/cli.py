@@ -180,6 +180,27 @@ def register(recipe: RecipeArgument, set_: SetOption = None, output: OutputOptio
 
 
 @app.command()
+def compare(
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", help="Recipes, or a comparison that lists them.")
+    ],
+    budget: Annotated[
+        str | None, typer.Option(help="Computing time of each training: 100s, 10m, 2h; else the recipes' own lengths.")
+    ] = None,
+    set_: SetOption = None,
+    output: OutputOption = Output.table,
+) -> None:
+    """Train and judge several recipes on one corpus, and show them side by side; a stopped comparison goes on."""
+    from pipelines.compare import compare, load
+    from pipelines.side_by_side import show_compared
+
+    compared = compare(load(recipes, budget, set_ or ()))
+    show_compared(compared, as_json=output is Output.json)
+    if any(one.failure for one in compared.comparison.contenders):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def embed(
     source: Annotated[str, typer.Argument(help="Folder, glob, tar, Parquet file, a URI of one, or a corpus.")],
     model: Annotated[str, typer.Option("--model", help="models:/NAME@champion, models:/NAME/3, or a model folder.")],

@@ -57,14 +57,20 @@ def emit(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2, default=str) + "\n")
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> None:
-    """A table on stdout; `right` names the columns of numbers."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    right: Sequence[str] = (),
+    piped_width: int | None = None,
+) -> None:
+    """A table on stdout; `right`: columns of numbers; `piped_width`: where it goes to no terminal."""
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
     for name in columns:
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    OUT.print(drawn)
+    OUT.print(drawn, width=None if OUT.is_terminal else piped_width)
 
 
 def pairs(title: str, values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,8 +126,12 @@ def register_alone(recipe: Recipe) -> Registered:
 
 
 @contextmanager
-def at_work(recipe: Recipe, planned: Plan) -> Iterator[tuple[Tracker, ExclusiveLease | None]]:
+def at_work(
+    recipe: Recipe, planned: Plan, above: str | None = None
+) -> Iterator[tuple[Tracker, ExclusiveLease | None]]:
     """The run's MLflow record, and unless it is trained already, the right to write into its storage.
+
+    `above`: id of the MLflow run under which this one is shown.
 
     Raises:
         StepError: another process is at work on the run.
@@ -136,7 +140,7 @@ def at_work(recipe: Recipe, planned: Plan) -> Iterator[tuple[Tracker, ExclusiveL
     trained = folder.holds(MODEL)
     with (
         held(planned, None if trained else folder) as lease,
-        tracked(recipe, planned, attempt=not trained) as tracker,
+        tracked(recipe, planned, attempt=not trained, above=above) as tracker,
     ):
         yield tracker, lease
 
@@ -306,6 +310,18 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
     return judgement
 
 
+def judged_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
+    """The run's judgement where it has one by the same probes on the same samples, else `evaluate_step`."""
+    from components.evaluate import evaluation_set
+
+    with suppress(StepError):
+        known = read_judgement(planned)
+        if known.evaluation_set == evaluation_set(**judged_with(recipe, planned)):
+            say(f"evaluate {planned.name}: judged already")
+            return known
+    return evaluate_step(recipe, planned, tracker)
+
+
 def record_judgement(planned: Plan, tracker: Tracker, judgement: Judgement) -> None:
     """Into the run folder and MLflow; a judgement unlike the last one is the next step of the judge's curves."""
     known, text = planned.folder / JUDGEMENT, judgement.to_json()
@@ -426,6 +442,11 @@ def storage_of(recipe: Recipe, planned: Plan) -> str:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_bytes(content)
     os.replace(scratch, path)

@@ -28,10 +28,11 @@ class StepError(RuntimeError):
 
 
 @contextmanager
-def tracked(recipe: Recipe, planned: Plan, attempt: bool) -> Iterator[Tracker]:
+def tracked(recipe: Recipe, planned: Plan, attempt: bool, above: str | None = None) -> Iterator[Tracker]:
     """The run's MLflow record, open for the block and closed with how the block ended.
 
     `attempt`: at the training; the status of a run that is trained is not for a later step to spoil.
+    `above`: id of the run that MLflow's page shows this one under.
     """
     from components.tracking import Tracker
 
@@ -42,6 +43,7 @@ def tracked(recipe: Recipe, planned: Plan, attempt: bool) -> Iterator[Tracker]:
         "mlflow.source.name": "pretext",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git_commit(),
+        "mlflow.parentRunId": above,
     }
     uri = recipe.tracking.uri
     how: dict[str, Any] = {"experiment": recipe.tracking.experiment, "uri": uri, "tags": tags, "attempt": attempt}

@@ -1,0 +1,312 @@
+"""Several recipes side by side: each trained with the same budget on the same corpus, judged by the same probes.
+
+    names of recipes, or of a comparison (a file that lists recipes) -> Recipes -> runs as `pretext run` makes them,
+    without registration -> Comparison -> table, figures, one page, an MLflow run above those of the recipes
+
+What was trained and judged before is not done again, so that the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from components.cluster import connect
+from components.comparison import SUPERVISED, Comparison, Contender
+from components.corpus import Corpus, pretext_home
+from components.locks import Busy, exclusive
+from pipelines import local
+from pipelines.config import Recipe, RecipeError, Section, load_recipe
+from pipelines.console import complain, say
+from pipelines.plan import Plan, plan
+from pipelines.session import StepError, stoppable, user
+from pipelines.side_by_side import markdown
+from pipelines.source_map import SourceMap, YamlError
+from ssl_core.tasks import TASKS
+
+if TYPE_CHECKING:
+    from components.tracking import Logged, Tracker
+
+COMPARISONS = Path(__file__).parent / "comparisons"
+UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+class ComparisonFile(Section):
+    """A comparison as a file: recipes, and the budget of each."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?$", description="lower case, digits, dashes")
+    budget: str | None = Field(None, description="computing time of each training, such as 100s, 10m or 2h")
+    recipes: tuple[str, ...] = Field(min_length=1, description="names of recipes, or files beside this one")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be compared.
+
+    Attributes:
+        name: of the comparison.
+        budget: seconds of computing time for each; None keeps each recipe's own length.
+        recipes: with that budget.
+    """
+
+    name: str
+    budget: float | None
+    recipes: tuple[Recipe, ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The outcome, and where it lies: `folder` has comparison.json, comparison.md, figures and comparison.html."""
+
+    comparison: Comparison
+    folder: Path
+    seconds: float
+
+
+def seconds_of(text: str) -> float:
+    """ "100s", "10m", "2h" or a number of seconds.
+
+    Raises:
+        RecipeError: it is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
+    if not match or match[2] not in UNITS or float(match[1]) == 0:
+        raise RecipeError(f"budget {text!r}: write a length of time above 0, such as 100s, 10m or 2h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def load(names: Sequence[str], budget: str | None = None, overrides: Sequence[str] = ()) -> Asked:
+    """Recipes by name or file, in order; a comparison stands for the recipes that it lists.
+
+    Raises:
+        RecipeError: one is missing or wrong, or they cannot be compared.
+    """
+    listed: list[str] = []
+    title, length = "comparison", budget
+    for name in names:
+        path = _comparison_path(name)
+        if path is None:
+            listed.append(name)
+            continue
+        found = _read(path)
+        title, length = found.name, length or found.budget
+        listed += [_beside(recipe, path) for recipe in found.recipes]
+    seconds = seconds_of(length) if length else None
+    timed = ["train.steps=null", f"train.seconds={seconds}"] if seconds else []
+    recipes = tuple(load_recipe(name, [*overrides, *timed]) for name in listed)
+    _check(recipes)
+    return Asked(title, seconds, recipes)
+
+
+def _comparison_path(name: str) -> Path | None:
+    """The comparison of that name; a file is one if it has the key `recipes`."""
+    path = Path(name)
+    if not path.is_file():
+        path = COMPARISONS / f"{name}.yaml"
+        return path if path.is_file() else None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):
+        return None  # as a recipe it is complained about
+    return path if isinstance(content, dict) and "recipes" in content else None
+
+
+def _read(path: Path) -> ComparisonFile:
+    try:
+        source = SourceMap.read(path)
+    except (YamlError, OSError) as error:
+        raise RecipeError(str(error)) from None
+    try:
+        return ComparisonFile.model_validate(source.data)
+    except ValidationError as error:
+        wrong = [(source.where(problem["loc"]), _dotted(problem["loc"]), problem["msg"]) for problem in error.errors()]
+        keys = ", ".join(ComparisonFile.model_fields)
+        lines = [f"{where}: `{key}`: {said}; a comparison has the keys {keys}" for where, key, said in wrong]
+        raise RecipeError("\n".join(lines)) from None
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    return ".".join(map(str, path))
+
+
+def _beside(recipe: str, path: Path) -> str:
+    """A file beside the comparison, else as the user would name it."""
+    near = path.parent / recipe
+    return str(near) if near.is_file() else recipe
+
+
+def _check(recipes: Sequence[Recipe]) -> None:
+    """Raises RecipeError where two have one name, or were not to train or to be judged on the same samples."""
+    first, seen = recipes[0], set[str]()
+    for recipe in recipes:
+        if recipe.name in seen:
+            raise RecipeError(f"two of the recipes have the name {recipe.name}; give one of them another name")
+        seen.add(recipe.name)
+        for what, mine, theirs in _must_equal(recipe, first):
+            if mine != theirs:
+                raise RecipeError(
+                    f"{recipe.name} and {first.name} cannot be compared: {what} is {mine} and {theirs}; "
+                    "what is compared trains on one corpus and is judged on the same samples"
+                )
+
+
+def _must_equal(recipe: Recipe, first: Recipe) -> Iterator[tuple[str, Any, Any]]:
+    mine, theirs = recipe.plain(), first.plain()
+    if SUPERVISED not in (recipe.task_name, first.task_name):
+        yield from ((f"corpus.{key}", mine["corpus"][key], theirs["corpus"][key]) for key in ("name", "version"))
+    yield from ((f"corpus.{key}", mine["corpus"][key], theirs["corpus"][key]) for key in ("size", "payload"))
+    yield from ((f"evaluate.{key}", value, theirs["evaluate"][key]) for key, value in mine["evaluate"].items())
+
+
+def compare(asked: Asked) -> Compared:
+    """Train and judge all, or go on where it was stopped; then write what they show beside each other.
+
+    Raises:
+        StorageError, CorpusError: a corpus cannot be used.
+        Stopped: by a signal; what was reached is kept.
+    """
+    began = time.monotonic()
+    with stoppable(), connect(asked.recipes[0].cluster.address):
+        for recipe in _first_of_each_source(asked.recipes):
+            local.ingest_step(recipe)
+        runs = [(recipe, plan(recipe)) for recipe in (*asked.recipes, *_reference(asked.recipes))]
+        folder = pretext_home() / "comparisons" / f"{asked.name}-{_key(runs)[:10]}"
+        with _record(asked, folder, _key(runs)) as tracker:
+            contenders = []
+            for number, (recipe, planned) in enumerate(runs, 1):
+                say(f"compare {number}/{len(runs)}: {recipe.name}")
+                contenders.append(_contend(recipe, planned, tracker))
+            comparison = _comparison(asked, runs[0][1], contenders)
+            _publish(comparison, folder, tracker)
+    return Compared(comparison, folder, time.monotonic() - began)
+
+
+def _first_of_each_source(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Recipes of which each ingests something that those before it do not."""
+    chosen, seen = [], set[str]()
+    for recipe in recipes:
+        sections = (recipe.corpus, recipe.evaluate.train, recipe.evaluate.test)
+        new = {repr(section) for section in sections if section and section.sources} - seen
+        if new:
+            chosen.append(recipe)
+            seen |= new
+    return chosen
+
+
+def _reference(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """The first recipe with labels for answers, where there are labels and no supervised recipe was named.
+
+    It takes over the first recipe's views, as far as they have the same fields.
+    """
+    first = recipes[0]
+    labelled = first.evaluate.train
+    if labelled is None or any(recipe.task_name == SUPERVISED for recipe in recipes):
+        return []
+    from ssl_core.data.shards import Shards
+
+    whole = first.plain()
+    shared = {field.name for field in fields(TASKS[SUPERVISED]) if field.init} & whole["task"].keys()  # type: ignore[arg-type]
+    classes = len(Shards.open(Corpus.open(labelled.name).shards()).classes.names)
+    task = {name: whole["task"][name] for name in shared} | {"name": SUPERVISED, "classes": classes}
+    corpus = whole["corpus"] | {"name": labelled.name, "sources": [], "version": None}
+    name = f"{first.name[:25]}-supervised"
+    return [Recipe.model_validate(whole | {"name": name, "task": task, "corpus": corpus, "register": None})]
+
+
+def _key(runs: Sequence[tuple[Recipe, Plan]]) -> str:
+    """Of the comparison: the same runs, judged in the same way, are the same comparison."""
+    parts = [[planned.key, recipe.plain()["evaluate"]] for recipe, planned in runs]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _record(asked: Asked, folder: Path, key: str) -> Iterator[Tracker]:
+    """The comparison's MLflow run, above those of its recipes; one process at a time works on it.
+
+    Raises:
+        StepError: another one does.
+    """
+    from components.tracking import Tracker
+
+    tracking = asked.recipes[0].tracking
+    how: dict[str, Any] = {"experiment": tracking.experiment, "uri": tracking.uri, "system_metrics": 0.0}
+    how |= {"tags": {"mlflow.user": user(), "mlflow.source.name": "pretext", "mlflow.source.type": "LOCAL"}}
+    try:
+        with exclusive(folder / ".lock", wait=0), Tracker(key, folder, name=folder.name, **how) as tracker:
+            names = {str(number): recipe.name for number, recipe in enumerate(asked.recipes, 1)}
+            tracker.params({"budget_seconds": asked.budget, "recipes": names})
+            yield tracker
+    except Busy as busy:
+        raise StepError(f"{folder.name} is being worked on: {busy}; wait for it, or stop it") from None
+
+
+def _contend(recipe: Recipe, planned: Plan, above: Tracker) -> Contender:
+    """Train and judge one; what fails of it is told in the table, and the others go on."""
+    from components.artefacts import ArtefactError
+
+    who = Contender(recipe.name, recipe.task_name, _in_words(recipe.encoder.build()), planned.name, None)
+    try:
+        with local.at_work(recipe, planned, above.run_id) as (tracker, lease):
+            local.pretrain_step(recipe, planned, local.artefacts_step(recipe, planned, lease), tracker, lease)
+            judgement = local.judged_step(recipe, planned, tracker)
+            return replace(who, judgement=judgement, **_cost(tracker.points(), recipe.train.build().batch_size))
+    except (StepError, ArtefactError, ValueError) as error:
+        complain(f"{recipe.name}: {error}")
+        return replace(who, failure=str(error))
+
+
+def _cost(points: Sequence[Logged], batch: int) -> dict[str, Any]:
+    """Steps, computing time, rate and memory from the points of a run's curves."""
+    timed = [(point.step, point.metrics["compute_seconds"]) for point in points if "compute_seconds" in point.metrics]
+    if not timed:
+        return {}
+    (first, began), (last, ended) = min(timed), max(timed)
+    memory = max(point.metrics.get("peak_memory_mib", 0.0) for point in points)
+    rate = (last - first) * batch / (ended - began) if ended > began else 0.0
+    return {"steps": last, "seconds": ended, "rate": rate, "memory": int(memory * 2**20)}
+
+
+def _comparison(asked: Asked, planned: Plan, contenders: Sequence[Contender]) -> Comparison:
+    unit = "GPU-seconds" if asked.recipes[0].cluster.gpus else "CPU-seconds"
+    return Comparison(asked.name, planned.corpus, planned.version, asked.budget, unit, tuple(contenders))
+
+
+def _in_words(spec: Any) -> str:
+    """An encoder by its name and what is not as in its paper."""
+    changed = [f"{f.name} {getattr(spec, f.name)}" for f in fields(spec) if getattr(spec, f.name) != f.default]
+    return ", ".join([spec.name, *(text for text in changed if not text.startswith("name "))])
+
+
+def _publish(comparison: Comparison, folder: Path, tracker: Tracker) -> None:
+    """Into the comparison's folder and its MLflow run."""
+    from components.comparison_figures import draw
+    from components.comparison_report import write_comparison
+
+    figures, records, table = draw(comparison), comparison.records(), markdown(comparison)
+    for name, png in figures.items():
+        tracker.figure(name, png)
+        local.replace_bytes(folder / f"{name}.png", png)
+    columns = dict.fromkeys(name for record in records for name in record)
+    tracker.table("comparison", {name: [record.get(name) for record in records] for name in columns})
+    tracker.point(0, time.time_ns() // 1_000_000, comparison.metrics())
+    tracker.tag({"mlflow.note.content": table})
+    page = write_comparison(comparison, figures, {one.run: _answers(one) for one in comparison.judged})
+    tracker.html("comparison", page)
+    for name, text in (("html", page), ("md", table), ("json", comparison.to_json())):
+        local.replace_text(folder / f"comparison.{name}", text)
+
+
+def _answers(contender: Contender) -> bytes:
+    """What the task saw and answered: the figure that judging the run has left in its folder."""
+    path = pretext_home() / "runs" / contender.run / "tracking" / "artifacts" / "figures" / "answers.png"
+    return path.read_bytes() if path.is_file() else b""
