@@ -85,14 +85,18 @@ class Learner:
         self.meter.add({"loss": losses, **metrics})
 
     def _update(self) -> None:
-        clip = self.run.optim.clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        self.meter.add({"grad_norm": norm})
+        self.meter.add({"grad_norm": self._clip()})
         self.optimizer.step()
         with torch.no_grad():
             self.model.after_step()
         if self.average:
             self.average.update(self.model, self.step_count)
+
+    def _clip(self) -> Tensor:
+        """The whole gradient's norm before clipping; where nothing clips, no gradient is written again."""
+        if self.run.optim.clip:
+            return nn.utils.clip_grad_norm_(self.model.parameters(), self.run.optim.clip)
+        return nn.utils.get_total_norm([weight.grad for weight in self.model.parameters() if weight.grad is not None])
 
     def _randomness(self, micro: int) -> torch.Generator:
         """Seeds dropout and friends, and the generator of make_batch, each with its own stream."""
