@@ -43,7 +43,9 @@ class WordHead(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.scale * F.normalize(self.weight, dim=1))
+        # Lengths divide the products, of which there are fewer than weights; normalised weights would be copied often.
+        length: Tensor = torch.linalg.vector_norm(self.weight, dim=1)
+        return F.linear(x, self.weight) * (self.scale / length.clamp_min(1e-12))
 
 
 class Teacher(nn.Module):
