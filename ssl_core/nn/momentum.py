@@ -19,9 +19,22 @@ def slow_copy(network: Network) -> Network:
 
 
 @torch.no_grad()
-def follow(copy: nn.Module, network: nn.Module, momentum: float) -> None:
-    """copy = momentum copy + (1 - momentum) network, for all parameters; running statistics stay the copy's own."""
-    torch._foreach_lerp_(list(copy.parameters()), list(network.parameters()), 1 - momentum)
+def follow(copy: nn.Module, network: nn.Module, momentum: float | Tensor) -> None:
+    """copy = momentum copy + (1 - momentum) network, for all parameters; running statistics stay the copy's own.
+
+    momentum: a number, or [] on the device where it changes from step to step.
+    """
+    if isinstance(momentum, Tensor):
+        for slow, fast in zip(copy.parameters(), network.parameters()):
+            slow.lerp_(fast, 1 - momentum)
+    else:
+        torch._foreach_lerp_(list(copy.parameters()), list(network.parameters()), 1 - momentum)
+
+
+def rising_momentum(start: float, step: Tensor, horizon: int) -> Tensor:
+    """From `start` at step 0 to 1 at step `horizon` by half a cosine, then 1: [] like `step` (as in BYOL and OBoW)."""
+    passed = (step / horizon).clamp_max(1.0)
+    return 1 - (1 - start) * (1 + torch.cos(torch.pi * passed)) / 2
 
 
 class Queue(nn.Module):

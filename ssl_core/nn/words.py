@@ -15,13 +15,17 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from ssl_core.nn.clusters import k_means, nearest
+from ssl_core.nn.contrast import gather
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.frozen import packed, saved_encoder, unpacked
 from ssl_core.nn.heads import explained
+from ssl_core.nn.momentum import Queue
 from ssl_core.types import Field
 
 VECTORS_PER_WORD = 64
 """Places of the teacher's maps that k-means gets for each word."""
+SCORES = 2**22
+"""Shares of places in words that are held at a time where only the largest of each image is kept."""
 
 
 class Bags(NamedTuple):
@@ -46,6 +50,86 @@ class WordHead(nn.Module):
         # Lengths divide the products, of which there are fewer than weights; normalised weights would be copied often.
         length: Tensor = torch.linalg.vector_norm(self.weight, dim=1)
         return F.linear(x, self.weight) * (self.scale / length.clamp_min(1e-12))
+
+
+class WordsToWeights(nn.Module):
+    """Words [words, dim] -> weights [words, out] of a linear head for them: OBoW's dynamic predictor (section 3.4).
+
+    The words change all the time, and a head of fixed weights would always be that of earlier ones. Two layers turn
+    each word, as a unit vector, into a weight vector of length `scale`.
+    """
+
+    def __init__(self, dim: int, out: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        layers = [nn.Linear(dim, 2 * out, bias=False), nn.BatchNorm1d(2 * out), nn.ReLU(inplace=True)]
+        self.mlp = nn.Sequential(*layers, nn.Linear(2 * out, out))
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.scale * F.normalize(self.mlp(F.normalize(words, dim=1)), dim=1)
+
+
+class LateWords(nn.Module):
+    """Words of a teacher that learns: places of the images that it saw of late, in a queue (OBoW, section 3.3).
+
+    In training each image leaves one place of its map, averaged with the places around it, which becomes a word when
+    `after_step` is called. All ranks hold the same words.
+    """
+
+    spread: Tensor
+    """[], running mean of the squared distance of a place to its nearest word; OBoW starts it at 0.5."""
+    counted: Tensor
+    """[] int64, batches in it."""
+
+    def __init__(self, words: int, dim: int, sharpness: float, decay: float) -> None:
+        """sharpness: of the soft assignment, against `spread`, which keeps `decay` of itself at each step."""
+        super().__init__()
+        self.sharpness, self.decay = sharpness, decay
+        self.queue = Queue(words, dim)
+        self.register_buffer("spread", torch.tensor(0.5))
+        self.register_buffer("counted", torch.zeros((), dtype=torch.long))
+        self._waiting: list[Tensor] = []
+
+    @torch.no_grad()
+    def bags(self, maps: Tensor, pick: Tensor) -> Tensor:
+        """[n, h, w, d] -> how strongly each word occurs at the place where it does most: [n, words], sums are 1.
+
+        pick: [n] in [0, 1), chooses the places that become words.
+        """
+        sharpness = self.sharpness / self.spread.clamp_min(1e-12)
+        some = max(1, SCORES // (maps[0, ..., 0].numel() * len(self.queue.keys)))
+        made = [self._strongest(piece, sharpness) for piece in torch.split(maps, some)]
+        if self.training:
+            self._waiting.append(torch.cat([least for _, least in made]).mean())
+            self.queue.add(surroundings(maps, pick))
+        return F.normalize(torch.cat([bags for bags, _ in made]), p=1.0, dim=1)
+
+    def _strongest(self, maps: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+        shares, least = soft_words(maps.flatten(0, 2), self.queue.keys, sharpness)
+        return shares.view(len(maps), -1, len(self.queue.keys)).amax(1), least
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Takes in what was left since the last call, on all ranks."""
+        if not self._waiting:
+            return
+        self.queue.enqueue()
+        least = gather(torch.stack(self._waiting))[0].mean()
+        self._waiting.clear()
+        self.counted += 1
+        # A plain mean at first, since a run may be over before OBoW's has forgotten where it started.
+        self.spread.lerp_(least, (1 / self.counted).clamp_min(1 - self.decay))
+
+
+def surroundings(maps: Tensor, pick: Tensor) -> Tensor:
+    """One place of each map, averaged with its neighbours: [n, h, w, d] -> [n, d].
+
+    3 x 3 places, or as many as a smaller map has; pick [n] in [0, 1) says which of those that lie wholly inside.
+    """
+    kernel = (min(3, maps.shape[1]), min(3, maps.shape[2]))
+    means = F.avg_pool2d(maps.permute(0, 3, 1, 2), kernel, stride=1).flatten(2)
+    place = (pick * means.shape[2]).long().clamp_max(means.shape[2] - 1)
+    return means.gather(2, place.view(-1, 1, 1).expand(-1, means.shape[1], 1))[:, :, 0]
 
 
 class Teacher(nn.Module):

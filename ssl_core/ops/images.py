@@ -104,14 +104,14 @@ def triangle_taps(start: Tensor, length: Tensor, size: int, out: int) -> Taps:
     return Taps(reads.clamp_(0, size - 1).long(), weights / weights.sum(-1, keepdim=True))
 
 
-def crop_boxes(n: int, rng: Generator, min_area: float, max_ratio: float) -> Tensor:
+def crop_boxes(n: int, rng: Generator, min_area: float, max_ratio: float, max_area: float = 1.0) -> Tensor:
     """Boxes of a random resized crop: [n, 4] top, left, height, width as fractions of the image.
 
-    Area uniform in [min_area, 1], width/height log-uniform in [1/max_ratio, max_ratio]; of ten candidates the first
-    that fits the image is taken, as in Inception's crop; where none does, the last one's longer side is cut.
+    Area uniform in [min_area, max_area], width/height log-uniform in [1/max_ratio, max_ratio]; of ten candidates the
+    first that fits the image is taken, as in Inception's crop; where none does, the last one's longer side is cut.
     """
     tries = 10
-    area = uniform((n, tries), min_area, 1, rng)
+    area = uniform((n, tries), min_area, max_area, rng)
     ratio = uniform((n, tries), -log(max_ratio), log(max_ratio), rng).exp_()
     height, width = (area / ratio).sqrt_(), (area * ratio).sqrt_()
     fits = ((height <= 1) & (width <= 1)).to(torch.uint8)
@@ -147,6 +147,7 @@ def random_resized_crop(
     rng: Generator,
     *,
     min_area: float = 0.08,
+    max_area: float = 1.0,
     max_ratio: float = 4 / 3,
     flip: float = 0.5,
     views: int = 1,
@@ -156,7 +157,7 @@ def random_resized_crop(
     x [n, c, h, w] uint8 or float in [0, 1] -> float [views n, c, size, size]: the first view of every image, then the
     second, and so on.
     """
-    boxes = crop_boxes(views * len(x), rng, min_area, max_ratio)
+    boxes = crop_boxes(views * len(x), rng, min_area, max_ratio, max_area)
     return crop_resize(x, boxes, size, uniform((len(boxes),), 0, 1, rng) < flip)
 
 

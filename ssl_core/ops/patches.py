@@ -7,6 +7,8 @@ from math import isqrt
 import torch
 from torch import Generator, Tensor
 
+from ssl_core.ops.images import uniform
+
 
 def grid_span(cells: int, patch: int, gap: int, jitter: int) -> int:
     """Side in pixels of the square that a jittered grid of cells x cells patches may touch."""
@@ -27,6 +29,19 @@ def random_grids(
     place = torch.stack([cell // cells, cell % cells]) * (patch + gap)
     top, left = (origin + moved + place).unbind(1)
     return top, left
+
+
+def some_of_grid(
+    n: int, side: int, rng: Generator, *, cells: int, patch: int, jitter: int, count: int
+) -> tuple[Tensor, Tensor]:
+    """Corners of `count` different patches each of a grid of cells x cells that spans a square of `side` px.
+
+    Each is moved by 0 to `jitter` px on each axis. -> top, left: [n, count] whole pixels.
+    """
+    step = (side - patch - jitter) // max(1, cells - 1)
+    cell = uniform((n, cells * cells), 0, 1, rng).argsort(1)[:, :count]
+    down, right = torch.randint(jitter + 1, (2, n, count), generator=rng, device=rng.device)
+    return cell // cells * step + down, cell % cells * step + right
 
 
 def even_grid(side: int, patch: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:

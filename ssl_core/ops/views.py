@@ -18,6 +18,7 @@ def random_views(
     *,
     views: int = 2,
     min_area: float = 1.0,
+    max_area: float = 1.0,
     max_ratio: float = 4 / 3,
     flip: float = 0.0,
     degrees: float = 0.0,
@@ -39,7 +40,7 @@ def random_views(
 
     def some_views(part: Tensor) -> Tensor:
         out = images.random_resized_crop(
-            part, size, rng, min_area=min_area, max_ratio=max_ratio, flip=flip, views=views
+            part, size, rng, min_area=min_area, max_area=max_area, max_ratio=max_ratio, flip=flip, views=views
         )
         if degrees or shear or translate or zoom > 1 or elastic:
             out = warps.random_affine(

@@ -19,6 +19,7 @@ from ssl_core.tasks.image_position import ImagePosition
 from ssl_core.tasks.jigsaw import Jigsaw
 from ssl_core.tasks.masked_autoencoder import MaskedAutoencoder
 from ssl_core.tasks.moco import MoCo
+from ssl_core.tasks.online_bag_of_words import OnlineBagOfWords
 from ssl_core.tasks.relative_transformation import RelativeTransformation
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.tasks.simclr import SimCLR
@@ -41,6 +42,7 @@ TASKS: Mapping[str, type[PretextTask]] = {
     "masked_autoencoder": MaskedAutoencoder,
     "bag_of_words": BagOfWords,
     "spatial_bag_of_words": SpatialBagOfWords,
+    "online_bag_of_words": OnlineBagOfWords,
     "simclr": SimCLR,
     "moco": MoCo,
     "amdim": AMDIM,

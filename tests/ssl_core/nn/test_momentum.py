@@ -1,10 +1,12 @@
 """The slow copy and the queue against a naive writing of both."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from ssl_core.nn.momentum import Queue, follow, slow_copy
+from ssl_core.nn.momentum import Queue, follow, rising_momentum, slow_copy
 
 
 def test_a_copy_follows_its_network_and_is_not_trained():
@@ -21,6 +23,20 @@ def test_a_copy_follows_its_network_and_is_not_trained():
     for name, weight in copy.named_parameters():
         assert not weight.requires_grad and weight is not now[name]
         torch.testing.assert_close(weight, expected[name])
+
+
+def test_a_momentum_on_the_device_moves_as_a_number_does():
+    network, (one, other) = nn.Linear(3, 4), [nn.Linear(3, 4), nn.Linear(3, 4)]
+    other.load_state_dict(one.state_dict())
+    follow(one, network, 0.75)
+    follow(other, network, torch.tensor(0.75))
+    assert torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
+
+
+def test_momentum_rises_to_one_by_half_a_cosine_and_stays():
+    risen = [rising_momentum(0.9, torch.tensor(step), 10).item() for step in range(14)]
+    assert risen == pytest.approx([1 - 0.1 * (math.cos(math.pi * min(step, 10) / 10) + 1) / 2 for step in range(14)])
+    assert risen[0] == pytest.approx(0.9) and risen[5] == pytest.approx(0.95) and risen[10:] == [1.0] * 4
 
 
 def test_running_statistics_are_the_copys_own():

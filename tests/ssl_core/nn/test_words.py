@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from ssl_core.nn import words
-from ssl_core.nn.words import Bags, WordHead, match_bags
+from ssl_core.nn.words import Bags, LateWords, WordHead, WordsToWeights, match_bags, surroundings
 
 
 def bags(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -40,6 +40,56 @@ def test_soft_words_are_the_softmax_of_squared_distances():
         weights = [math.exp(-2 * distance) for distance in distances]
         assert torch.allclose(shares[i], torch.tensor([weight / sum(weights) for weight in weights]), atol=1e-5)
         assert least[i].item() == pytest.approx(min(distances), abs=1e-4)
+
+
+def test_weights_are_made_from_the_direction_of_each_word_and_have_one_length():
+    head, vocabulary = WordsToWeights(5, 3, 4.0), torch.randn(7, 5)
+    weights = head(vocabulary)
+    first, norm, _, last = head.mlp
+    hidden = [first.weight @ (word / word.norm()) for word in vocabulary]
+    mean, deviation = torch.stack(hidden).mean(0), torch.stack(hidden).var(0, unbiased=False).add(norm.eps).sqrt()
+    for word, found in zip(hidden, weights):
+        out = last.weight @ ((word - mean) / deviation).relu() + last.bias
+        torch.testing.assert_close(found, 4 * out / out.norm(), atol=1e-5, rtol=1e-4)
+    assert torch.allclose(weights.norm(dim=1), torch.tensor(4.0))
+    assert torch.allclose(head.eval()(vocabulary), head(3 * vocabulary), atol=1e-5)
+
+
+@pytest.mark.parametrize("scores", [2**22, 1])
+def test_a_late_bag_is_each_word_at_its_strongest_place(scores, monkeypatch):
+    monkeypatch.setattr(words, "SCORES", scores)  # all images at once, or one by one
+    late, maps = LateWords(6, 4, sharpness=3.0, decay=0.9), torch.randn(5, 3, 2, 4)
+    late.spread.fill_(2.0)
+    bags = late.bags(maps, torch.rand(5))
+    for bag, places in zip(bags, maps.flatten(1, 2)):
+        distances = torch.stack([(late.queue.keys - place).square().sum(1) for place in places])
+        strongest = (-3.0 / 2.0 * distances).softmax(1).amax(0)
+        assert torch.allclose(bag, strongest / strongest.sum(), atol=1e-5)
+
+
+def test_late_words_are_places_that_were_seen_and_their_spread_a_mean_that_forgets():
+    late, seen, expected = LateWords(7, 4, sharpness=3.0, decay=0.75), [], 0.0
+    naive = list(late.queue.keys.clone())
+    for step in range(8):
+        maps, pick = torch.randn(3, 5, 4, 4), torch.rand(3)
+        seen.append(torch.cdist(maps.flatten(0, 2), late.queue.keys).square().amin(1).mean().item())
+        late.bags(maps, pick)
+        late.after_step()
+        naive = (naive + list(surroundings(maps, pick)))[-7:]
+        rows = torch.arange(7).roll(-int(late.queue.place))
+        assert torch.equal(late.queue.keys[rows], torch.stack(naive))
+        expected += (seen[-1] - expected) * max(0.25, 1 / (step + 1))
+        assert late.spread.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_surroundings_are_means_around_every_inner_place_alike():
+    maps = torch.rand(1, 4, 5, 2).expand(6000, -1, -1, -1)
+    found = surroundings(maps, torch.rand(6000, generator=torch.Generator().manual_seed(0)))
+    means = [maps[0, i : i + 3, j : j + 3].mean((0, 1)) for i in range(2) for j in range(3)]
+    distance, place = torch.cdist(found, torch.stack(means)).min(1)
+    assert distance.max() < 1e-3 and place.bincount().min() > 900
+    small = torch.rand(2, 1, 2, 3)
+    assert torch.allclose(surroundings(small, torch.tensor([0.0, 0.999])), small.mean((1, 2)))
 
 
 def test_the_loss_is_the_divergence_from_the_bag_and_its_entropy():

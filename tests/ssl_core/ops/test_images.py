@@ -58,6 +58,14 @@ def test_a_mirrored_crop_is_the_crop_mirrored():
     assert torch.equal(turned[1], plain[1])
 
 
+def test_the_largest_area_of_a_crop_can_be_named():
+    boxes = images.crop_boxes(20_000, generator(), 0.08, 4 / 3, 0.6)
+    area = boxes[:, 2] * boxes[:, 3]
+    assert area.min() > 0.079 and area.max() < 0.601 and area.mean().item() == pytest.approx(0.34, abs=0.005)
+    unnamed, named = (images.crop_boxes(9, generator(), 0.2, 4 / 3, *last) for last in ((), (1.0,)))
+    assert torch.equal(unnamed, named)
+
+
 def test_crop_boxes_stay_inside_and_follow_the_stated_laws():
     top, left, height, width = images.crop_boxes(20_000, generator(), 0.08, 4 / 3).unbind(1)
     assert (top >= 0).all() and (left >= 0).all()

@@ -32,6 +32,19 @@ def test_a_grid_without_room_gap_or_jitter_tiles_the_square():
     assert left[1].tolist() == [0, 10, 20] * 3
 
 
+def test_some_of_a_grid_are_different_cells_that_span_the_square():
+    rng = torch.Generator().manual_seed(0)
+    top, left = patches.some_of_grid(4000, 50, rng, cells=3, patch=12, jitter=4, count=5)
+    assert top.shape == left.shape == (4000, 5)
+    assert top.min() == left.min() == 0 and top.max() == left.max() == 38  # 2 * 17 + 4
+    cell = top // 17 * 3 + left // 17
+    assert ((top % 17) <= 4).all() and ((left % 17) <= 4).all()
+    assert all(len(set(row)) == 5 for row in cell[:200].tolist())
+    share = cell.flatten().bincount() / cell.numel()
+    assert len(share) == 9 and (share - 1 / 9).abs().max() < 0.01
+    assert (top % 17).flatten().bincount().min() > 4000 * 5 / 5 * 0.9
+
+
 def test_an_even_grid_reaches_both_borders():
     top, left = patches.even_grid(50, 10, 3, torch.device("cpu"))
     assert left[:3].tolist() == [0, 20, 40] and top[::3].tolist() == [0, 20, 40]

@@ -99,6 +99,10 @@ CARRIERS: Mapping[tuple[str, str], tuple[Pictures, Mapping[str, Any]]] = {
         tinted_texture,
         {"canvas": 32, "size": 24, "jitter": 0.8, "jitter_chance": 1.0, "cutmix": 1.0},
     ),
+    ("online_bag_of_words", "colour_histogram"): (
+        tinted_texture,
+        {"canvas": 32, "size": 24, "crop": 24, "max_area": 0.9, "jitter": 0.8, "jitter_chance": 1.0},
+    ),
     ("simclr", "colour_histogram"): (tinted_texture, {"canvas": 32, "size": 24, "jitter": 1.0}),
     ("moco", "colour_histogram"): (
         tinted_texture,
