@@ -25,7 +25,7 @@ from ssl_core.types import Panel
 INK, FAINT, GRID = "#1b1f24", "#6b7280", "#e5e7eb"
 RIGHT, WRONG = "#0072b2", "#d55e00"
 COLOURS = {ENCODER: "#0072b2", RANDOM: "#e69f00", PIXELS: "#6b7280"}
-MARKERS = {ENCODER: "o", RANDOM: "s"}
+MARKERS = {ENCODER: "o", RANDOM: "s", PIXELS: "D"}
 CLASSES = (
     *("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677"),
     *("#aa4499", "#44aa99", "#999933", "#882255", "#d55e00"),
@@ -65,6 +65,7 @@ def draw(judgement: Judgement, evidence: Evidence, points: Sequence[Logged] = ()
     """All figures of a run: name -> PNG, in the order of a report. What there is no data for is left out."""
     figures = {
         "layers": layers(judgement) if judgement.classes else None,
+        "factors": factors(judgement) if judgement.factors else None,
         "answers": answers(evidence.panel),
         "neighbours": nearest(evidence),
         "map": embedding_map(evidence),
@@ -129,6 +130,34 @@ def _mark(axes: Axes, x: float, score: Interval) -> None:
         weight="bold",
         color=COLOURS[ENCODER],
     )
+
+
+def factors(judgement: Judgement) -> bytes:
+    """How well each factor is told, with 95 % intervals, by the encoder, the untrained network and raw pixels."""
+    names = list(judgement.factors)
+    with house_figure(6.4, 1.0 + 0.42 * len(names)) as (figure, png):
+        axes = figure.add_subplot()
+        for source, shift in ((ENCODER, -0.22), (RANDOM, 0.0), (PIXELS, 0.22)):
+            scores = [(i + shift, judgement.factors[name].known.get(source)) for i, name in enumerate(names)]
+            _dots_across(axes, [(y, known.score) for y, known in scores if known], source)
+        for i, factor in enumerate(judgement.factors.values()):
+            label = "guessing" if i == 0 else ""
+            axes.vlines(100 * factor.guessing, i - 0.4, i + 0.4, color=INK, lw=1.2, ls=(0, (2, 2)), label=label)
+        axes.set_yticks(range(len(names)), names, color=INK)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(right=103)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("accuracy of names, explained variance of quantities, %")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return png.getvalue()
+
+
+def _dots_across(axes: Axes, scores: Sequence[tuple[float, Interval]], source: str) -> None:
+    if scores:
+        mean, low, high = (100 * np.array(values) for values in zip(*(score for _, score in scores)))
+        spread = np.abs(np.stack([mean - low, high - mean]))
+        style: dict[str, Any] = {"fmt": MARKERS[source], "color": COLOURS[source], "mec": "white", "mew": 0.6}
+        axes.errorbar(mean, [y for y, _ in scores], xerr=spread, ms=5.5, elinewidth=1.4, label=source, **style)
 
 
 def answers(panel: Panel) -> bytes:

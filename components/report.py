@@ -27,6 +27,13 @@ FIGURES = {
             "label draws for the few-label probes. The best layer, chosen on the training part, carries its figure."
         ),
     ),
+    "factors": (
+        "What the encoder knows",
+        (
+            "How well each factor is told on the test part, with 95 % intervals, by the layer that tells it best on a "
+            "held-out half of the training part."
+        ),
+    ),
     "answers": ("What the task saw and answered", "Test samples as the pretext task showed them to the network."),
     "neighbours": (
         "Nearest neighbours",
@@ -79,6 +86,7 @@ def write_report(judgement: Judgement, figures: Mapping[str, bytes], about: Abou
         headline=_table(judgement, judgement.headline()),
         everything=_table(judgement, judgement.rows),
         pretext=_pretext(judgement),
+        factors=_factors(judgement),
         figures=[(name, *FIGURES[name], data_uri(figures[name])) for name in known],
     )
 
@@ -101,7 +109,7 @@ def data_uri(png: bytes) -> str:
 
 
 def _percent(score: Interval) -> tuple[str, str]:
-    return f"{100 * score.mean:.1f}", f"{100 * score.low:.1f} – {100 * score.high:.1f}"
+    return f"{100 * score.mean:z.1f}", f"{100 * score.low:z.1f} – {100 * score.high:z.1f}"
 
 
 def _table(judgement: Judgement, rows: Sequence[Row]) -> dict[str, Any]:
@@ -117,6 +125,19 @@ def _table(judgement: Judgement, rows: Sequence[Row]) -> dict[str, Any]:
         body.append({"source": row.source, "layer": row.layer, "dim": row.dim, "cells": cells, "chosen": chosen})
     columns = [PROBES.get(name, name) for name in scores] + [MEASURES[name] for name in measures]
     return {"columns": columns, "body": body}
+
+
+def _factors(judgement: Judgement) -> list[dict[str, Any]]:
+    """A row for each factor: (text, interval, layer, is it the row's best) by source, and the guessing level."""
+    rows = []
+    for name, factor in judgement.factors.items():
+        best = max(known.score.mean for known in factor.known.values())
+        cells = {
+            source: (*_percent(known.score), known.layer, known.score.mean == best)
+            for source, known in factor.known.items()
+        }
+        rows.append({"name": name, "kind": factor.kind, "cells": cells, "guessing": f"{100 * factor.guessing:.1f}"})
+    return rows
 
 
 def _cards(judgement: Judgement) -> list[dict[str, Any]]:

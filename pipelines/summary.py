@@ -16,11 +16,12 @@ from pipelines.console import duration, program
 if TYPE_CHECKING:
     from components.embed import EmbedReport
     from components.ingest import IngestReport
-    from components.judgement import Judgement, Row
+    from components.judgement import Judgement, Known, Row
     from components.register import Registered
     from pipelines.doctor import Finding
     from pipelines.local import Summary
     from pipelines.plan import Plan
+    from ssl_core.probes.intervals import Interval
 
 PROBES = ("linear", "knn", "1-label", "5-label")
 
@@ -30,11 +31,13 @@ def show_summary(summary: Summary, as_json: bool) -> None:
     registered = summary.registered
     if as_json:
         data: dict[str, Any] = {"run": dataclasses.asdict(summary.plan), "judgement": summary.judgement.table()}
+        data |= {"factors": summary.judgement.factor_table()}
         data |= {"registered": dataclasses.asdict(registered) if registered else None, "seconds": summary.seconds}
         data |= {"ingested": {name: dataclasses.asdict(report) for name, report in summary.ingested.items()}}
         console.emit(data | {"report": summary.report})
         return
     judgement_table(summary.judgement)
+    factor_table(summary.judgement)
     if registered:
         console.OUT.print(Text(promotion_sentence(registered)))
     lines = {"report": console.near(summary.report), "MLflow UI": f"{program()} ui"}
@@ -59,6 +62,7 @@ def show_judgement(judgement: Judgement, plan: Plan, as_json: bool) -> None:
         console.emit(judgement.table())
         return
     judgement_table(judgement)
+    factor_table(judgement)
     console.pairs(plan.name, {"report": plan.folder / "report.html", "next": f"{program()} register RECIPE"})
 
 
@@ -80,14 +84,42 @@ def judgement_table(judgement: Judgement) -> None:
         console.OUT.print(Text(f"note: {note}", style="yellow"))
 
 
+def factor_table(judgement: Judgement) -> None:
+    """What the encoder knows of each factor beside its rivals; nothing where no factors are known."""
+    if judgement.factors:
+        columns, cells = _factor_cells(judgement)
+        title = "What the encoder knows (accuracy of names, explained variance of quantities, in %, 95 % interval)"
+        console.table(title, columns, cells, right=columns[1:])
+
+
+def _factor_cells(judgement: Judgement) -> tuple[list[str], list[list[str]]]:
+    """Columns, and a row for each factor."""
+    sources = list(next(iter(judgement.factors.values())).known)
+    rows = [
+        [name, *(_known(factor.known[source]) for source in sources), f"{100 * factor.guessing:.1f}"]
+        for name, factor in judgement.factors.items()
+    ]
+    return ["factor", *sources, "guessing"], rows
+
+
+def _known(known: Known) -> str:
+    return " ".join(filter(None, (_interval(known.score), known.layer)))
+
+
 def markdown(judgement: Judgement) -> str:
-    """The judge's table as Markdown, for the run's description in MLflow."""
+    """The judge's tables as Markdown, for the run's description in MLflow."""
     rows = judgement.headline()
     probes = [name for name in PROBES if any(name in row.scores for row in rows)]
-    head = ["representation", *probes, "RankMe"]
-    lines = [head, ["---", *("---:" for _ in head[1:])]]
-    lines += [[row.name, *(_score(row, name) for name in probes), _measure(row, "rank_me")] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\nThe figures are in report.html.\n"
+    cells = [[row.name, *(_score(row, name) for name in probes), _measure(row, "rank_me")] for row in rows]
+    tables = [_markdown_table(["representation", *probes, "RankMe"], cells)]
+    if judgement.factors:
+        tables.append(_markdown_table(*_factor_cells(judgement)))
+    return "\n".join(tables) + "\nThe figures are in report.html.\n"
+
+
+def _markdown_table(head: list[str], cells: list[list[str]]) -> str:
+    lines = [head, ["---", *("---:" for _ in head[1:])], *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _pretext_value(name: str, value: float) -> str:
@@ -96,7 +128,11 @@ def _pretext_value(name: str, value: float) -> str:
 
 def _score(row: Row, probe: str) -> str:
     score = row.scores.get(probe)
-    return "" if score is None else f"{100 * score.mean:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    return "" if score is None else _interval(score)
+
+
+def _interval(score: Interval) -> str:
+    return f"{100 * score.mean:z.1f} [{100 * score.low:z.1f}, {100 * score.high:z.1f}]"
 
 
 def _measure(row: Row, name: str) -> str:

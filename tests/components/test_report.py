@@ -13,7 +13,7 @@ from PIL import Image
 
 from components import figures
 from components.evaluate import Evidence, Judgement
-from components.judgement import ENCODER, PIXELS, RANDOM, Pretext, Row
+from components.judgement import ENCODER, PIXELS, RANDOM, Factor, Known, Pretext, Row
 from components.report import About, write_report
 from ssl_core.probes.intervals import Interval
 from ssl_core.types import Panel
@@ -45,6 +45,18 @@ def make_judgement(better=0.1, labels=True, collapse=""):
         notes=(EVIL,),
         correct={},
     )
+
+
+def with_factors(judgement):
+    """The judgement, of an encoder that knows hue, and of one factor whose name is hostile."""
+
+    def factor(kind, guessing, *means):
+        layers = ("stage1", "stage2", "")
+        known = zip((ENCODER, RANDOM, PIXELS), layers, means)
+        return Factor(kind, guessing, {source: Known(layer, score(mean)) for source, layer, mean in known})
+
+    factors = {"hue": factor("circle", 0.0, 0.63, 0.41, -0.0004), EVIL: factor("name", 0.125, 0.31, 0.22, 0.17)}
+    return dataclasses.replace(judgement, factors=factors)
 
 
 def make_evidence(labels=True):
@@ -113,6 +125,25 @@ def test_figures_without_data_are_left_out():
     evidence = make_evidence(labels=False)
     drawn = figures.draw(make_judgement(labels=False), evidence, points(1))
     assert list(drawn) == ["answers", "neighbours", "map"]
+
+
+def test_known_factors_have_a_figure():
+    drawn = figures.draw(with_factors(make_judgement(labels=False)), make_evidence(labels=False), [])
+    assert list(drawn) == ["factors", "answers", "neighbours", "map"]
+    picture = np.asarray(Image.open(io.BytesIO(drawn["factors"])).convert("RGB")).astype(int)
+    for colour in figures.COLOURS.values():
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(picture - wanted).max(2) < 8).sum() > 20, "a source's dots are missing"
+
+
+def test_known_factors_have_a_table_in_the_report(about):
+    judgement = with_factors(make_judgement())
+    text = write_report(judgement, {}, about)
+    shown = " ".join(re.sub("<[^>]*>", " ", text).split())
+    for part in ("hue 63.0 61.0 – 65.0 · stage1 41.0 39.0 – 43.0 · stage2 0.0 -2.0 – 2.0 0.0", "29.0 – 33.0", "12.5"):
+        assert part in shown
+    assert EVIL in Page(text).text and "<script" not in text
+    assert "What the encoder knows" not in write_report(make_judgement(), {}, about)
 
 
 def test_a_figure_is_the_same_each_time():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from components.embed import embed
+from components.factors import FactorsError
 from components.mlflow_store import connect_tracking, tracking_uri
 from pipelines.config import load_recipe
 from pipelines.local import StepError, artefacts_alone, evaluate_alone, pretrain_alone, register_alone, run_pipeline
 from pipelines.plan import plan
+from pipelines.summary import show_summary
 from ssl_core.folder import DamagedError
 
 RECIPE = """\
@@ -147,6 +152,42 @@ def test_what_a_task_needs_first_is_made_recorded_and_registered_with_the_model(
         shutil.rmtree(folder)
     report = embed("models:/tiny@champion", str(tmp_path / "test"), tmp_path / "out.parquet")
     assert report.rows == 16
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_known_factors_are_judged_and_shown_and_a_file_that_is_missing_is_told_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe_file(tmp_path)
+    recipe = load_recipe(path, ["evaluate.factors='{home}/factors.parquet'", "register=null"])
+    with pytest.raises(FactorsError, match=r"home/factors.parquet: there is no such file"):
+        run_pipeline(recipe)
+    assert not tracking_database().exists(), "nothing has been trained"
+
+    files = sorted(
+        file.relative_to(tmp_path) for part in ("train", "test") for file in (tmp_path / part).rglob("*.png")
+    )
+    columns = {"file": list(map(str, files)), "kind": [file.parts[1] for file in files]}
+    columns["brightness"] = [float(np.asarray(Image.open(tmp_path / file)).mean()) for file in files]
+    pq.write_table(pa.table(columns), tmp_path / "home" / "factors.parquet")
+    summary = run_pipeline(recipe)
+    kind = summary.judgement.factors["kind"]
+    assert kind.guessing == 0.5 and set(kind.known) == {"encoder", "random init", "raw pixels"}
+    assert "What the encoder knows" in summary.report.read_text()
+    (run,) = runs()
+    assert run.data.metrics["judge/factors/kind/encoder"] == kind.known["encoder"].score.mean
+    assert {"factors.json", "judgement.json"} <= {
+        Path(file.path).name for file in connect_tracking()[0].list_artifacts(run.info.run_id, "tables")
+    }
+    assert "| brightness |" in run.data.tags["mlflow.note.content"]
+
+    capsys.readouterr()
+    show_summary(summary, as_json=False)
+    shown = capsys.readouterr().out
+    assert "What the encoder knows" in shown and "guessing" in shown
+    assert any(line.split()[:1] == ["brightness"] and line.split()[-1] == "0.0" for line in shown.splitlines())
+    show_summary(summary, as_json=True)
+    assert [record["factor"] for record in json.loads(capsys.readouterr().out)["factors"]] == ["kind", "brightness"]
 
 
 @pytest.mark.usefixtures("ray_cluster")
