@@ -29,7 +29,7 @@ def write_comparison(comparison: Comparison, figures: Mapping[str, bytes], answe
     lines = comparison.lines()
     return template("comparison.html").render(
         comparison=comparison,
-        samples=comparison.judged[0].judgement.samples if comparison.judged else {},  # type: ignore[union-attr]
+        samples=next((one.judgement.samples for one in comparison.contenders if one.judgement), None),
         columns=["Best layer", *(PROBES.get(name, name) for name in comparison.probes), *COLUMNS],
         rows=[{"line": line, "cells": list(_cells(line, comparison))} for line in lines],
         figures=[(name, *HEADINGS[name], data_uri(png)) for name, png in figures.items()],

@@ -182,7 +182,7 @@ def register(recipe: RecipeArgument, set_: SetOption = None, output: OutputOptio
 @app.command()
 def compare(
     recipes: Annotated[
-        list[str], typer.Argument(metavar="RECIPE...", help="Recipes, or a comparison that lists them.")
+        list[str], typer.Argument(metavar="RECIPE", help="Recipes, or a comparison that lists them.")
     ],
     budget: Annotated[
         str | None, typer.Option(help="Computing time of each training: 100s, 10m, 2h; else the recipes' own lengths.")
@@ -266,13 +266,14 @@ def tasks(
 
 @app.command()
 def validate(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...")], set_: SetOption = None) -> None:
-    """Check recipes without running them."""
-    from pipelines.config import RecipeError, load_recipe
+    """Check recipes, or comparisons of recipes, without running them."""
+    from pipelines.compare import load
+    from pipelines.config import RecipeError
 
     bad = 0
     for recipe in recipes:
         try:
-            load_recipe(recipe, set_ or ())
+            load([recipe], overrides=set_ or ())
             console.OUT.print(f"{recipe}: valid")
         except RecipeError as error:
             bad += 1

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from pydantic import Field, ValidationError
@@ -26,7 +26,7 @@ from components.comparison import SUPERVISED, Comparison, Contender
 from components.corpus import Corpus, pretext_home
 from components.locks import Busy, exclusive
 from pipelines import local
-from pipelines.config import Recipe, RecipeError, Section, load_recipe
+from pipelines.config import COMPARISONS, Recipe, RecipeError, Section, load_recipe
 from pipelines.console import complain, say
 from pipelines.plan import Plan, plan
 from pipelines.session import StepError, stoppable, user
@@ -37,7 +37,6 @@ from ssl_core.tasks import TASKS
 if TYPE_CHECKING:
     from components.tracking import Logged, Tracker
 
-COMPARISONS = Path(__file__).parent / "comparisons"
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -204,23 +203,27 @@ def _first_of_each_source(recipes: Sequence[Recipe]) -> list[Recipe]:
 
 
 def _reference(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """The first recipe with labels for answers, where there are labels and no supervised recipe was named.
-
-    It takes over the first recipe's views, as far as they have the same fields.
-    """
+    """The first recipe with labels for answers, where there are labels and no supervised recipe was named."""
     first = recipes[0]
     labelled = first.evaluate.train
     if labelled is None or any(recipe.task_name == SUPERVISED for recipe in recipes):
         return []
     from ssl_core.data.shards import Shards
 
-    whole = first.plain()
-    shared = {field.name for field in fields(TASKS[SUPERVISED]) if field.init} & whole["task"].keys()  # type: ignore[arg-type]
     classes = len(Shards.open(Corpus.open(labelled.name).shards()).classes.names)
-    task = {name: whole["task"][name] for name in shared} | {"name": SUPERVISED, "classes": classes}
+    task = {"name": SUPERVISED, "classes": classes} | max((_views(recipe) for recipe in recipes), key=len)
+    whole = first.plain()
     corpus = whole["corpus"] | {"name": labelled.name, "sources": [], "version": None}
     name = f"{first.name[:25]}-supervised"
     return [Recipe.model_validate(whole | {"name": name, "task": task, "corpus": corpus, "register": None})]
+
+
+def _views(recipe: Recipe) -> dict[str, Any]:
+    """The fields that the recipe's task shares with the supervised one: how pictures are cut and changed."""
+    task = recipe.pretext_task()
+    theirs = {field.name: field.type for field in fields(cast(Any, TASKS[SUPERVISED])) if field.init}
+    shared = {f.name: getattr(task, f.name) for f in fields(cast(Any, task)) if theirs.get(f.name) == f.type}
+    return {"size": shared["canvas"]} | shared if "canvas" in shared else shared
 
 
 def _key(runs: Sequence[tuple[Recipe, Plan]]) -> str:

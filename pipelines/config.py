@@ -41,6 +41,8 @@ from ssl_core.tasks import TASKS
 from ssl_core.train.run import Optim, Run, Train
 
 RECIPES = Path(__file__).parent / "recipes"
+COMPARISONS = Path(__file__).parent / "comparisons"
+"""Lists of recipes for `pretext compare`."""
 
 BASE = "the recipe that this one starts from: the name of a built-in one, or a file as seen from this one"
 
@@ -313,6 +315,8 @@ def find_recipe(name: str, folder: Path = Path()) -> Path:
     built_in = {p.stem: p for p in sorted(RECIPES.glob("*.yaml"))}
     if name in built_in:
         return built_in[name]
+    if (COMPARISONS / f"{name}.yaml").is_file():
+        raise RecipeError(f"{name} is a comparison of recipes; run it with `pretext compare {name}`")
     near = difflib.get_close_matches(path.stem, built_in, 1)
     hint = f"did you mean {near[0]}?" if near else f"built-in recipes: {', '.join(built_in)}"
     raise RecipeError(f"{name}: no such recipe file, and no built-in recipe of that name; {hint}")

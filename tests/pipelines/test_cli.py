@@ -117,7 +117,7 @@ def test_embedding_without_media_is_nothing_to_do_and_without_a_usable_file_a_fa
 
 def test_schema_is_json_that_names_every_task(pretext: Pretext) -> None:
     schema = json.loads(pretext("schema").stdout)
-    assert set(schema["properties"]["task"]["discriminator"]["mapping"]) == set(TASKS)
+    assert set(schema["else"]["properties"]["task"]["discriminator"]["mapping"]) == set(TASKS)
 
 
 def test_the_module_runs_like_the_script() -> None:
