@@ -168,8 +168,8 @@ TEXTURES: Mapping[str, Texture] = {
 def draw(seed: int, chunk: int) -> dict[str, NDArray[Any]]:
     """The factors of pictures CHUNK chunk, CHUNK chunk + 1 and so on, and what varies besides: each [CHUNK].
 
-    shape, texture: names. x, y: the figure's middle, from the upper left, as shares of the side, 0.3 to 0.7. angle:
-    degrees clockwise. scale: radius of the circle around the figure, as a share of the side, 0.16 to 0.3. hue: turns
+    shape, texture: names. x, y: the figure's middle, from the upper left, as shares of the side, 0.35 to 0.65. angle:
+    degrees clockwise. scale: radius of the circle around the figure, as a share of the side, 0.22 to 0.36. hue: turns
     from red, 0 to 1.
     """
     rng = np.random.default_rng([seed, chunk])
@@ -179,10 +179,10 @@ def draw(seed: int, chunk: int) -> dict[str, NDArray[Any]]:
 
     factors = {
         "shape": rng.choice(list(SHAPES), CHUNK),
-        "x": uniform(0.3, 0.7),
-        "y": uniform(0.3, 0.7),
+        "x": uniform(0.35, 0.65),
+        "y": uniform(0.35, 0.65),
         "angle": uniform(0, 360),
-        "scale": uniform(0.16, 0.3),
+        "scale": uniform(0.22, 0.36),
         "hue": uniform(0, 1),
         "texture": rng.choice(list(TEXTURES), CHUNK),
     }
