@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 _AT_ONCE = 2**26
 """Distances computed at a time: 256 MiB of them."""
@@ -14,15 +15,27 @@ def nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
 
     Distances are computed in float32 also under autocast, as differences of squares.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        centres = centres.float()
-        squares = centres.square().sum(1)
-        found = [
-            torch.addmm(squares, part.float(), centres.T, alpha=-2).min(1)
-            for part in torch.split(x, max(1, _AT_ONCE // len(centres)))
-        ]
-        index, score = (torch.cat([part[i] for part in found]) for i in (1, 0))
-        return index, (score + x.float().square().sum(1)).clamp_min_(0)
+    found = [closeness(part, centres).max(1) for part in torch.split(x, max(1, _AT_ONCE // len(centres)))]
+    index, score = (torch.cat([part[i] for part in found]) for i in (1, 0))
+    return index, (x.float().square().sum(1) - 2 * score).clamp_min_(0)
+
+
+def closeness(x: Tensor, centres: Tensor) -> Tensor:
+    """x . c - |c|^2 / 2 of all pairs, the larger the nearer, without gradient; x [m, d], centres [k, d] -> [m, k].
+
+    In float32 also under autocast. On a CPU it is oneDNN that multiplies: on AMD's 1.7 times as fast as MKL, which
+    torch calls by itself and which leaves AVX-512 unused there.
+    """
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        x, centres = x.float(), centres.float()
+        less = centres.square().sum(1) / -2
+        if x.device.type == "cpu" and _has_onednn() and not torch.compiler.is_compiling():
+            return F.linear(x.to_mkldnn(), centres.to_mkldnn(), less.to_mkldnn()).to_dense()
+        return torch.addmm(less, x, centres.T)
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def k_means(x: Tensor, k: int, rng: Generator, rounds: int = 25) -> tuple[Tensor, Tensor]:

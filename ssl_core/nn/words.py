@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ssl_core.nn.clusters import k_means, nearest
+from ssl_core.nn.clusters import closeness, k_means, nearest
 from ssl_core.nn.contrast import gather
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.frozen import packed, saved_encoder, unpacked
@@ -199,10 +199,9 @@ def histogram(words: Tensor, count: int) -> Tensor:
 
 def soft_words(x: Tensor, words: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
     """softmax over the words of -sharpness |x - word|^2 and the least |x - word|^2; x [m, d] -> [m, words], [m]."""
-    with torch.autocast(x.device.type, enabled=False):
-        distance = torch.addmm(words.square().sum(1), x, words.T, alpha=-2)
-        least = (distance.amin(1) + x.square().sum(1)).clamp_min_(0)
-        return distance.mul_(-sharpness).softmax(1), least
+    near = closeness(x, words)
+    least = (x.float().square().sum(1) - 2 * near.amax(1)).clamp_min_(0)
+    return near.mul_(2 * sharpness).softmax(1), least
 
 
 def match_bags(answer: Bags) -> tuple[Tensor, dict[str, Tensor]]:
