@@ -135,7 +135,7 @@ def _mark(axes: Axes, x: float, score: Interval) -> None:
 def factors(judgement: Judgement) -> bytes:
     """How well each factor is told, with 95 % intervals, by the encoder, the untrained network and raw pixels."""
     names = list(judgement.factors)
-    with house_figure(6.4, 1.0 + 0.42 * len(names)) as (figure, png):
+    with house_figure(8.6, 1.0 + 0.4 * len(names)) as (figure, png):
         axes = figure.add_subplot()
         for source, shift in ((ENCODER, -0.22), (RANDOM, 0.0), (PIXELS, 0.22)):
             scores = [(i + shift, judgement.factors[name].known.get(source)) for i, name in enumerate(names)]
