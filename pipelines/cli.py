@@ -181,9 +181,7 @@ def register(recipe: RecipeArgument, set_: SetOption = None, output: OutputOptio
 
 @app.command()
 def compare(
-    recipes: Annotated[
-        list[str], typer.Argument(metavar="RECIPE", help="Recipes, or a comparison that lists them.")
-    ],
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Recipes, or a comparison that lists them.")],
     budget: Annotated[
         str | None, typer.Option(help="Computing time of each training: 100s, 10m, 2h; else the recipes' own lengths.")
     ] = None,

@@ -126,9 +126,7 @@ def register_alone(recipe: Recipe) -> Registered:
 
 
 @contextmanager
-def at_work(
-    recipe: Recipe, planned: Plan, above: str | None = None
-) -> Iterator[tuple[Tracker, ExclusiveLease | None]]:
+def at_work(recipe: Recipe, planned: Plan, above: str | None = None) -> Iterator[tuple[Tracker, ExclusiveLease | None]]:
     """The run's MLflow record, and unless it is trained already, the right to write into its storage.
 
     `above`: id of the MLflow run under which this one is shown.

@@ -26,6 +26,13 @@ def test_pieces_and_autocast_change_nothing(monkeypatch):
     assert torch.equal(index, again) and torch.allclose(distance, same, atol=1e-5)
 
 
+def test_either_library_finds_the_same(monkeypatch):
+    x, centres = torch.randn(500, 7, generator=generator()), torch.randn(40, 7, generator=generator(1))
+    ours = clusters.closeness(x, centres)
+    monkeypatch.setattr(clusters, "_has_onednn", lambda: False)
+    assert torch.allclose(ours, clusters.closeness(x, centres), atol=1e-5)
+
+
 def test_blobs_are_found():
     places = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
     x = places.repeat(40, 1) + torch.randn(120, 2, generator=generator())
