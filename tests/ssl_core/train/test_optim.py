@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.optim import SGD
 
-from ssl_core.train.optim import LARS, lr_schedule, make_optimizer, parameter_groups, set_lr
+from ssl_core.train.optim import LARS, OnePassSGD, lr_schedule, make_optimizer, parameter_groups, set_lr
 from ssl_core.train.run import Optim, Train
 
 
@@ -44,6 +45,24 @@ def test_lars_is_algorithm_1_of_the_paper_with_biases_and_norms_left_out() -> No
                 weight -= velocity[name]
     for mine, theirs in zip(ours.parameters(), naive.parameters()):
         assert torch.allclose(mine, theirs, atol=1e-7)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgd_in_one_pass_takes_the_steps_of_torch(momentum: float) -> None:
+    ours, theirs = (_model().to(memory_format=torch.channels_last) for _ in range(2))  # type: ignore[call-overload]
+    nesterov = momentum > 0
+    optimizer = make_optimizer(Optim(name="sgd", lr=0.3, weight_decay=0.01, momentum=momentum, nesterov=nesterov), ours)
+    assert isinstance(optimizer, OnePassSGD)
+    plain = SGD(parameter_groups(theirs, 0.01), lr=0.3, momentum=momentum, nesterov=nesterov, foreach=False)
+    for step in range(4):
+        for group in plain.param_groups:
+            group["lr"] = 0.3 / (step + 1)
+        set_lr(optimizer, 0.3 / (step + 1))
+        for model, one in ((ours, optimizer), (theirs, plain)):
+            _backward(model, step)
+            one.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, other, atol=1e-7) and mine.stride() == other.stride()
 
 
 def test_lars_moves_a_layer_of_zeros() -> None:
