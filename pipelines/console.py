@@ -70,7 +70,8 @@ def table(
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    OUT.print(drawn, width=None if OUT.is_terminal else piped_width)
+    wide = piped_width and not OUT.is_terminal
+    (Console(soft_wrap=True, highlight=False, width=piped_width) if wide else OUT).print(drawn)
 
 
 def pairs(title: str, values: Mapping[str, Any]) -> None:
