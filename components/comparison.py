@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from components.judgement import ENCODER, PIXELS, RANDOM, Judgement, Known, Row, best_row
+from components.judgement import ENCODER, PIXELS, RANDOM, Judgement, Known, Row, best_row, in_percent
 from ssl_core.probes.intervals import Interval
 
 SUPERVISED = "supervised"
 """The task that learns from labels: the reference, not a contender."""
+MARKS = {"above": "▲", "below": "▽", "": ""}
+MARKED = "▲ surely above, ▽ below its own untrained network"
+"""What the marks of `Line.standing` mean."""
 HEADLINES = ("accuracy", "explained", "loss")
 """What is told of a pretext task, the first of these that it has."""
 
@@ -78,6 +81,10 @@ class Line:
             return self.factors[name].score
         return self.row.scores.get(name) if self.row else None
 
+    def standing(self, name: str) -> str:
+        """On a probe or a factor, against its own untrained network: "above" (surely), "below", or "" for neither."""
+        return "below" if name in self.below else "above" if name in self.above else ""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -105,26 +112,31 @@ class Comparison:
         return tuple(contender for contender in self.contenders if contender.judgement)
 
     @property
+    def judgements(self) -> tuple[Judgement, ...]:
+        """Those that there are."""
+        return tuple(contender.judgement for contender in self.contenders if contender.judgement)
+
+    @property
     def probes(self) -> tuple[str, ...]:
         """Names of the probes, in order."""
-        return tuple(dict.fromkeys(name for one in self.judged for name in _judgement(one).rows[0].scores))
+        return tuple(dict.fromkeys(name for judgement in self.judgements for name in judgement.rows[0].scores))
 
     @property
     def factors(self) -> tuple[str, ...]:
         """Names of the factors, in order; none where none are known."""
-        return tuple(dict.fromkeys(name for one in self.judged for name in _judgement(one).factors))
+        return tuple(dict.fromkeys(name for judgement in self.judgements for name in judgement.factors))
 
     @property
     def guessing(self) -> Mapping[str, float]:
         """Factor -> what guessing reaches."""
-        return {name: factor.guessing for one in self.judged[:1] for name, factor in _judgement(one).factors.items()}
+        return {name: factor.guessing for first in self.judgements[:1] for name, factor in first.factors.items()}
 
     def lines(self) -> list[Line]:
         """Tasks first, then supervised, untrained networks and raw pixels."""
         own = [_line(contender) for contender in self.contenders]
         tasks = [line for line in own if line.kind == "task"]
         supervised = [line for line in own if line.kind == SUPERVISED]
-        return [*tasks, *supervised, *_rivals(self.judged, RANDOM), *_rivals(self.judged, PIXELS)]
+        return [*tasks, *supervised, *_rivals(self.contenders, RANDOM), *_rivals(self.contenders, PIXELS)]
 
     def records(self) -> list[dict[str, Any]]:
         """One flat record per line, for tables and programs: accuracies in per cent with their bounds."""
@@ -145,11 +157,6 @@ class Comparison:
         """For a file: the table, and each contender without its judgement, which lies in its own run's folder."""
         plain = asdict(replace(self, contenders=tuple(replace(one, judgement=None) for one in self.contenders)))
         return json.dumps(plain | {"table": self.records()}, indent=1)
-
-
-def _judgement(contender: Contender) -> Judgement:
-    assert contender.judgement is not None, "callers look at those that were judged"
-    return contender.judgement
 
 
 def _line(contender: Contender) -> Line:
@@ -181,9 +188,9 @@ def _rivals(contenders: Sequence[Contender], source: str) -> Iterator[Line]:
     """What the encoders must beat, once where several have the same: a network's untrained self, raw pixels."""
     found: dict[str, tuple[Line, list[str]]] = {}
     for contender in contenders:
-        judgement = _judgement(contender)
-        row = best_row(judgement.rows, source)
-        if row is None:
+        judgement = contender.judgement
+        row = best_row(judgement.rows, source) if judgement else None
+        if judgement is None or row is None:
             continue
         factors = {name: factor.known[source] for name, factor in judgement.factors.items()}
         same = repr((row.scores, factors))
@@ -201,9 +208,7 @@ def _record(line: Line) -> Iterator[tuple[str, Any]]:
     yield "layer", line.row.layer if line.row else None
     scores = dict(line.row.scores) if line.row else {}
     for name, score in (scores | {name: known.score for name, known in line.factors.items()}).items():
-        yield name, 100 * score.mean
-        yield f"{name} low", 100 * score.low
-        yield f"{name} high", 100 * score.high
+        yield from in_percent(name, score).items()
     yield "rank_me", line.row.measures.get("rank_me") if line.row else None
     yield "pretext metric", line.pretext[0] if line.pretext else None
     yield "pretext value", line.pretext[1] if line.pretext else None

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from components.comparison import Comparison, Contender, Line
-from components.figures import COLOURS, FAINT, INK, TITLES, house_figure
+from components.comparison import MARKED, MARKS, Comparison, Contender, Line
+from components.figures import COLOURS, FAINT, INK, MARKERS, TITLES, dots_across, house_figure
 from components.judgement import ENCODER, PIXELS, RANDOM, best_row
 from ssl_core.probes.intervals import Interval
 
@@ -30,12 +30,14 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
 
 def probes(comparison: Comparison) -> bytes:
     """A panel for each probe, a row for each encoder: its accuracy, its untrained self's, and raw pixels as a line."""
-    lines = [line for line in comparison.lines() if line.row and line.contender]
+    everything = comparison.lines()
+    lines = [line for line in everything if line.row and line.contender]
+    pixels = next((line for line in everything if line.kind == PIXELS), None)
     names = [line.title for line in lines]
     with house_figure(2.4 + 2.3 * len(comparison.probes), 1.1 + 0.27 * len(lines)) as (figure, png):
         panels = figure.subplots(1, len(comparison.probes), sharey=True, squeeze=False)[0]
         for axes, probe in zip(panels, comparison.probes):
-            _panel(axes, comparison, lines, probe)
+            _panel(axes, lines, pixels, probe)
         panels[0].set_yticks(range(len(lines)), names, color=INK)
         panels[0].set_ylim(len(lines) - 0.4, -0.6)
         handles, labels = panels[0].get_legend_handles_labels()
@@ -43,16 +45,15 @@ def probes(comparison: Comparison) -> bytes:
     return png.getvalue()
 
 
-def _panel(axes: Axes, comparison: Comparison, lines: Sequence[Line], probe: str) -> None:
-    pixels = next((line for line in comparison.lines() if line.kind == PIXELS), None)
+def _panel(axes: Axes, lines: Sequence[Line], pixels: Line | None, probe: str) -> None:
     score = pixels.score(probe) if pixels else None
     if score:
         axes.axvspan(100 * score.low, 100 * score.high, color=COLOURS[PIXELS], alpha=0.12, lw=0)
         axes.axvline(100 * score.mean, color=COLOURS[PIXELS], ls=(0, (4, 3)), lw=1.2, label=PIXELS)
     untrained = [_untrained(line.contender, probe) for line in lines]
-    _dots(axes, untrained, COLOURS[RANDOM], "s", "its untrained network", 0.14)
+    _dots(axes, untrained, COLOURS[RANDOM], MARKERS[RANDOM], "its untrained network", 0.14)
     tasks = [line.score(probe) if line.kind == "task" else None for line in lines]
-    _dots(axes, tasks, COLOURS[ENCODER], "o", "pretext task", -0.14)
+    _dots(axes, tasks, COLOURS[ENCODER], MARKERS[ENCODER], "pretext task", -0.14)
     supervised = [line.score(probe) if line.kind != "task" else None for line in lines]
     _dots(axes, supervised, SUPERVISED_COLOUR, "D", "supervised", -0.14)
     axes.grid(axis="y", visible=False)
@@ -66,14 +67,8 @@ def _untrained(contender: Contender | None, probe: str) -> Interval | None:
 
 
 def _dots(axes: Axes, scores: Sequence[Interval | None], colour: str, marker: str, label: str, shift: float) -> None:
-    places = [(i + shift, score) for i, score in enumerate(scores) if score]
-    if not places:
-        return
-    y = np.array([place for place, _ in places])
-    mean, low, high = (100 * np.array(values) for values in zip(*(score for _, score in places)))
-    spread = np.abs(np.stack([mean - low, high - mean]))
-    style: dict[str, Any] = {"fmt": marker, "color": colour, "ms": 4.5, "elinewidth": 1.3, "mec": "white", "mew": 0.5}
-    axes.errorbar(mean, y, xerr=spread, label=label, **style)
+    style = {"fmt": marker, "color": colour, "ms": 4.5, "elinewidth": 1.3, "mew": 0.5}
+    dots_across(axes, [(i + shift, score) for i, score in enumerate(scores) if score], label, style)
 
 
 def factors(comparison: Comparison) -> bytes:
@@ -92,7 +87,7 @@ def factors(comparison: Comparison) -> bytes:
         axes.xaxis.tick_top()
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel("▲ surely above, ▽ below its own untrained network; white: no better than guessing", fontsize=8)
+        axes.set_xlabel(f"{MARKED}; white: no better than guessing", fontsize=8)
     return png.getvalue()
 
 
@@ -106,19 +101,10 @@ def _write_score(axes: Axes, x: int, y: int, line: Line, name: str, dark: bool) 
     score = line.score(name)
     if score is None:
         return
-    mark = "▽" if name in line.below else "▲" if name in line.above else ""
-    weight = "bold" if mark == "▲" else "normal"
-    colour = "white" if dark else FAINT if mark == "▽" else INK
-    axes.text(
-        x,
-        y,
-        f"{100 * score.mean:.0f} {mark}".strip(),
-        ha="center",
-        va="center",
-        fontsize=8,
-        color=colour,
-        weight=weight,
-    )
+    standing = line.standing(name)
+    style: dict[str, Any] = {"weight": "bold" if standing == "above" else "normal", "fontsize": 8}
+    style["color"] = "white" if dark else FAINT if standing == "below" else INK
+    axes.text(x, y, f"{100 * score.mean:.0f} {MARKS[standing]}".strip(), ha="center", va="center", **style)
 
 
 def _short(title: str, most: int = 40) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.comparison import Comparison, Line
-from components.report import PROBES, data_uri, template
+from components.report import PROBES, data_uri, percent, template
 
 COLUMNS = ("RankMe", "Pretext", "Chance", "Samples/s", "Peak memory")
 HEADINGS = {
@@ -29,7 +29,7 @@ def write_comparison(comparison: Comparison, figures: Mapping[str, bytes], answe
     lines = comparison.lines()
     return template("comparison.html").render(
         comparison=comparison,
-        samples=next((one.judgement.samples for one in comparison.contenders if one.judgement), None),
+        samples=next((judgement.samples for judgement in comparison.judgements), None),
         columns=["Best layer", *(PROBES.get(name, name) for name in comparison.probes), *COLUMNS],
         rows=[{"line": line, "cells": list(_cells(line, comparison))} for line in lines],
         figures=[(name, *HEADINGS[name], data_uri(png)) for name, png in figures.items()],
@@ -43,12 +43,7 @@ def _cells(line: Line, comparison: Comparison) -> Iterator[tuple[str, str, str]]
     yield line.row.layer if line.row else "failed", "", ""
     for name in comparison.probes:
         score = line.score(name)
-        standing = "above" if name in line.above else "below" if name in line.below else ""
-        yield (
-            (f"{100 * score.mean:.1f}", f"{100 * score.low:.1f} – {100 * score.high:.1f}", standing)
-            if score
-            else ("–", "", "")
-        )
+        yield (*percent(score), line.standing(name)) if score else ("–", "", "")
     yield _number(line.row.measures.get("rank_me") if line.row else None, "{:.1f}"), "", ""
     yield from _pretext(line)
     one = line.contender if line.row else None

@@ -6,7 +6,7 @@ Evidence -> what the task saw and said, nearest neighbours, embedding map;  Judg
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -110,13 +110,18 @@ def _layer_axes(axes: Axes, judgement: Judgement, probe: str) -> None:
 
 def _dots(axes: Axes, scores: Sequence[Interval], source: str, shift: float) -> None:
     x = np.arange(len(scores)) + shift
-    mean, low, high = (100 * np.array(values) for values in zip(*scores))
+    mean, spread = _bars(scores)
     colour = COLOURS[source]
     axes.plot(x, mean, color=colour, alpha=0.35, lw=1.2)
-    spread = np.abs(np.stack([mean - low, high - mean]))
     axes.errorbar(
         x, mean, spread, fmt=MARKERS[source], color=colour, ms=5, elinewidth=1.4, label=source, mec="white", mew=0.6
     )
+
+
+def _bars(scores: Sequence[Interval]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Scores [n] and how far their intervals reach down and up [2, n], in per cent."""
+    mean, low, high = (100 * np.array(values) for values in zip(*scores))
+    return mean, np.abs(np.stack([mean - low, high - mean]))
 
 
 def _mark(axes: Axes, x: float, score: Interval) -> None:
@@ -139,7 +144,8 @@ def factors(judgement: Judgement) -> bytes:
         axes = figure.add_subplot()
         for source, shift in ((ENCODER, -0.22), (RANDOM, 0.0), (PIXELS, 0.22)):
             scores = [(i + shift, judgement.factors[name].known.get(source)) for i, name in enumerate(names)]
-            _dots_across(axes, [(y, known.score) for y, known in scores if known], source)
+            style = {"fmt": MARKERS[source], "color": COLOURS[source], "ms": 5.5, "elinewidth": 1.4, "mew": 0.6}
+            dots_across(axes, [(y, known.score) for y, known in scores if known], source, style)
         for i, factor in enumerate(judgement.factors.values()):
             label = "guessing" if i == 0 else ""
             axes.vlines(100 * factor.guessing, i - 0.4, i + 0.4, color=INK, lw=1.2, ls=(0, (2, 2)), label=label)
@@ -152,12 +158,11 @@ def factors(judgement: Judgement) -> bytes:
     return png.getvalue()
 
 
-def _dots_across(axes: Axes, scores: Sequence[tuple[float, Interval]], source: str) -> None:
+def dots_across(axes: Axes, scores: Sequence[tuple[float, Interval]], label: str, style: Mapping[str, Any]) -> None:
+    """Scores at their heights, with their intervals; none, nothing. `style`: of `Axes.errorbar`."""
     if scores:
-        mean, low, high = (100 * np.array(values) for values in zip(*(score for _, score in scores)))
-        spread = np.abs(np.stack([mean - low, high - mean]))
-        style: dict[str, Any] = {"fmt": MARKERS[source], "color": COLOURS[source], "mec": "white", "mew": 0.6}
-        axes.errorbar(mean, [y for y, _ in scores], xerr=spread, ms=5.5, elinewidth=1.4, label=source, **style)
+        mean, spread = _bars([score for _, score in scores])
+        axes.errorbar(mean, [y for y, _ in scores], xerr=spread, label=label, mec="white", **style)
 
 
 def answers(panel: Panel) -> bytes:

@@ -174,10 +174,10 @@ class Judgement:
         for row in self.rows:
             record: dict[str, Any] = {"source": row.source, "layer": row.layer, "dim": row.dim}
             for name, score in row.scores.items():
-                record |= _in_percent(name, score)
+                record |= in_percent(name, score)
             record |= row.measures
             for name, score in row.factors.items():
-                record |= _in_percent(f"factor {name}", score)
+                record |= in_percent(f"factor {name}", score)
             records.append(record)
         return records
 
@@ -187,7 +187,7 @@ class Judgement:
         for name, factor in self.factors.items():
             record: dict[str, Any] = {"factor": name, "kind": factor.kind, "guessing": 100 * factor.guessing}
             for source, known in factor.known.items():
-                record |= {f"{source} layer": known.layer} | _in_percent(source, known.score)
+                record |= {f"{source} layer": known.layer} | in_percent(source, known.score)
             records.append(record)
         return records
 
@@ -255,7 +255,8 @@ def _intervals(scores: Mapping[str, list[float]]) -> dict[str, Interval]:
     return {name: Interval(*bounds) for name, bounds in scores.items()}
 
 
-def _in_percent(name: str, score: Interval) -> dict[str, float]:
+def in_percent(name: str, score: Interval) -> dict[str, float]:
+    """A score and the bounds of its interval as cells of a record."""
     return {name: 100 * score.mean, f"{name} low": 100 * score.low, f"{name} high": 100 * score.high}
 
 

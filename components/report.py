@@ -108,7 +108,8 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _percent(score: Interval) -> tuple[str, str]:
+def percent(score: Interval) -> tuple[str, str]:
+    """A score and its interval, as texts."""
     return f"{100 * score.mean:z.1f}", f"{100 * score.low:z.1f} – {100 * score.high:z.1f}"
 
 
@@ -119,7 +120,7 @@ def _table(judgement: Judgement, rows: Sequence[Row]) -> dict[str, Any]:
     top = {name: max(row.scores[name].mean for row in rows) for name in scores}
     body = []
     for row in rows:
-        cells = [(*_percent(row.scores[name]), row.scores[name].mean == top[name]) for name in scores]
+        cells = [(*percent(row.scores[name]), row.scores[name].mean == top[name]) for name in scores]
         cells += [(f"{row.measures[name]:.2f}" if name in row.measures else "–", "", False) for name in measures]
         chosen = row.source == ENCODER and row.layer == judgement.best
         body.append({"source": row.source, "layer": row.layer, "dim": row.dim, "cells": cells, "chosen": chosen})
@@ -133,7 +134,7 @@ def _factors(judgement: Judgement) -> list[dict[str, Any]]:
     for name, factor in judgement.factors.items():
         best = max(known.score.mean for known in factor.known.values())
         cells = {
-            source: (*_percent(known.score), known.layer, known.score.mean == best)
+            source: (*percent(known.score), known.layer, known.score.mean == best)
             for source, known in factor.known.items()
         }
         rows.append({"name": name, "kind": factor.kind, "cells": cells, "guessing": f"{100 * factor.guessing:.1f}"})
@@ -145,7 +146,7 @@ def _cards(judgement: Judgement) -> list[dict[str, Any]]:
     rows = {row.source: row for row in judgement.headline()}
     cards = []
     for probe in rows[ENCODER].scores:
-        value, interval = _percent(rows[ENCODER].scores[probe])
+        value, interval = percent(rows[ENCODER].scores[probe])
         tracks = [_track(source, rows[source].scores[probe]) for source in (ENCODER, RANDOM, PIXELS) if source in rows]
         cards.append({"title": PROBES.get(probe, probe), "value": value, "interval": interval, "tracks": tracks})
     return cards
@@ -160,7 +161,7 @@ def _track(source: str, score: Interval) -> dict[str, Any]:
         "mean": round(100 * score.mean, 2),
         "low": round(low, 2),
         "width": round(high - low, 2),
-        "value": _percent(score)[0],
+        "value": percent(score)[0],
     }
 
 

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from components.comparison import MARKED, MARKS
 from pipelines import console
 from pipelines.console import duration, program
+from pipelines.summary import markdown_table
 
 if TYPE_CHECKING:
     from components.comparison import Comparison, Line
     from pipelines.compare import Compared
 
-MARKS = {"below": "▽", "above": "▲", "": ""}
 SHORT = {"accuracy": "acc.", "explained": "expl."}
-MARKED = "▲ surely above, ▽ below its own untrained network"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, and how it stands to the untrained network: "above" (surely), "below" or "" (neither, or no rival)."""
+    """A text, and how it stands to the untrained network, as `Line.standing` says."""
 
     text: str
     standing: str = ""
@@ -52,9 +52,7 @@ class Grid:
 
     def markdown(self) -> str:
         """As a Markdown table under its title."""
-        head = [list(self.columns), ["---", *("---:" for _ in self.columns[1:])]]
-        lines = [*head, *([cell.plain() for cell in row] for row in self.rows)]
-        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        return f"{self.title}\n\n" + markdown_table(self.columns, [[cell.plain() for cell in row] for row in self.rows])
 
 
 def grids(comparison: Comparison) -> Iterator[Grid]:
@@ -90,8 +88,8 @@ def show_compared(compared: Compared, as_json: bool) -> None:
 
 def _title(comparison: Comparison) -> str:
     length = f"{comparison.budget:g} {comparison.unit} of training each" if comparison.budget else "own lengths"
-    judged = comparison.judged[0].judgement if comparison.judged else None
-    samples = f"; judged on {judged.samples['test']:,} samples" if judged else ""
+    judged = comparison.judgements
+    samples = f"; judged on {judged[0].samples['test']:,} samples" if judged else ""
     corpus = f"{comparison.corpus} version {comparison.version}"
     return f"{corpus}, {length}{samples}\nAccuracy in % ± half of the 95 % interval; {MARKED}"
 
@@ -120,9 +118,8 @@ def _score(line: Line, name: str, whole: bool = False) -> Cell:
     score = line.score(name)
     if score is None:
         return Cell("")
-    standing = "below" if name in line.below else "above" if name in line.above else ""
     mean, half = 100 * score.mean, 50 * (score.high - score.low)
-    return Cell(f"{mean:.0f}" if whole else f"{mean:.1f} ±{half:.1f}", standing)
+    return Cell(f"{mean:.0f}" if whole else f"{mean:.1f} ±{half:.1f}", line.standing(name))
 
 
 def _pretext(line: Line) -> str:

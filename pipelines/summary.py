@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,13 +111,14 @@ def markdown(judgement: Judgement) -> str:
     rows = judgement.headline()
     probes = [name for name in PROBES if any(name in row.scores for row in rows)]
     cells = [[row.name, *(_score(row, name) for name in probes), _measure(row, "rank_me")] for row in rows]
-    tables = [_markdown_table(["representation", *probes, "RankMe"], cells)]
+    tables = [markdown_table(["representation", *probes, "RankMe"], cells)]
     if judgement.factors:
-        tables.append(_markdown_table(*_factor_cells(judgement)))
+        tables.append(markdown_table(*_factor_cells(judgement)))
     return "\n".join(tables) + "\nThe figures are in report.html.\n"
 
 
-def _markdown_table(head: list[str], cells: list[list[str]]) -> str:
+def markdown_table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table of texts; all columns but the first are numbers."""
     lines = [head, ["---", *("---:" for _ in head[1:])], *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
