@@ -32,6 +32,13 @@ __all__ = ["Tracker", "connect_tracking", "sweep", "tracking_uri", "ui_command"]
 log = logging.getLogger("pretext.tracking")
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+JOURNAL, COPIES = "tracking", "artifacts"
+"""In the run folder; in the journal's folder."""
+
+
+def logged_copy(folder: Path, artifact: str) -> Path:
+    """Where a run's folder keeps a file that was logged, such as "figures/answers.png"."""
+    return folder / JOURNAL / COPIES / artifact
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Tracker:
             raise ValueError(f"run key {run_key!r}: letters, digits and _.:- only")
         self.uri = tracking_uri(uri)
         self.folder = Path(folder).absolute()
-        self._spool = Spool(self.folder / "tracking")
+        self._spool = Spool(self.folder / JOURNAL)
         self._closed: str | None = None
         self._lost = 0
         given = {key: value for key, value in (tags or {}).items() if value is not None}
@@ -141,6 +148,11 @@ class Tracker:
         rows = [[_plain(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
         content = json.dumps({"columns": list(columns), "data": rows})
         self._stage(f"tables/{name}.json", content.encode(), "table")
+
+    def records(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """A table of records, whose keys are its columns; a record without some of them has empty cells there."""
+        columns = dict.fromkeys(column for record in records for column in record)
+        self.table(name, {column: [record.get(column) for record in records] for column in columns})
 
     def html(self, name: str, text: str) -> None:
         """A self-contained page as <name>.html."""
@@ -214,7 +226,7 @@ class Tracker:
 
     def _stage(self, artifact: str, content: bytes, kind: str = "file") -> None:
         """Keeps a copy in the run folder and logs it; the same name again replaces it."""
-        path = self._spool.folder / "artifacts" / artifact
+        path = logged_copy(self.folder, artifact)
 
         def write() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +234,7 @@ class Tracker:
             temporary.write_bytes(content)
             temporary.replace(path)
             to = artifact.rpartition("/")[0]
-            self._spool.append({"kind": kind, "path": f"artifacts/{artifact}", "to": to})
+            self._spool.append({"kind": kind, "path": f"{COPIES}/{artifact}", "to": to})
 
         self._guarded(write)
 

@@ -12,24 +12,22 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import yaml
 from pydantic import Field, ValidationError
 
 from components.cluster import connect
 from components.comparison import SUPERVISED, Comparison, Contender
 from components.corpus import Corpus, pretext_home
-from components.locks import Busy, exclusive
 from pipelines import local
-from pipelines.config import COMPARISONS, Recipe, RecipeError, Section, load_recipe
+from pipelines.config import COMPARISONS, NAME, Recipe, RecipeError, Section, load_recipe
 from pipelines.console import complain, say
 from pipelines.plan import Plan, plan
-from pipelines.session import StepError, stoppable, user
+from pipelines.session import StepError, held, started_by, stoppable
 from pipelines.side_by_side import markdown
 from pipelines.source_map import SourceMap, YamlError
 from ssl_core.tasks import TASKS
@@ -43,7 +41,7 @@ UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 class ComparisonFile(Section):
     """A comparison as a file: recipes, and the budget of each."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?$", description="lower case, digits, dashes")
+    name: str = Field(pattern=NAME, description="lower case, digits, dashes")
     budget: str | None = Field(None, description="computing time of each training, such as 100s, 10m or 2h")
     recipes: tuple[str, ...] = Field(min_length=1, description="names of recipes, or files beside this one")
 
@@ -93,13 +91,13 @@ def load(names: Sequence[str], budget: str | None = None, overrides: Sequence[st
     listed: list[str] = []
     title, length = "comparison", budget
     for name in names:
-        path = _comparison_path(name)
-        if path is None:
+        source = _source_of(name)
+        if source is None:
             listed.append(name)
             continue
-        found = _read(path)
+        found = _checked(source)
         title, length = found.name, length or found.budget
-        listed += [_beside(recipe, path) for recipe in found.recipes]
+        listed += [_beside(recipe, Path(source.name)) for recipe in found.recipes]
     seconds = seconds_of(length) if length else None
     timed = ["train.steps=null", f"train.seconds={seconds}"] if seconds else []
     recipes = tuple(load_recipe(name, [*overrides, *timed]) for name in listed)
@@ -107,35 +105,27 @@ def load(names: Sequence[str], budget: str | None = None, overrides: Sequence[st
     return Asked(title, seconds, recipes)
 
 
-def _comparison_path(name: str) -> Path | None:
-    """The comparison of that name; a file is one if it has the key `recipes`."""
-    path = Path(name)
-    if not path.is_file():
-        path = COMPARISONS / f"{name}.yaml"
-        return path if path.is_file() else None
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError):
-        return None  # as a recipe it is complained about
-    return path if isinstance(content, dict) and "recipes" in content else None
-
-
-def _read(path: Path) -> ComparisonFile:
+def _source_of(name: str) -> SourceMap | None:
+    """The comparison of that name, a file or a built-in one; a file is one if it has the key `recipes`."""
+    path = Path(name) if Path(name).is_file() else COMPARISONS / f"{name}.yaml"
     try:
         source = SourceMap.read(path)
-    except (YamlError, OSError) as error:
-        raise RecipeError(str(error)) from None
+    except (YamlError, OSError):
+        return None  # as a recipe it is complained about
+    return source if "recipes" in source.data else None
+
+
+def _checked(source: SourceMap) -> ComparisonFile:
     try:
         return ComparisonFile.model_validate(source.data)
     except ValidationError as error:
-        wrong = [(source.where(problem["loc"]), _dotted(problem["loc"]), problem["msg"]) for problem in error.errors()]
         keys = ", ".join(ComparisonFile.model_fields)
-        lines = [f"{where}: `{key}`: {said}; a comparison has the keys {keys}" for where, key, said in wrong]
+        lines = [
+            f"{source.where(problem['loc'])}: `{'.'.join(map(str, problem['loc']))}`: {problem['msg']}; "
+            f"a comparison has the keys {keys}"
+            for problem in error.errors()
+        ]
         raise RecipeError("\n".join(lines)) from None
-
-
-def _dotted(path: Sequence[str | int]) -> str:
-    return ".".join(map(str, path))
 
 
 def _beside(recipe: str, path: Path) -> str:
@@ -186,7 +176,8 @@ def compare(asked: Asked) -> Compared:
                 say(f"compare {number}/{len(runs)}: {recipe.name}")
                 contenders.append(_contend(recipe, planned, tracker))
             comparison = _comparison(asked, runs[0][1], contenders)
-            _publish(comparison, folder, tracker)
+            answers = {planned.name: _answers(planned) for _, planned in runs}
+            _publish(comparison, answers, folder, tracker)
     return Compared(comparison, folder, time.monotonic() - began)
 
 
@@ -243,14 +234,10 @@ def _record(asked: Asked, folder: Path, key: str) -> Iterator[Tracker]:
 
     tracking = asked.recipes[0].tracking
     how: dict[str, Any] = {"experiment": tracking.experiment, "uri": tracking.uri, "system_metrics": 0.0}
-    how |= {"tags": {"mlflow.user": user(), "mlflow.source.name": "pretext", "mlflow.source.type": "LOCAL"}}
-    try:
-        with exclusive(folder / ".lock", wait=0), Tracker(key, folder, name=folder.name, **how) as tracker:
-            names = {str(number): recipe.name for number, recipe in enumerate(asked.recipes, 1)}
-            tracker.params({"budget_seconds": asked.budget, "recipes": names})
-            yield tracker
-    except Busy as busy:
-        raise StepError(f"{folder.name} is being worked on: {busy}; wait for it, or stop it") from None
+    with held(folder.name, folder), Tracker(key, folder, name=folder.name, tags=started_by(), **how) as tracker:
+        names = {str(number): recipe.name for number, recipe in enumerate(asked.recipes, 1)}
+        tracker.params({"budget_seconds": asked.budget, "recipes": names})
+        yield tracker
 
 
 def _contend(recipe: Recipe, planned: Plan, above: Tracker) -> Contender:
@@ -260,7 +247,7 @@ def _contend(recipe: Recipe, planned: Plan, above: Tracker) -> Contender:
     who = Contender(recipe.name, recipe.task_name, _in_words(recipe.encoder.build()), planned.name, None)
     try:
         with local.at_work(recipe, planned, above.run_id) as (tracker, lease):
-            local.pretrain_step(recipe, planned, local.artefacts_step(recipe, planned, lease), tracker, lease)
+            local.pretrain_step(recipe, planned, tracker, lease)
             judgement = local.judged_step(recipe, planned, tracker)
             return replace(who, judgement=judgement, **_cost(tracker.points(), recipe.train.build().batch_size))
     except (StepError, ArtefactError, ValueError) as error:
@@ -286,30 +273,33 @@ def _comparison(asked: Asked, planned: Plan, contenders: Sequence[Contender]) ->
 
 def _in_words(spec: Any) -> str:
     """An encoder by its name and what is not as in its paper."""
-    changed = [f"{f.name} {getattr(spec, f.name)}" for f in fields(spec) if getattr(spec, f.name) != f.default]
-    return ", ".join([spec.name, *(text for text in changed if not text.startswith("name "))])
+    values = {
+        f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "name" and getattr(spec, f.name) != f.default
+    }
+    return ", ".join([spec.name, *(f"{name} {value}" for name, value in values.items())])
 
 
-def _publish(comparison: Comparison, folder: Path, tracker: Tracker) -> None:
-    """Into the comparison's folder and its MLflow run."""
+def _publish(comparison: Comparison, answers: Mapping[str, bytes], folder: Path, tracker: Tracker) -> None:
+    """Into the comparison's folder and its MLflow run; answers: run -> PNG."""
     from components.comparison_figures import draw
     from components.comparison_report import write_comparison
 
-    figures, records, table = draw(comparison), comparison.records(), markdown(comparison)
+    figures, table = draw(comparison), markdown(comparison)
     for name, png in figures.items():
         tracker.figure(name, png)
         local.replace_bytes(folder / f"{name}.png", png)
-    columns = dict.fromkeys(name for record in records for name in record)
-    tracker.table("comparison", {name: [record.get(name) for record in records] for name in columns})
+    tracker.records("comparison", comparison.records())
     tracker.point(0, time.time_ns() // 1_000_000, comparison.metrics())
     tracker.tag({"mlflow.note.content": table})
-    page = write_comparison(comparison, figures, {one.run: _answers(one) for one in comparison.judged})
+    page = write_comparison(comparison, figures, answers)
     tracker.html("comparison", page)
     for name, text in (("html", page), ("md", table), ("json", comparison.to_json())):
         local.replace_text(folder / f"comparison.{name}", text)
 
 
-def _answers(contender: Contender) -> bytes:
+def _answers(planned: Plan) -> bytes:
     """What the task saw and answered: the figure that judging the run has left in its folder."""
-    path = pretext_home() / "runs" / contender.run / "tracking" / "artifacts" / "figures" / "answers.png"
+    from components.tracking import logged_copy
+
+    path = logged_copy(planned.folder, "figures/answers.png")
     return path.read_bytes() if path.is_file() else b""

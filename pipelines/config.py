@@ -44,6 +44,8 @@ RECIPES = Path(__file__).parent / "recipes"
 COMPARISONS = Path(__file__).parent / "comparisons"
 """Lists of recipes for `pretext compare`."""
 
+NAME = r"^[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?$"
+"""Of a recipe or a comparison: what may name a run, a folder and a Kubernetes object."""
 BASE = "the recipe that this one starts from: the name of a built-in one, or a file as seen from this one"
 
 WRITTEN = {
@@ -235,7 +237,7 @@ class Recipe(Section):
     """One pretraining, from media to a registered encoder."""
 
     name: str = Field(
-        pattern=r"^[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?$",
+        pattern=NAME,
         description="short name: lower case, digits, dashes; at most 36",
     )
     corpus: Annotated[CorpusSection, AfterValidator(_well_named)]

@@ -79,7 +79,7 @@ def run_pipeline(recipe: Recipe) -> Summary:
         factors_of(recipe)  # a file that is missing or damaged is told before the training
         planned = plan(recipe)
         with at_work(recipe, planned) as (tracker, lease):
-            pretrain_step(recipe, planned, artefacts_step(recipe, planned, lease), tracker, lease)
+            pretrain_step(recipe, planned, tracker, lease)
             judgement = evaluate_step(recipe, planned, tracker)
             registered = register_step(recipe, planned, tracker, judgement) if recipe.register_ else None
         return Summary(planned, ingested, judgement, registered, planned.folder / REPORT, time.monotonic() - began)
@@ -90,7 +90,7 @@ def artefacts_alone(recipe: Recipe) -> tuple[dict[str, str], Plan]:
     with stoppable():
         planned = plan(recipe)
         folder = run_folder(recipe, planned)
-        with held(planned, None if folder.holds(MODEL) else folder) as lease:
+        with held(f"run {planned.name}", planned.folder, None if folder.holds(MODEL) else folder) as lease:
             return digests(artefacts_step(recipe, planned, lease).task), planned
 
 
@@ -99,7 +99,7 @@ def pretrain_alone(recipe: Recipe) -> Plan:
     with stoppable():
         planned = plan(recipe)
         with at_work(recipe, planned) as (tracker, lease):
-            pretrain_step(recipe, planned, artefacts_step(recipe, planned, lease), tracker, lease)
+            pretrain_step(recipe, planned, tracker, lease)
         return planned
 
 
@@ -137,7 +137,7 @@ def at_work(recipe: Recipe, planned: Plan, above: str | None = None) -> Iterator
     folder = run_folder(recipe, planned)
     trained = folder.holds(MODEL)
     with (
-        held(planned, None if trained else folder) as lease,
+        held(f"run {planned.name}", planned.folder, None if trained else folder) as lease,
         tracked(recipe, planned, attempt=not trained, above=above) as tracker,
     ):
         yield tracker, lease
@@ -227,10 +227,11 @@ def artefacts_step(recipe: Recipe, planned: Plan, lease: ExclusiveLease | None) 
     return run
 
 
-def pretrain_step(recipe: Recipe, planned: Plan, run: Run, tracker: Tracker, lease: ExclusiveLease | None) -> None:
-    """Train, or go on where the run stands, or do nothing where its model is there."""
+def pretrain_step(recipe: Recipe, planned: Plan, tracker: Tracker, lease: ExclusiveLease | None) -> None:
+    """Train, or go on where the run stands, or do nothing where its model is there; its artefacts first."""
     from components.pretrain import pretrain
 
+    run = artefacts_step(recipe, planned, lease)
     if run_folder(recipe, planned).holds(MODEL):
         say(f"pretrain {planned.name}: trained already (same recipe, corpus and code)")
         return
@@ -328,10 +329,9 @@ def record_judgement(planned: Plan, tracker: Tracker, judgement: Judgement) -> N
         tracker.point(ordinal, time.time_ns() // 1_000_000, judgement.metrics())
         replace_text(planned.folder / f"judgement.{ordinal}.json", text)
         replace_text(known, text)
-    for name, records in (("judgement", judgement.table()), ("factors", judgement.factor_table())):
-        columns = dict.fromkeys(column for record in records for column in record)
-        if records:
-            tracker.table(name, {column: [record.get(column) for record in records] for column in columns})
+    tracker.records("judgement", judgement.table())
+    if judgement.factors:
+        tracker.records("factors", judgement.factor_table())
 
 
 def read_judgement(planned: Plan) -> Judgement:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.corpus import corpus_uri
@@ -39,9 +40,7 @@ def tracked(recipe: Recipe, planned: Plan, attempt: bool, above: str | None = No
     tags = {
         "pretext.task": recipe.task_name,
         "pretext.code": planned.code,
-        "mlflow.user": user(),
-        "mlflow.source.name": "pretext",
-        "mlflow.source.type": "LOCAL",
+        **started_by(),
         "mlflow.source.git.commit": git_commit(),
         "mlflow.parentRunId": above,
     }
@@ -68,18 +67,18 @@ def close_dead_runs(uri: str | None) -> None:
 
 
 @contextmanager
-def held(planned: Plan, storage: RunFolder | None) -> Iterator[ExclusiveLease | None]:
-    """One process of this machine at a time works on a run; where it writes to `storage`, one of all machines.
+def held(what: str, folder: Path, storage: RunFolder | None = None) -> Iterator[ExclusiveLease | None]:
+    """One process of this machine at a time works on a folder; where it writes to `storage`, one of all machines.
 
     Raises:
         StepError: another one does.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(planned.folder / ".lock", wait=0))
+            stack.enter_context(exclusive(folder / ".lock", wait=0))
             lease = stack.enter_context(storage.lease()) if storage else None
         except Busy as busy:
-            raise StepError(f"run {planned.name} is being worked on: {busy}; wait for it, or stop it") from None
+            raise StepError(f"{what} is being worked on: {busy}; wait for it, or stop it") from None
         yield lease
 
 
@@ -113,6 +112,11 @@ def stoppable() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook
+
+
+def started_by() -> dict[str, str | None]:
+    """Tags by which MLflow's page says where a run comes from."""
+    return {"mlflow.user": user(), "mlflow.source.name": "pretext", "mlflow.source.type": "LOCAL"}
 
 
 def user() -> str | None:

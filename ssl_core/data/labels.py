@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from ssl_core.data import numbers
 from ssl_core.data.mapping import Bytes
@@ -17,11 +16,6 @@ def memory(field: Field) -> tuple[int, ...]:
     if field.shape:
         raise ValueError(f"A sample has one label, so a field of shape {field.shape} cannot be read; ask for ().")
     return (numbers.BYTES,)
-
-
-def view(batch: Tensor) -> Tensor:
-    """[n, 8] bytes as [n] int64."""
-    return numbers.view(batch)
 
 
 def check(shards: Shards, ids: Ints, field: Field) -> None:

@@ -85,7 +85,7 @@ class Fetcher:
 FETCHERS: Mapping[Modality, Fetcher] = {
     "image": Fetcher(images.memory, images.check, images.check_training, images.fetch, images.view),
     "index": Fetcher(numbers.memory, numbers.check, numbers.check_training, numbers.fetch, numbers.view),
-    "label": Fetcher(labels.memory, labels.check, labels.check_training, labels.fetch, labels.view),
+    "label": Fetcher(labels.memory, labels.check, labels.check_training, labels.fetch, numbers.view),
 }
 
 
