@@ -28,6 +28,7 @@ def write_comparison(comparison: Comparison, figures: Mapping[str, bytes], answe
     """The page. `figures`: name -> PNG, as `comparison_figures.draw` returns them; `answers`: run -> PNG."""
     lines = comparison.lines()
     return template("comparison.html").render(
+        title=comparison.name,
         comparison=comparison,
         samples=next((judgement.samples for judgement in comparison.judgements), None),
         columns=["Best layer", *(PROBES.get(name, name) for name in comparison.probes), *COLUMNS],

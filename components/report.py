@@ -79,6 +79,7 @@ def write_report(judgement: Judgement, figures: Mapping[str, bytes], about: Abou
     """The page, about as large as its pictures. `figures`: name -> PNG, as `components.figures.draw` returns them."""
     known = [name for name in FIGURES if name in figures]
     return template("report.html").render(
+        title=about.title,
         about=about,
         judgement=judgement,
         verdict=_verdict(judgement),
