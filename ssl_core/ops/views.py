@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Generator, Tensor
 
@@ -60,3 +62,69 @@ def random_views(
     pieces = torch.split(x, max(8, PIECE // (views * size**2))) if x.device.type == "cpu" else (x,)
     made = [some_views(piece).chunk(views) for piece in pieces]
     return torch.cat([view for same in zip(*made) for view in same])
+
+
+class ViewFields(Protocol):
+    """Fields of a task that `random_views` takes as they are; the task says what its paper has."""
+
+    @property
+    def max_ratio(self) -> float: ...
+    @property
+    def flip(self) -> float: ...
+    @property
+    def degrees(self) -> float: ...
+    @property
+    def shear(self) -> float: ...
+    @property
+    def translate(self) -> float: ...
+    @property
+    def zoom(self) -> float: ...
+    @property
+    def elastic(self) -> float: ...
+    @property
+    def jitter_chance(self) -> float: ...
+    @property
+    def grey(self) -> float: ...
+
+
+def views_of(
+    x: Tensor,
+    size: int,
+    rng: Generator,
+    fields: ViewFields,
+    *,
+    views: int,
+    min_area: float,
+    jitter: tuple[float, float, float, float],
+    max_area: float = 1.0,
+    blur: float = 0.0,
+) -> Tensor:
+    """`random_views` as the fields of a task say."""
+    return random_views(
+        x,
+        size,
+        rng,
+        views=views,
+        min_area=min_area,
+        max_area=max_area,
+        max_ratio=fields.max_ratio,
+        flip=fields.flip,
+        degrees=fields.degrees,
+        shear=fields.shear,
+        translate=fields.translate,
+        zoom=fields.zoom,
+        elastic=fields.elastic,
+        jitter=jitter,
+        jitter_chance=fields.jitter_chance,
+        grey=fields.grey,
+        blur=blur,
+    )
+
+
+def check_views(task: str, fields: ViewFields, *shares: str) -> None:
+    """Raise ValueError where one of the fields, or of further ones that are shares, lies outside its bounds."""
+    for name in ("flip", "jitter_chance", "grey", "translate", "elastic", *shares):
+        if not 0 <= getattr(fields, name) <= 1:
+            raise ValueError(f"{task}: {name} is {getattr(fields, name)}; it lies between 0 and 1.")
+    if min(fields.degrees, fields.shear) < 0 or fields.shear >= 90 or min(fields.max_ratio, fields.zoom) < 1:
+        raise ValueError(f"{task}: degrees start at 0, shear lies in [0, 90), max_ratio and zoom start at 1.")

@@ -23,7 +23,7 @@ from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.words import Bags, Teacher, WordHead, fit_words, match_bags
 from ssl_core.ops import images
 from ssl_core.ops.mixing import cutmix
-from ssl_core.ops.views import random_views
+from ssl_core.ops.views import check_views, views_of
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
@@ -108,11 +108,7 @@ class BagOfWords:
             raise ValueError("bag_of_words: canvas and size start at 8 px, words at 2, border at 0.")
         if not 0 < self.min_area <= 1:
             raise ValueError(f"bag_of_words: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
-        for name in ("flip", "jitter", "jitter_chance", "grey", "translate", "elastic", "cutmix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"bag_of_words: {name} is {getattr(self, name)}; it lies between 0 and 1.")
-        if min(self.degrees, self.shear) < 0 or self.shear >= 90 or min(self.max_ratio, self.zoom) < 1:
-            raise ValueError("bag_of_words: degrees start at 0, shear lies in [0, 90), max_ratio and zoom start at 1.")
+        check_views("bag_of_words", self, "jitter", "cutmix")
         if "@" in self.teacher:
             raise ValueError(
                 f"bag_of_words: teacher {self.teacher} may be another model tomorrow, while the run's key stays; name "
@@ -138,23 +134,8 @@ class BagOfWords:
         The bags are made from the originals, by the teacher, in forward.
         """
         x = raw["image"]
-        views = random_views(
-            x,
-            self.size,
-            rng,
-            views=1,
-            min_area=self.min_area,
-            max_ratio=self.max_ratio,
-            flip=self.flip,
-            degrees=self.degrees,
-            shear=self.shear,
-            translate=self.translate,
-            zoom=self.zoom,
-            elastic=self.elastic,
-            jitter=(self.jitter, self.jitter, self.jitter, self.jitter / 4),
-            jitter_chance=self.jitter_chance,
-            grey=self.grey,
-        )
+        jitter = (self.jitter, self.jitter, self.jitter, self.jitter / 4)
+        views = views_of(x, self.size, rng, self, views=1, min_area=self.min_area, jitter=jitter)
         views, own = cutmix(views, rng, self.cutmix)
         return {"views": views, "originals": self.plain(x), "own": own.mean((1, 2, 3))}, None
 

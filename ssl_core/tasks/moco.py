@@ -24,7 +24,7 @@ from ssl_core.nn.heads import ProjectionHead
 from ssl_core.nn.momentum import Queue, follow, slow_copy
 from ssl_core.nn.split_norm import split_batch_norm
 from ssl_core.ops import images
-from ssl_core.ops.views import random_views
+from ssl_core.ops.views import views_of
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
@@ -127,22 +127,9 @@ class MoCo:
 
         A group is a part of the batch that batch norm sees together: 0 to splits - 1 are queries, the rest keys.
         """
-        views = random_views(
-            raw["image"],
-            self.size,
-            rng,
-            min_area=self.min_area,
-            max_ratio=self.max_ratio,
-            flip=self.flip,
-            degrees=self.degrees,
-            shear=self.shear,
-            translate=self.translate,
-            zoom=self.zoom,
-            elastic=self.elastic,
-            jitter=(self.jitter, self.jitter, self.jitter, self.hue),
-            jitter_chance=self.jitter_chance,
-            grey=self.grey,
-            blur=self.blur,
+        jitter = (self.jitter, self.jitter, self.jitter, self.hue)
+        views = views_of(
+            raw["image"], self.size, rng, self, views=2, min_area=self.min_area, jitter=jitter, blur=self.blur
         )
         n = len(raw["image"])
         group = torch.arange(n, device=views.device).mul_(self.splits).div_(n, rounding_mode="floor")

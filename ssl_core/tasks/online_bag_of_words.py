@@ -23,7 +23,7 @@ from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.momentum import follow, rising_momentum, slow_copy
 from ssl_core.nn.words import Bags, LateWords, WordsToWeights, inner, match_bags
 from ssl_core.ops import images, patches
-from ssl_core.ops.views import random_views
+from ssl_core.ops.views import check_views, views_of
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
@@ -131,13 +131,7 @@ class OnlineBagOfWords:
             )
         if not self.layer or self.layer == self.lower:
             raise ValueError("online_bag_of_words: layer names one of the encoder's, and lower another one or none.")
-        for name in ("flip", "jitter", "jitter_chance", "grey", "blur", "translate", "elastic", "decay", "momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"online_bag_of_words: {name} is {getattr(self, name)}; it lies between 0 and 1.")
-        if min(self.degrees, self.shear) < 0 or self.shear >= 90 or min(self.max_ratio, self.zoom) < 1:
-            raise ValueError(
-                "online_bag_of_words: degrees start at 0, shear lies in [0, 90), max_ratio and zoom start at 1."
-            )
+        check_views("online_bag_of_words", self, "jitter", "blur", "decay", "momentum")
 
     def _check_pictures(self) -> None:
         if min(self.canvas, self.size, self.crop, self.patch) < 8 or self.crops < 1 or self.shift < 0:
@@ -175,7 +169,8 @@ class OnlineBagOfWords:
         "pick" [n, layers] in [0, 1) chooses the places that become words. The bags are made in forward.
         """
         x = raw["image"]
-        views = self._seen(x, self.crop, rng, self.crops, self.min_area, self.max_area, self.blur)
+        look = {"min_area": self.min_area, "max_area": self.max_area, "blur": self.blur}
+        views = views_of(x, self.crop, rng, self, views=self.crops, jitter=self._jitter, **look)
         originals = self.plain(images.random_flip(x, rng, self.flip))
         inputs = {
             "views": views,
@@ -188,33 +183,14 @@ class OnlineBagOfWords:
 
     def _patches(self, x: Tensor, rng: Generator) -> Tensor:
         """[patches n, 3, patch, patch]: the first patch of every image, then the second, and so on."""
-        frames = self._seen(x, self.frame, rng, 1, self.frame_area, 1.0, 0.0)
+        frames = views_of(x, self.frame, rng, self, views=1, min_area=self.frame_area, jitter=self._jitter)
         grid = {"cells": CELLS, "patch": self.patch, "jitter": self.shift, "count": self.patches}
         corners = patches.some_of_grid(len(x), self.frame, rng, **grid)
         return patches.cut(frames, *corners, self.patch).transpose(0, 1).flatten(0, 1)
 
-    def _seen(
-        self, x: Tensor, side: int, rng: Generator, views: int, min_area: float, max_area: float, blur: float
-    ) -> Tensor:
-        return random_views(
-            x,
-            side,
-            rng,
-            views=views,
-            min_area=min_area,
-            max_area=max_area,
-            max_ratio=self.max_ratio,
-            flip=self.flip,
-            degrees=self.degrees,
-            shear=self.shear,
-            translate=self.translate,
-            zoom=self.zoom,
-            elastic=self.elastic,
-            jitter=(self.jitter, self.jitter, self.jitter, self.jitter / 4),
-            jitter_chance=self.jitter_chance,
-            grey=self.grey,
-            blur=blur,
-        )
+    @property
+    def _jitter(self) -> tuple[float, float, float, float]:
+        return (self.jitter, self.jitter, self.jitter, self.jitter / 4)
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return OnlineBagModel(encoder(Field("image", (3, self.size, self.size))), self)

@@ -21,7 +21,7 @@ from ssl_core.nn.contrast import nt_xent_and_top1
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ProjectionHead
 from ssl_core.ops import images
-from ssl_core.ops.views import random_views
+from ssl_core.ops.views import views_of
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
@@ -107,22 +107,9 @@ class SimCLR:
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], None]:
         """n images -> "views" [2 n, 3, size, size]: the first view of every image, then the second of every image."""
         strength = self.jitter
-        views = random_views(
-            raw["image"],
-            self.size,
-            rng,
-            min_area=self.min_area,
-            max_ratio=self.max_ratio,
-            flip=self.flip,
-            degrees=self.degrees,
-            shear=self.shear,
-            translate=self.translate,
-            zoom=self.zoom,
-            elastic=self.elastic,
-            jitter=(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength),
-            jitter_chance=self.jitter_chance,
-            grey=self.grey,
-            blur=self.blur,
+        jitter = (0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
+        views = views_of(
+            raw["image"], self.size, rng, self, views=2, min_area=self.min_area, jitter=jitter, blur=self.blur
         )
         return {"views": views}, None
 

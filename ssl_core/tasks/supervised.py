@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ClassifierHead, classify
 from ssl_core.ops import images
-from ssl_core.ops.views import random_views
+from ssl_core.ops.views import check_views, views_of
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
@@ -77,11 +77,7 @@ class Supervised:
             raise ValueError(f"supervised: smoothing is {self.smoothing}; it lies in [0, 1).")
         if not 0 < self.min_area <= 1:
             raise ValueError(f"supervised: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
-        for name in ("flip", "jitter", "jitter_chance", "grey", "translate", "elastic"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"supervised: {name} is {getattr(self, name)}; it lies between 0 and 1.")
-        if min(self.degrees, self.shear) < 0 or self.shear >= 90 or min(self.max_ratio, self.zoom) < 1:
-            raise ValueError("supervised: degrees start at 0, shear lies in [0, 90), max_ratio and zoom start at 1.")
+        check_views("supervised", self, "jitter")
 
     @property
     def sample(self) -> Mapping[str, Field]:
@@ -90,23 +86,8 @@ class Supervised:
 
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Tensor]:
         """n images -> "images" [n, 3, size, size]; the numbers of their classes, [n]."""
-        views = random_views(
-            raw["image"],
-            self.size,
-            rng,
-            views=1,
-            min_area=self.min_area,
-            max_ratio=self.max_ratio,
-            flip=self.flip,
-            degrees=self.degrees,
-            shear=self.shear,
-            translate=self.translate,
-            zoom=self.zoom,
-            elastic=self.elastic,
-            jitter=(self.jitter, self.jitter, self.jitter, self.jitter / 4),
-            jitter_chance=self.jitter_chance,
-            grey=self.grey,
-        )
+        jitter = (self.jitter, self.jitter, self.jitter, self.jitter / 4)
+        views = views_of(raw["image"], self.size, rng, self, views=1, min_area=self.min_area, jitter=jitter)
         return {"images": views}, raw["label"]
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
