@@ -130,11 +130,13 @@ _Windows = list[tuple[slice, slice]]
 def _pixels(x: Tensor, rows: _Windows, columns: _Windows, matrix: Callable[[slice, slice], Tensor]) -> Tensor:
     """A product for each pixel; matrix: rows and columns of the kernel -> [places times channels in, channels out]."""
     x = x.permute(0, 2, 3, 1)
-    pixels = [
-        torch.mm(x[:, seen_rows, seen_columns].flatten(1), matrix(kernel_rows, kernel_columns))
-        for seen_rows, kernel_rows in rows
-        for seen_columns, kernel_columns in columns
-    ]
+    pixels, matrices = [], {}
+    for seen_rows, kernel_rows in rows:
+        for seen_columns, kernel_columns in columns:
+            part = str((kernel_rows, kernel_columns))
+            if part not in matrices:  # pixels along one border share theirs, which is a copy of a part of the weight
+                matrices[part] = matrix(kernel_rows, kernel_columns)
+            pixels.append(torch.mm(x[:, seen_rows, seen_columns].flatten(1), matrices[part]))
     return torch.stack(pixels, 1).view(len(x), len(rows), len(columns), -1).permute(0, 3, 1, 2)
 
 

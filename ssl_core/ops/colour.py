@@ -21,7 +21,7 @@ def grey(x: Tensor) -> Tensor:
 def blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     """clamp(factor x + (1 - factor) other, 0, 1), factor [n]; a factor above 1 moves away from `other`."""
     factor = factor.view(-1, 1, 1, 1)
-    return (x * factor).add_(other * (1 - factor)).clamp_(0, 1)
+    return torch.addcmul(other * (1 - factor), x, factor).clamp_(0, 1)
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 def rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue by `turns` [n] of the full circle; value and saturation (HSV) stay."""
     hue, chroma, value = _hue_chroma_value(x)
-    return _rgb(hue.add_(turns.view(-1, 1, 1) + 1), chroma, value)
+    return _rgb(hue, turns, chroma, value)
 
 
 def change_hsv(x: Tensor, turns: Tensor, power: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def change_hsv(x: Tensor, turns: Tensor, power: Tensor, gain: Tensor, shift: Ten
     for part, column in ((saturation, 0), (value, 1)):
         exponent, factor, term = (each[:, column].view(-1, 1, 1) for each in (power, gain, shift))
         part.pow_(exponent).mul_(factor).add_(term).clamp_(0, 1)
-    return _rgb(hue.add_(turns.view(-1, 1, 1) + 1), saturation.mul_(value), value)
+    return _rgb(hue, turns, saturation.mul_(value), value)
 
 
 def _hue_chroma_value(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,15 +77,17 @@ def _hue_chroma_value(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return hue.copysign_(torch.sub(green, blue, out=scratch)).div_(6), chroma, value
 
 
-def _rgb(hue: Tensor, chroma: Tensor, value: Tensor) -> Tensor:
-    """[n, 3, h, w] from [n, h, w] each; the hue in turns, at least 0.
+def _rgb(hue: Tensor, turns: Tensor, chroma: Tensor, value: Tensor) -> Tensor:
+    """[n, 3, h, w] from [n, h, w] each and the turns [n] by which the hue, -0.5 to 0.5, is to be changed.
 
     channel c = V - C clamp(2 - |k - 2|, 0, 1),  k = (n_c + h) mod 6,  n = 5, 3, 1
     """
     out, scratch = hue.new_empty(len(hue), 3, *hue.shape[1:]), torch.empty_like(hue)
-    for channel, shift in enumerate((5, 3, 1)):
-        k = torch.add(hue, shift / 6, out=scratch).frac_().mul_(6).sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
-        torch.addcmul(value, k, chroma, value=-1, out=out[:, channel])
+    turns = turns.view(-1, 1, 1) + 1
+    for channel, place in enumerate((5, 3, 1)):
+        distance = torch.add(hue, turns + place / 6, out=scratch).frac_().sub_(1 / 3).abs_()
+        share = torch.rsub(distance, 2, alpha=6).clamp_(0, 1)
+        torch.addcmul(value, share, chroma, value=-1, out=out[:, channel])
     return out
 
 
@@ -154,8 +156,9 @@ def _one_of_three_(x: Tensor, which: Tensor, factor: Tensor) -> Tensor:
     which, factor = which.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
     luma = grey(x)
     mean = luma.mean((2, 3), keepdim=True)
-    other = luma.mul_((which == 2) * (1 - factor)).add_(mean * (which == 1) * (1 - factor))
-    return x.mul_(factor).add_(other).clamp_(0, 1)
+    rest = 1 - factor
+    other = torch.addcmul(mean * (which == 1) * rest, luma, (which == 2) * rest)
+    return torch.addcmul(other, x, factor, out=x).clamp_(0, 1)
 
 
 def random_grey(x: Tensor, rng: Generator, chance: float) -> Tensor:

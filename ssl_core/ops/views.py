@@ -35,7 +35,8 @@ def random_views(
 ) -> Tensor:
     """Crop, mirror, warp, jitter, grey, blur and normalise, in this order; what is 0 (zoom: 1) is left out.
 
-    x [n, 3, h, w] uint8 -> [views n, 3, size, size]: the first view of every image, then the second, and so on.
+    x [n, 3, h, w] uint8 -> [views n, 3, size, size], channels_last in memory: the first view of every image, then the
+    second, and so on.
     jitter: strengths of brightness, contrast, saturation and hue. flip, jitter_chance, grey and blur are chances.
     The other arguments are those of `random_resized_crop`, `random_affine`, `colour_jitter` and `random_blur`.
     """
@@ -59,9 +60,13 @@ def random_views(
             out = images.random_blur(out, rng, blur)
         return images.normalise(out)
 
-    pieces = torch.split(x, max(8, PIECE // (views * size**2))) if x.device.type == "cpu" else (x,)
-    made = [some_views(piece).chunk(views) for piece in pieces]
-    return torch.cat([view for same in zip(*made) for view in same])
+    # Each piece goes to its places in a batch laid out as convolutions read it; to join the pieces costs more.
+    made = torch.empty(views, len(x), size, size, 3, device=x.device).permute(0, 1, 4, 2, 3)
+    many = max(8, PIECE // (views * size**2)) if x.device.type == "cpu" else len(x)
+    for start in range(0, len(x), many):
+        piece = x[start : start + many]
+        made[:, start : start + many] = some_views(piece).unflatten(0, (views, len(piece)))
+    return made.flatten(0, 1)
 
 
 class ViewFields(Protocol):

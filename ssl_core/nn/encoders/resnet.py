@@ -42,7 +42,7 @@ class Residual(nn.Module):
         residual: Tensor = self.branch(x)
         if self.gain is not None:
             residual = residual * self.gain.to(residual.dtype)
-        out: Tensor = (residual + self.shortcut(x)).relu_()
+        out: Tensor = residual.add_(self.shortcut(x)).relu_()
         return out
 
 
