@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -32,12 +33,14 @@ def random_views(
     jitter_chance: float = 1.0,
     grey: float = 0.0,
     blur: float = 0.0,
+    scaled: Callable[[Tensor], Tensor] = images.normalise,
 ) -> Tensor:
     """Crop, mirror, warp, jitter, grey, blur and normalise, in this order; what is 0 (zoom: 1) is left out.
 
     x [n, 3, h, w] uint8 -> [views n, 3, size, size], channels_last in memory: the first view of every image, then the
     second, and so on.
     jitter: strengths of brightness, contrast, saturation and hue. flip, jitter_chance, grey and blur are chances.
+    scaled: takes views in [0, 1] to the network's range, each by itself.
     The other arguments are those of `random_resized_crop`, `random_affine`, `colour_jitter` and `random_blur`.
     """
 
@@ -58,7 +61,7 @@ def random_views(
             out = colour.random_grey(out, rng, grey)
         if blur:
             out = images.random_blur(out, rng, blur)
-        return images.normalise(out)
+        return scaled(out)
 
     # Each piece goes to its places in a batch laid out as convolutions read it; to join the pieces costs more.
     made = torch.empty(views, len(x), size, size, 3, device=x.device).permute(0, 1, 4, 2, 3)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -41,7 +42,11 @@ class ExemplarTriplet:
         brightness: strength of brightness jitter; the paper adds up to 32/255, here it is a factor.
         jitter: strength of contrast and saturation jitter; the paper: 0.5.
         hue: largest turn of the hue, as a share of the circle; the paper: 0.2.
-        grey: chance that an image loses its colours before it is cropped; the paper: 0.66.
+        grey: chance that an image loses its colours before it is cropped; the paper: 0.66; its code takes the
+            channels' mean, here luma.
+        standardise: each crop to mean 0 and deviation 1 over its three channels together, as the paper's code does;
+            off: by ImageNet's mean and deviation. It undoes much of the jitter of brightness and contrast, so that
+            colours alone tell more of the answer.
         margin: by how much a squared distance to a negative must exceed that to a positive; the paper: 0.5.
         out: width of the embedding; the paper: 1000.
     """
@@ -58,6 +63,7 @@ class ExemplarTriplet:
     jitter: float = 0.5
     hue: float = 0.2
     grey: float = 0.66
+    standardise: bool = True
     margin: float = 0.5
     out: int = 1000
 
@@ -112,8 +118,17 @@ class ExemplarTriplet:
             degrees=self.degrees,
             elastic=self.elastic,
             jitter=(self.brightness, self.jitter, self.jitter, self.hue),
+            scaled=self.scaled,
         )
         return {"views": crops}, None
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Crops in [0, 1] to the network's range."""
+        return _standardised(x) if self.standardise else images.normalise(x)
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Crops in the network's range to [0, 1]; one that was standardised gets mean 0.5 and deviation 0.2."""
+        return x.float().mul(0.2).add_(0.5).clamp_(0, 1) if self.standardise else images.denormalise(x)
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return ExemplarModel(encoder(Field("image", (3, self.size, self.size))), self)
@@ -137,7 +152,7 @@ class ExemplarTriplet:
             + ("found" if found % n == i else f"mistaken for {found % n}")
             for i, found in enumerate(nearest.tolist())
         ]
-        crops = images.denormalise(inputs["views"])
+        crops = self.shown(inputs["views"])
         return Panel({"crop": crops[:n], "another of it": crops[n : 2 * n], "nearest": crops[nearest]}, captions)
 
 
@@ -146,7 +161,7 @@ class ExemplarModel(TaskModel):
 
     def __init__(self, encoder: Encoder, task: ExemplarTriplet) -> None:
         super().__init__()
-        self.size = task.size
+        self.task = task
         self.encoder = encoder
         self.head = nn.Linear(encoder.dim, task.out)
 
@@ -157,4 +172,15 @@ class ExemplarModel(TaskModel):
 
     def represent(self, raw: Raw) -> dict[str, Tensor]:
         """The whole canvas, resized to `size`."""
-        return self.encoder.layers(images.normalise(images.resize(raw["image"], self.size)))
+        return self.encoder.layers(self.task.scaled(images.resize(raw["image"], self.task.size)))
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Each of [n, 3, h, w] in [0, 1] to mean 0 and deviation 1, as TensorFlow's per_image_standardization.
+
+    Its floor, here of bytes, keeps a flat image from becoming noise.
+    """
+    x = x - x.mean((1, 2, 3), keepdim=True)
+    root = x[0].numel() ** 0.5
+    deviation = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True).div_(root)
+    return x.div_(deviation.clamp_min_(1 / (255 * root)))
