@@ -10,6 +10,7 @@ place of the first view. The paper's maps are 1x1, 5x5 and 7x7; here they are th
 
     loss = nce(whole, coarse) + nce(whole, fine) + nce(coarse, coarse), each the mean of both directions
 
+The paper's further loss, over mixtures of features, is optional there and absent here.
 The encoder of the paper has no batch norm and pads nothing; a residual network's maps see more of their surroundings.
 """
 
@@ -36,7 +37,8 @@ class AMDIM:
     """Which places show the same image? Contrastive at several scales, among all places of the batch on all ranks.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; views are cut from it.
+        canvas: side in px of the square that the reader cuts; views are cut from it. The paper cuts from the whole
+            picture and shrinks to 146 px to test.
         size: side in px of a view, what the network sees; the paper: 128.
         min_area: smallest share of the canvas that a view shows; the paper: 0.3.
         max_ratio: a view's sides before resizing differ by at most this factor; the paper: 1.4.
@@ -50,9 +52,11 @@ class AMDIM:
         grey: chance that a view loses its colours; the paper: 0.25.
         coarse: most places along a side of the coarse map; the paper: 5.
         fine: most places along a side of the fine map; the paper: 7.
-        out: width in which places are compared; the paper: 1536.
+        out: width in which places are compared; the paper: 1536. The paper's encoder is that wide at its end, so that
+            its 1x1 is compared as it is; here it too gets an embedding, which is thrown away.
         clip: scores s become clip tanh(s / clip); the paper: 20.
-        penalty: weight of the mean squared score, before clipping; the paper: 0.05.
+        penalty: weight of the mean squared score, before clipping; the paper: 0.04; its released code has had 0.05
+            too.
     """
 
     canvas: int = 146
@@ -70,7 +74,7 @@ class AMDIM:
     fine: int = 7
     out: int = 1536
     clip: float = 20.0
-    penalty: float = 0.05
+    penalty: float = 0.04
 
     paper: ClassVar[str] = "Bachman et al. 2019, arXiv:1906.00910"
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
