@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -38,13 +37,16 @@ class ContextPrediction:
         patch: side of a patch in px; the paper: 96.
         gap: px between patches; the paper: 48. 0 lets lines and textures continue from patch to patch.
         jitter: each patch moves by up to so many px on each axis; the paper: 7.
-        grids: grids per image, placed at random; the paper: 4 on larger images.
+        grids: grids per image, placed at random; the paper: 4 grids that fill an image, all neighbours of which are
+            paired (here the middle with its eight).
         colour: "drop" keeps one random channel of a patch and makes the others noise; "project" removes the axis from
             green to magenta, where achromatic lenses err, but not red against blue; "keep" leaves colours, and with
             them all chromatic aberration. The paper: drop or project.
-        standardise: each patch to channel means 0 and root mean square 1, as the paper does.
+        standardise: each patch to channel means 0 and root mean square 1, as the paper does; where channels are
+            dropped, the one that is kept, as in its code.
         pixelate: chance that a patch is reduced to as little as 100 px and enlarged again; the paper: 0.33.
-        hidden: width of the two fully connected layers over a pair; the paper: 4096.
+        hidden: width of the two fully connected layers over a pair; the paper: 4096. Its fc6 of 4096 on each patch is
+            here the encoder's pooled vector.
         representation: "patches" averages over nine patches that cover the canvas, what the encoder was trained on;
             "canvas" shows it the whole canvas at once.
     """
@@ -114,10 +116,7 @@ class ContextPrediction:
         return patches.random_grids(n, self.canvas, rng, cells=3, patch=self.patch, gap=self.gap, jitter=self.jitter)
 
     def _prepare(self, cells: Tensor, rng: Generator) -> Tensor:
-        """What the network sees of patches [m, 3, p, p]: pixelated, standardised, without the colours' shift.
-
-        Standardised before channels are dropped, or the share of the dropped channels' mean would stay.
-        """
+        """What the network sees of patches [m, 3, p, p]: pixelated, standardised, without the colours' shift."""
         x = cells if cells.is_floating_point() else images.to_float(cells)
         if self.pixelate:
             x = images.random_pixelate(x, rng, self.pixelate)
@@ -127,8 +126,14 @@ class ContextPrediction:
         return colour.project_green_magenta(x) if self.colour == "project" else x
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Patches in [0, 1] to the network's range."""
-        return images.standardise(x) if self.standardise else images.normalise(x)
+        """Patches [m, 3, p, p] in [0, 1] to the network's range."""
+        if not self.standardise:
+            return images.normalise(x)
+        if self.colour == "drop":
+            # Each channel by itself, since one alone will be seen: standardised over all three, it would still tell
+            # how strong its contrast is against that of the others.
+            return images.standardise(x.flatten(0, 1).unsqueeze(1)).view_as(x)
+        return images.standardise(x)
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return PairModel(encoder(Field("image", (3, self.patch, self.patch))), self)
@@ -149,18 +154,21 @@ class ContextPrediction:
 class PairModel(TaskModel):
     """One encoder for both patches; their vectors side by side, two hidden layers, eight answers.
 
-    Batch norm has no learnt scale or shift, as in the paper's code.
+    As in the paper's code, the first hidden layer has batch norm without a learnt scale or shift, the second none.
     """
 
     def __init__(self, encoder: Encoder, task: ContextPrediction) -> None:
         super().__init__()
         self.task = task
         self.encoder = encoder
-        widths = (2 * encoder.dim, task.hidden, task.hidden)
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after, affine=False), nn.ReLU(True)]
-        self.head = nn.Sequential(*layers, nn.Linear(task.hidden, 8))
+        self.head = nn.Sequential(
+            nn.Linear(2 * encoder.dim, task.hidden, bias=False),
+            nn.BatchNorm1d(task.hidden, affine=False),
+            nn.ReLU(True),
+            nn.Linear(task.hidden, task.hidden),
+            nn.ReLU(True),
+            nn.Linear(task.hidden, 8),
+        )
 
     def forward(self, patches: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """patches [m, 3, p, p], first and second [q] rows of it -> logits [q, 8]."""
@@ -171,7 +179,7 @@ class PairModel(TaskModel):
     def represent(self, raw: Raw) -> dict[str, Tensor]:
         """Without chance: no jitter, no pixelation. Where training dropped channels, all three are seen at a third.
 
-        The first layer then answers with the mean of its answers to each channel alone.
+        The first layer then answers with the mean of its answers to each channel alone, standardised as in training.
         """
         x, task = raw["image"], self.task
         if task.representation == "canvas":

@@ -63,11 +63,29 @@ def test_a_crop_of_the_canvas_enlarges_what_patches_show():
 
 def test_what_is_seen_of_a_patch_is_standardised_in_one_channel():
     task = ContextPrediction(**{**PLAIN, "pixelate": 0.0})
-    raw = as_raw(task, torch.rand(4, 3, 60, 60, generator=generator()))
+    contrast = torch.tensor([1.0, 0.5, 0.1]).view(3, 1, 1)
+    raw = as_raw(task, contrast * torch.rand(4, 3, 60, 60, generator=generator()))
     patches = task.make_batch(raw, generator())[0]["patches"]
-    assert patches.mean((2, 3)).abs().max() < 0.02
-    deviation = patches.std((2, 3)).sort(1).values
-    assert (deviation[:, 2] > 0.5).all() and (deviation[:, :2] < 0.03).all()
+    assert patches.mean((2, 3)).abs().max() < 0.01
+    level, kept = patches.square().mean((2, 3)).sqrt().sort(1)
+    assert kept[:, 2].unique().tolist() == [0, 1, 2]
+    assert (level[:, 2] - 1).abs().max() < 1e-4  # whichever is kept, whatever its contrast
+    assert level[:, :2].max() < 0.02
+
+
+def test_a_representation_shows_each_channel_as_training_did_at_a_third():
+    task = ContextPrediction(**PLAIN)
+    model, seen = task.build(encoder), []
+    model.encoder.layers = lambda x: seen.append(x) or {}
+    contrast = torch.tensor([1.0, 0.5, 0.1]).view(3, 1, 1)
+    model.represent(as_raw(task, contrast * torch.rand(4, 3, 60, 60, generator=generator())))
+    assert (3 * seen[0]).square().mean((2, 3)).sqrt().sub(1).abs().max() < 1e-4
+
+
+def test_only_the_first_hidden_layer_has_batch_norm():
+    head = ContextPrediction(**PLAIN).build(encoder).head
+    assert [type(layer).__name__ for layer in head] == ["Linear", "BatchNorm1d", "ReLU", "Linear", "ReLU", "Linear"]
+    assert head[0].bias is None and head[3].bias is not None
 
 
 def test_both_representations_are_of_the_canvas():
