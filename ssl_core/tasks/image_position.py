@@ -42,7 +42,8 @@ class ImagePosition:
         seen: share of those that the others can look at; the paper: 0.25.
         colour: "drop" keeps one random channel of a patch and makes the others noise; "project" removes the axis from
             green to magenta; "keep", the paper, leaves all chromatic aberration.
-        standardise: each patch to channel means 0 and root mean square 1; the paper: no.
+        standardise: each patch to channel means 0 and root mean square 1, where channels are dropped the one that is
+            kept; the paper: no.
         flip: chance of a left-right mirror first; the paper: 0.5. 0 for writing and digits.
     """
 
@@ -114,7 +115,14 @@ class ImagePosition:
         return {"patches": cells}, order.flatten()
 
     def _scaled(self, x: Tensor) -> Tensor:
-        return images.standardise(x) if self.standardise else images.normalise(x)
+        """Patches [m, 3, p, p] in [0, 1] to the network's range."""
+        if not self.standardise:
+            return images.normalise(x)
+        if self.colour == "drop":
+            # Each channel by itself, since one alone will be seen: standardised over all three, it would still tell
+            # how strong its contrast is against that of the others.
+            return images.standardise(x.flatten(0, 1).unsqueeze(1)).view_as(x)
+        return images.standardise(x)
 
     def whole(self, x: Tensor) -> Tensor:
         """Pictures [n, 3, canvas, canvas] uint8 as [n, 3, cells patch, cells patch], their patches as in training.

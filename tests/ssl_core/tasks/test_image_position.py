@@ -84,11 +84,16 @@ def test_patches_in_sight_may_change_places():
 
 def test_a_patch_is_standardised_and_keeps_one_channel():
     task = task_of(colour="drop", standardise=True)
-    raw = as_raw(task, torch.rand(4, 3, 60, 60, generator=generator()))
+    contrast = torch.tensor([1.0, 0.5, 0.1]).view(3, 1, 1)
+    raw = as_raw(task, contrast * torch.rand(4, 3, 60, 60, generator=generator()))
     patches = task.make_batch(raw, generator())[0]["patches"]
-    deviation = patches.std((2, 3)).sort(1).values
-    assert patches.mean((2, 3)).abs().max() < 0.02
-    assert (deviation[:, 2] > 0.5).all() and (deviation[:, :2] < 0.05).all()
+    level, kept = patches.square().mean((2, 3)).sqrt().sort(1)
+    assert patches.mean((2, 3)).abs().max() < 0.01
+    assert kept[:, 2].unique().tolist() == [0, 1, 2]
+    assert (level[:, 2] - 1).abs().max() < 1e-4  # whichever is kept, whatever its contrast
+    assert level[:, :2].max() < 0.02
+    whole = task.whole(raw["image"]).unflatten(3, (CELLS, PATCH)).unflatten(2, (CELLS, PATCH))
+    assert (3 * whole).square().mean((3, 5)).sqrt().sub(1).abs().max() < 1e-4
 
 
 def test_its_representation_is_of_a_grid_that_covers_the_canvas():
