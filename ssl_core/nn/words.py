@@ -22,8 +22,6 @@ from ssl_core.nn.heads import explained
 from ssl_core.nn.momentum import Queue
 from ssl_core.types import Field
 
-VECTORS_PER_WORD = 64
-"""Places of the teacher's maps that k-means gets for each word."""
 SCORES = 2**22
 """Shares of places in words that are held at a time where only the largest of each image is kept."""
 
@@ -159,11 +157,15 @@ class Teacher(nn.Module):
         return places(self.frozen.network, pictures, self.layer, self.border)
 
     @torch.no_grad()
-    def bags(self, pictures: Tensor) -> Tensor:
-        """[n, 3, s, s] -> shares of each word among the places, each of which takes its nearest: [n, words]."""
+    def bags(self, pictures: Tensor, binary: bool = False) -> Tensor:
+        """[n, 3, s, s] -> shares of each word among the places, each of which takes its nearest: [n, words].
+
+        binary: all words that occur get the same share.
+        """
         maps = self.maps(pictures)
         found, _ = nearest(maps.flatten(0, 2), self.words)
-        return histogram(found.view(len(maps), -1), len(self.words))
+        bags = histogram(found.view(len(maps), -1), len(self.words))
+        return F.normalize((bags > 0).float(), p=1.0, dim=1) if binary else bags
 
     @torch.no_grad()
     def soft_maps(self, pictures: Tensor, sharpness: float) -> Tensor:
@@ -232,16 +234,18 @@ def fit_words(
     *,
     field: Field,
     words: int,
+    vectors: int,
 ) -> dict[str, Tensor]:
     """A saved model's encoder and the k-means centres of the places of its maps: what `Teacher` is made of.
 
     teacher: the model's folder. pictures: batches [n, 3, s, s] as the teacher sees them, without end.
+    vectors: places that k-means gets for each word.
     """
     spec, encoder = saved_encoder(Path(teacher), field, seed=rng.initial_seed())
     encoder = encoder.to(rng.device).eval()
     found: list[Tensor] = []
     with torch.no_grad():
-        while sum(map(len, found)) < VECTORS_PER_WORD * words:
+        while sum(map(len, found)) < vectors * words:
             found.append(places(encoder, next(pictures), layer, border).flatten(0, 2))
     centres, spread = k_means(torch.cat(found), words, rng)
     return {"words": centres, "spread": spread, **packed(spec, encoder)}

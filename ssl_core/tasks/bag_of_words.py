@@ -31,14 +31,13 @@ from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Unif
 def fit_vocabulary(task: BagOfWords, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
     """The teacher, and the k-means centres of its features of whole images."""
     pictures = (task.plain(raw["image"]) for raw in batches)
-    return fit_words(
-        task.teacher, pictures, rng, field=task.field, words=task.words, layer=task.layer, border=task.border
-    )
+    sizes = {"words": task.words, "vectors": task.vectors}
+    return fit_words(task.teacher, pictures, rng, task.layer, task.border, field=task.field, **sizes)
 
 
 @dataclass(frozen=True)
 class BagOfWords:
-    """Which visual words does the undisturbed image hold, and how many of each?
+    """Which visual words does the undisturbed image hold, and how many of each (or, in `binary`, at all)?
 
     Attributes:
         canvas: side in px of the square that the reader cuts; the student's view is cut from it.
@@ -47,8 +46,12 @@ class BagOfWords:
             the paper: RotNet, then the student of the round before. Empty: this run's own network, untrained.
         layer: of the teacher, whose features make the words; the paper: conv4 or conv5, here stage3 or stage4.
         words: how many visual words there are; the paper: 2048 on CIFAR-100, 20000 on ImageNet.
+        vectors: places of the teacher's maps that k-means gets for each word; the paper: those of the whole training
+            set.
         border: outermost places of the teacher's map that are left out, since padding shows there; the paper: 0, its
             successor OBoW: 1.
+        binary: a word counts once, however many places show it; off: as often as it is shown. Either bag is divided by
+            its sum. The paper has both: counts on CIFAR-100 and MiniImageNet, presence on ImageNet.
         min_area: smallest share of the canvas that the student sees; the paper crops and gives no number.
         max_ratio: the crop's sides differ by at most this factor; the usual 4/3.
         flip: chance of a left-right mirror; the paper: 0.5. 0 for writing and digits.
@@ -63,7 +66,8 @@ class BagOfWords:
         elastic: bends the picture smoothly, shifts having this standard deviation as a share of half the side; the
             paper: none.
         cutmix: chance that a box of another image is pasted into the view and its bag mixed in; the paper mixes and
-            gives no number, CutMix itself: 1 on ImageNet, 0.5 on CIFAR.
+            gives no number, CutMix itself (Yun 2019): 1 on ImageNet, 0.5 on CIFAR. Whether, where and how large is
+            drawn for each image, by Yun once for a batch.
         vocabulary: digest of teacher and words, an artefact; empty to have them made before training.
     """
 
@@ -72,7 +76,9 @@ class BagOfWords:
     teacher: str = ""
     layer: str = "stage3"
     words: int = 20000
+    vectors: int = 64
     border: int = 0
+    binary: bool = False
     min_area: float = 0.08
     max_ratio: float = 4 / 3
     flip: float = 0.5
@@ -104,8 +110,8 @@ class BagOfWords:
     }
 
     def __post_init__(self) -> None:
-        if min(self.canvas, self.size) < 8 or self.words < 2 or self.border < 0:
-            raise ValueError("bag_of_words: canvas and size start at 8 px, words at 2, border at 0.")
+        if min(self.canvas, self.size) < 8 or self.words < 2 or self.vectors < 1 or self.border < 0:
+            raise ValueError("bag_of_words: canvas and size start at 8 px, words at 2, vectors at 1, border at 0.")
         if not 0 < self.min_area <= 1:
             raise ValueError(f"bag_of_words: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
         check_views("bag_of_words", self, "jitter", "cutmix")
@@ -170,7 +176,7 @@ class BagModel(TaskModel):
 
     def forward(self, views: Tensor, originals: Tensor, own: Tensor) -> Bags:
         """views, originals [n, 3, size, size], own [n] as `BagOfWords.make_batch` returns them."""
-        bags = self.teacher.bags(originals)
+        bags = self.teacher.bags(originals, self.task.binary)
         mixed = torch.lerp(bags.roll(1, 0), bags, own.unsqueeze(1))
         return Bags(self.head(self.encoder(views)), mixed)
 

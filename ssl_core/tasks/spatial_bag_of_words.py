@@ -28,7 +28,8 @@ from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Unif
 def fit_vocabulary(task: SpatialBagOfWords, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
     """The teacher, and the k-means centres of its features of whole images."""
     pictures = (task.plain(raw["image"]) for raw in batches)
-    return fit_words(task.teacher, pictures, rng, task.layer, field=task.field, words=task.words)
+    sizes = {"words": task.words, "vectors": task.vectors}
+    return fit_words(task.teacher, pictures, rng, task.layer, field=task.field, **sizes)
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,21 @@ class SpatialBagOfWords:
             Empty: this run's own network, untrained.
         layer: of the teacher, whose features make the words; the paper: conv4 or conv5, here stage3 or stage4.
         words: how many visual words there are; the paper: 2048 on CIFAR-100, 20000 on ImageNet.
+        vectors: places of the teacher's maps that k-means gets for each word; the paper: those of the whole training
+            set.
         sharpness: how hard a place decides for its nearest word, against the mean squared distance to it; OBoW: 15.
-        min_area: smallest share of the canvas that both networks see.
+        min_area: smallest share of the canvas that both networks see; the paper crops for the student alone, and gives
+            no number.
         max_ratio: the crop's sides differ by at most this factor; the usual 4/3.
-        flip: chance of a left-right mirror; 0 for writing and digits.
-        jitter: strength of colour jitter of brightness, contrast and saturation, the hue's is a quarter of it.
-        jitter_chance: chance that a view is jittered.
-        grey: chance that a view loses its colours.
-        blur: chance of a Gaussian blur, sigma 0.1 to 2 px.
-        cutmix: chance that a box of another image is pasted into the view, and its words into the bags.
+        flip: chance of a left-right mirror; the paper: 0.5. 0 for writing and digits.
+        jitter: strength of colour jitter of brightness, contrast and saturation, the hue's is a quarter of it; the
+            paper jitters and gives no number, OBoW: 0.4.
+        jitter_chance: chance that a view is jittered; OBoW: 0.8.
+        grey: chance that a view loses its colours; the paper: yes, OBoW: 0.2.
+        blur: chance of a Gaussian blur, sigma 0.1 to 2 px; the paper: none.
+        cutmix: chance that a box of another image is pasted into the view, and its words into the bags; the paper mixes
+            and gives no number, CutMix itself (Yun 2019): 1 on ImageNet, 0.5 on CIFAR. Whether, where and how large is
+            drawn for each image, by Yun once for a batch.
         vocabulary: digest of teacher and words, an artefact; empty to have them made before training.
     """
 
@@ -59,6 +66,7 @@ class SpatialBagOfWords:
     teacher: str = ""
     layer: str = "stage3"
     words: int = 2048
+    vectors: int = 64
     sharpness: float = 15.0
     min_area: float = 0.2
     max_ratio: float = 4 / 3
@@ -87,8 +95,10 @@ class SpatialBagOfWords:
     }
 
     def __post_init__(self) -> None:
-        if min(self.canvas, self.size) < 8 or self.words < 2 or self.sharpness <= 0:
-            raise ValueError("spatial_bag_of_words: canvas and size start at 8 px, words at 2; sharpness is above 0.")
+        if min(self.canvas, self.size) < 8 or self.words < 2 or self.vectors < 1 or self.sharpness <= 0:
+            raise ValueError(
+                "spatial_bag_of_words: canvas and size start at 8 px, words at 2, vectors at 1; sharpness is above 0."
+            )
         if not 0 < self.min_area <= 1 or self.max_ratio < 1:
             raise ValueError("spatial_bag_of_words: min_area lies above 0 and up to 1, max_ratio starts at 1.")
         for name in ("flip", "jitter", "jitter_chance", "grey", "blur", "cutmix"):

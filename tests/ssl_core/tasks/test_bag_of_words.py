@@ -1,4 +1,5 @@
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.ops import images
 from ssl_core.tasks.bag_of_words import BagOfWords, fit_vocabulary
 from ssl_core.tasks.spatial_bag_of_words import SpatialBagOfWords
+from ssl_core.tasks.spatial_bag_of_words import fit_vocabulary as fit_places
 from ssl_core.train.checkpoint import load_model, save_model
 
 BOTH = ["bag_of_words", "spatial_bag_of_words"]
@@ -42,6 +44,27 @@ def test_a_bag_counts_the_nearest_words_of_the_undisturbed_image():
     bags = task.build(SPEC.build)(**inputs).bags
     for bag, found in zip(bags, nearest_words(task, inputs["originals"])):
         assert torch.allclose(bag, torch.bincount(torch.tensor(found), minlength=task.words) / len(found))
+
+
+def test_a_binary_bag_holds_each_word_once():
+    task = small("bag_of_words", cutmix=0.0, binary=True)
+    inputs, _ = task.make_batch(scenes(task, 5), generator())
+    bags = task.build(SPEC.build)(**inputs).bags
+    counted = nearest_words(task, inputs["originals"])
+    assert any(len(set(found)) < len(found) for found in counted)
+    for bag, found in zip(bags, map(set, counted)):
+        assert torch.allclose(bag, torch.tensor([float(word in found) / len(found) for word in range(task.words)]))
+
+
+@pytest.mark.parametrize(("name", "fit"), [("bag_of_words", fit_vocabulary), ("spatial_bag_of_words", fit_places)])
+def test_k_means_gets_as_many_places_for_each_word_as_the_task_says(name, fit):
+    read = []
+    for vectors in (8, 100):
+        task = type(small(name))(**{**vars(small(name)), "vectors": vectors, "teacher": str(untrained())})
+        batches = ((read.append(vectors), scenes(task, 2, seed))[1] for seed in itertools.count())
+        fit(task, batches, generator())
+    places = 2 * features(small(name), small(name).plain(scenes(task, 1)["image"]))[0, ..., 0].numel()
+    assert read.count(8) == math.ceil(8 * 12 / places) and read.count(100) == math.ceil(100 * 12 / places)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -146,6 +169,8 @@ def untrained() -> Path:
     ("kind", "fields", "sentence"),
     [
         (BagOfWords, {"words": 1}, "words at 2"),
+        (BagOfWords, {"vectors": 0}, "vectors at 1"),
+        (SpatialBagOfWords, {"vectors": 0}, "vectors at 1"),
         (BagOfWords, {"min_area": 0}, "min_area is 0"),
         (BagOfWords, {"cutmix": 2}, "cutmix is 2"),
         (BagOfWords, {"shear": 90}, "shear lies in"),
