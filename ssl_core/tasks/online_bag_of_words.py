@@ -40,7 +40,7 @@ class OnlineBagOfWords:
 
     Attributes:
         canvas: side in px of the square that the reader cuts; crops and patches are cut from it.
-        size: side in px of what the teacher sees, the whole canvas; the paper: 224.
+        size: side in px of what the teacher sees, the whole canvas; the paper: 224, the middle 224 of 256.
         crops: crops of each image; the paper: 2.
         crop: side in px of a crop; the paper: 160.
         min_area: smallest share of the canvas that a crop shows; the paper: 0.08.
@@ -56,7 +56,8 @@ class OnlineBagOfWords:
             paper: 0.4.
         jitter_chance: chance that a picture of the student's is jittered; the paper: 0.8.
         grey: chance that it loses its colours; the paper: 0.2.
-        blur: chance that a crop is blurred, sigma 0.1 to 2 px; the paper: 0.5.
+        blur: chance that a crop is blurred, sigma 0.1 to 2 px; the paper: 0.5. The kernel is a tenth of the side
+            long as in SimCLR.
         degrees: rotation by up to so many degrees; the paper: none.
         shear: shear by up to so many degrees; the paper: none.
         translate: shift by up to this share of the side, black filled in; the paper: none.
@@ -65,7 +66,9 @@ class OnlineBagOfWords:
             paper: none.
         layer: of the teacher, whose places make words; the paper: conv5, here stage4.
         lower: a second such layer with words of its own, or "" for none; the paper: conv4, here stage3.
-        words: how many words a layer has, from all workers; an image brings one at each step. The paper: 8192.
+        words: how many words a layer has, from all workers; an image brings one at each step. The paper: 8192. The
+            first words are Gaussian vectors of length 1, its code's are not negative; they are gone after words / batch
+            steps.
         sharpness: how hard a place decides for its nearest word, against the running mean of the squared distance to
             it; the paper: 15, for ResNet-18 10.
         decay: share of itself that this mean keeps at each step; the paper: 0.99. It takes in a batch after the
