@@ -43,7 +43,8 @@ class MoCo:
         hue: largest turn of the hue, as a share of the circle; v2: 0.1, v1: 0.4.
         jitter_chance: chance that a view is jittered; v2: 0.8, v1: 1.
         grey: chance that a view loses its colours; the paper: 0.2.
-        blur: chance of a Gaussian blur, sigma 0.1 to 2 px; v2: 0.5, v1: 0.
+        blur: chance of a Gaussian blur, sigma 0.1 to 2 px; v2: 0.5, v1: 0. The kernel is a tenth of the side
+            long as in SimCLR.
         degrees: rotation by up to so many degrees; the paper: none.
         shear: shear by up to so many degrees; the paper: none.
         translate: shift by up to this share of the side, black filled in; the paper: none.
