@@ -31,6 +31,8 @@ from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Unif
 class ExemplarCNN:
     """Which image of the corpus is it? As many answers as there are images.
 
+    The paper makes about 150 samples of a class beforehand; here each visit makes a new one.
+
     Factors are drawn log-uniformly, so that f and 1 / f are as likely; 1 leaves a transformation out.
 
     Attributes:
@@ -38,11 +40,12 @@ class ExemplarCNN:
         size: side in px of a patch, what the network sees; the paper: 32.
         classes: room for so many images; a corpus of more is refused. The paper: 50 to 32000, best 8000.
         seeds: "gradient" takes each canvas's patch of the largest mean squared gradient (the paper draws patches in
-            proportion to it), "centre" the middle one.
+            proportion to it), "centre" the middle one; the paper varies their scale too, here the canvas sets it.
         translate: shift by up to this share of the patch; the paper: 0.2.
         zoom: scale by up to this factor, up or down; the paper: 1.4.
         degrees: rotation by up to so many degrees; the paper: 20.
-        contrast: multiply each principal component of the colours by up to this factor, up or down; the paper: 2.
+        contrast: multiply each principal component of the colours by up to this factor, up or down; the paper: 2. The
+            paper's components are those of its own pixels, here ImageNet's, light around 0.45.
         power: raise saturation and value to a power between 1 / power and power; the paper: 4.
         gain: then multiply both by up to this factor, up or down; the paper: 1.4.
         shift: then add up to this to both; the paper: 0.1.
