@@ -45,6 +45,7 @@ class RelativeTransformation:
         shear: affine: shear by up to so many degrees; the paper: 30.
         flip: mirror images at random first, as the paper does; off for writing and digits.
         fill: what lies beyond the canvas: "reflection" mirrors it; "zeros" is one colour, grey, as in the paper.
+        resample_both: the first picture too is read at a place drawn within a pixel, by the same filter; the paper: no.
         hidden: width of a hidden layer over the two vectors; 0, the paper, is one linear layer.
     """
 
@@ -59,6 +60,7 @@ class RelativeTransformation:
     shear: float = 30.0
     flip: bool = True
     fill: Literal["reflection", "zeros"] = "reflection"
+    resample_both: bool = True
     hidden: int = 0
 
     paper: ClassVar[str] = "Zhang et al. 2019, arXiv:1901.04596"
@@ -100,6 +102,9 @@ class RelativeTransformation:
         x = images.normalise(images.random_flip(images.to_float(raw["image"]), rng, self.flip / 2))
         n = len(x)
         reads, parameters = self._affine(n, rng) if self.kind == "affine" else self._projective(n, rng)
+        if not self.resample_both:
+            transformed = warps.project(x, reads, self.size, self.fill)
+            return {"original": self.middle(x), "transformed": transformed}, parameters
         within_a_pixel = images.uniform((n, 1, 1, 2), -1 / self.canvas, 1 / self.canvas, rng)
         unmoved = torch.eye(3, device=x.device).expand(n, 3, 3)
         original, transformed = (
@@ -107,8 +112,16 @@ class RelativeTransformation:
         )
         return {"original": original, "transformed": transformed}, parameters
 
+    def middle(self, x: Tensor) -> Tensor:
+        """Of pictures [n, 3, canvas, canvas] the middle [n, 3, size, size], its pixels as they are."""
+        edge = (self.canvas - self.size) // 2
+        return x[..., edge : edge + self.size, edge : edge + self.size]
+
     def _affine(self, n: int, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Maps from the transformed view to the original [n, 3, 3]; cosine, sine, shift, scale and shear within +-1."""
+        """Maps from the transformed view to the original [n, 3, 3]; cosine, sine, shift, scale and shear within +-1.
+
+        That is the order of the paper's code and its normalisation.
+        """
         angle = images.uniform((n,), -radians(self.degrees), radians(self.degrees), rng)
         strengths = (self.translate, self.translate, self.scale, radians(self.shear))
         right, down, scale, shear = (images.uniform((n,), -most, most, rng) for most in strengths)
@@ -121,10 +134,11 @@ class RelativeTransformation:
         return warps.inverse(maps), torch.stack([angle.cos(), angle.sin(), *drawn], 1)
 
     def _projective(self, n: int, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Maps from the transformed view to the original [n, 3, 3]; their eight numbers, about 0 and within about 1.
+        """Maps from the transformed view to the original [n, 3, 3]; their eight numbers, of mean 0 and deviation 1.
 
-        The paper subtracts (0, 0, 16, 0, 0, 16, 0, 0) and divides by (1, 1, 20, 1, 1, 20, 0.015, 0.015) on pictures
-        of 32 px; in sides instead of pixels that holds at any size.
+        The paper's ImageNet code subtracts (0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5) and divides by (0.75, 0.75, 118,
+        0.75, 0.75, 118, 7.75e-4, 7.75e-4) on pictures of 224 px; in sides instead of pixels that holds at any size. Its
+        CIFAR code subtracts half a side alone and divides by 1, 20/32 and 0.015 x 32.
         """
         scale = images.uniform((n, 1, 1), 1 - self.scale, 1 + self.scale, rng)
         turn = torch.randint(4 if self.turns else 1, (n, 1), generator=rng, device=rng.device)
@@ -132,8 +146,10 @@ class RelativeTransformation:
         square = torch.stack([(corner == 1) | (corner == 2), corner >= 2], 2).float() - 0.5
         moved = images.uniform((n, 4, 2), -self.corner, self.corner, rng)
         reads = warps.inverse(warps.homographies(square * scale + 0.5 + moved))
-        mean = images.channel_values((0, 0, 1 / 2, 0, 0, 1 / 2, 0, 0), rng.device).flatten()
-        deviation = images.channel_values((1, 1, 5 / 8, 1, 1, 5 / 8, 0.48, 0.48), rng.device).flatten()
+        tilt, spread = 6.4e-5 * 224, 7.75e-4 * 224
+        mean = images.channel_values((0, 0, 1 / 2, 0, 0, 1 / 2, tilt, tilt), rng.device).flatten()
+        deviations = (0.75, 0.75, 118 / 224, 0.75, 0.75, 118 / 224, spread, spread)
+        deviation = images.channel_values(deviations, rng.device).flatten()
         return reads, (reads.flatten(1)[:, :8] - mean) / deviation
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
@@ -171,6 +187,4 @@ class TransformationModel(TaskModel):
 
     def represent(self, raw: Raw) -> dict[str, Tensor]:
         """The middle of the canvas, as the first picture shows it."""
-        edge = (self.task.canvas - self.task.size) // 2
-        x = raw["image"][..., edge : edge + self.task.size, edge : edge + self.task.size]
-        return self.encoder.layers(images.normalise(images.to_float(x)))
+        return self.encoder.layers(images.normalise(images.to_float(self.task.middle(raw["image"]))))

@@ -9,8 +9,10 @@ from ssl_core.ops import images
 from ssl_core.tasks.relative_transformation import RelativeTransformation
 
 SIDE, SIZE = 192, 96
-DOTS = SIZE / 2 + np.array([(10, 0), (-10, 0), (5, 8.7), (-5, -8.7), (-5, 8.7), (5, -8.7)])
-"""Two dots in each of the three channels, x and y in px of the view; no transformation moves one out of sight."""
+RING = np.array([(1, 0), (-1, 0), (0.5, 0.87), (-0.5, -0.87), (-0.5, 0.87), (0.5, -0.87)])
+DOTS = {"affine": SIZE / 2 + 10 * RING, "projective": SIZE / 2 + 24 * RING}
+"""Two dots in each of the three channels, x and y in px of the view, as far out as no transformation moves one out of
+sight; a perspective shows far from the middle only."""
 
 
 def task_of(kind: str, **fields) -> RelativeTransformation:
@@ -22,7 +24,7 @@ def task_of(kind: str, **fields) -> RelativeTransformation:
 def dotted(task: RelativeTransformation, n: int) -> dict[str, torch.Tensor]:
     """Pictures of a bright and a dimmer blob in each channel."""
     axis = torch.arange(SIDE) + 0.5 - (SIDE - SIZE) / 2
-    x, y = torch.from_numpy(DOTS).float().T.view(2, 3, 2, 1, 1).unbind()
+    x, y = torch.from_numpy(DOTS[task.kind]).float().T.view(2, 3, 2, 1, 1).unbind()
     blobs = torch.exp(-((axis - x).square() + (axis.view(-1, 1) - y).square()) / (2 * 1.7**2))
     return as_raw(task, torch.maximum(blobs[:, 0], 0.6 * blobs[:, 1]).expand(n, -1, -1, -1))
 
@@ -58,11 +60,35 @@ def test_affine_parameters_are_those_that_scikit_image_finds_in_the_pictures():
 
 
 def test_projective_parameters_are_those_that_scikit_image_finds_in_the_pictures():
-    """The paper's map reads, from the second picture to the first, in pixels of a picture of 32."""
+    """The paper's map reads, from the second picture to the first, in pixels of a picture of 224."""
+    mean, deviation = [0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5], [0.75, 0.75, 118, 0.75, 0.75, 118, 7.75e-4, 7.75e-4]
+    expected, answers = [], []
     for before, after, answer in seen(task_of("projective")):
-        numbers = ProjectiveTransform.from_estimate(after * 32 / SIZE, before * 32 / SIZE).params.flatten()[:8]
-        expected = (numbers - [0, 0, 16, 0, 0, 16, 0, 0]) / [1, 1, 20, 1, 1, 20, 0.015, 0.015]
-        assert np.abs(expected - answer).max() < 0.15
+        numbers = ProjectiveTransform.from_estimate(after * 224 / SIZE, before * 224 / SIZE).params.flatten()[:8]
+        expected.append((numbers - mean) / deviation)
+        answers.append(answer)
+    off = np.abs(np.array(expected) - answers).max(0)
+    assert (off / np.std(expected, 0)).max() < 0.1  # each number by how much it varies itself
+
+
+def test_projective_parameters_have_mean_0_and_deviation_1():
+    task = RelativeTransformation(canvas=8, size=8)
+    raw = {"image": torch.zeros(20_000, 3, 8, 8, dtype=torch.uint8)}
+    answers = task.make_batch(raw, generator())[1]
+    assert answers.mean(0).abs().max() < 0.05
+    assert (answers.std(0) - 1).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("kind", ["affine", "projective"])
+def test_the_first_picture_can_be_the_pixels_as_they_are(kind):
+    task = task_of(kind, resample_both=False)
+    raw = as_raw(task, torch.rand(6, 3, SIDE, SIDE, generator=generator()))
+    inputs, answers = task.make_batch(raw, generator())
+    middle = images.normalise(images.to_float(raw["image"]))[..., 48:-48, 48:-48]
+    assert torch.equal(inputs["original"], middle)
+    assert torch.equal(answers, task_of(kind).make_batch(raw, generator())[1])
+    still = task_of(kind, resample_both=False, corner=0, scale=0, degrees=0, translate=0, shear=0, turns=False)
+    torch.testing.assert_close(still.make_batch(raw, generator())[0]["transformed"], middle, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["affine", "projective"])
