@@ -29,7 +29,7 @@ def _check(dims: Sequence[int]) -> None:
 class ProjectionHead(nn.Module):
     """SimCLR's projection (https://arxiv.org/abs/2002.05709): `layers` linear layers, all but the last with ReLU.
 
-    [n, dim] -> [n, out], not normalised. `last_norm` ends in a batch norm without a learned scale and shift, as in
+    [n, dim] -> [n, out], not normalised. `last_norm` ends in a batch norm that learns a scale and no shift, as in
     SimCLR's repository; batch norm anywhere needs more than one sample per rank while training.
     """
 
@@ -50,7 +50,9 @@ class ProjectionHead(nn.Module):
         _check([*dims, out])
         modules = [*_mlp(dims, norm), nn.Linear(dims[-1], out, bias=not last_norm)]
         if last_norm:
-            modules.append(nn.BatchNorm1d(out, affine=False))
+            norm_at_end = nn.BatchNorm1d(out)
+            norm_at_end.bias.requires_grad_(False)
+            modules.append(norm_at_end)
         self.mlp = nn.Sequential(*modules)
         self.out = out
 

@@ -48,9 +48,10 @@ class SimCLR:
         elastic: bends the picture smoothly (Simard 2003), shifts having this standard deviation as a share of half the
             side; the paper: none. 0.1 for handwriting, whose strokes vary more than their place.
         temperature: divides the cosine similarities; the paper: 0.1, and 0.5 on CIFAR.
-        hidden: width of the projection head's hidden layers; the paper: 2048.
+        hidden: width of the projection head's hidden layers; the paper: the encoder's, 2048.
         out: width of the projection; the paper: 128.
-        layers: linear layers in the projection head; the paper: 2.
+        layers: linear layers in the projection head; the paper: 2. Each is followed by batch norm, as in the authors'
+            repository; the paper's equation has none.
     """
 
     canvas: int = 256

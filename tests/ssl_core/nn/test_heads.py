@@ -8,6 +8,7 @@ from sklearn.metrics import mean_squared_error, r2_score
 from torch import nn
 
 from ssl_core.nn.heads import ClassifierHead, ProjectionHead, Weighted, explained, regress
+from ssl_core.train.optim import parameter_groups
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -21,6 +22,16 @@ def test_a_projection_that_ends_in_a_norm_centres_every_channel():
     out = ProjectionHead(12, hidden=20, out=5, last_norm=True)(torch.randn(64, 12))
     torch.testing.assert_close(out.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
     torch.testing.assert_close(out.std(0, correction=0), torch.ones(5), atol=1e-2, rtol=0)
+
+
+def test_the_norm_at_a_projection_s_end_learns_a_scale_and_no_shift():
+    head = ProjectionHead(12, hidden=20, out=5, last_norm=True)
+    (head(torch.randn(64, 12)) * torch.rand(64, 5)).sum().backward()
+    last = head.mlp[-1]
+    assert last.weight.requires_grad and last.weight.grad.abs().min() > 0
+    assert last.bias.grad is None and last.bias.abs().max() == 0
+    assert not any(weight is last.bias for group in parameter_groups(head, 0.1) for weight in group["params"])
+    assert any(weight is last.weight for weight in parameter_groups(head, 0.1)[1]["params"])  # which does not decay
 
 
 def test_a_projection_without_norm_keeps_samples_apart():
