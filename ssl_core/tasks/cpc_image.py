@@ -44,12 +44,13 @@ class CPCImage:
         subcrop: side in px of the part of a patch that is shown, cut at random and padded back; the paper: 60.
         flip: chance of a left-right mirror; the paper: 0.5.
         grey: show luma only, as the paper does.
-        steps: the farthest row below that is predicted; the paper: 5.
-        skip: nearest rows below that are not asked for, since they share pixels; the paper: 0, v2: 2.
+        steps: the farthest row below that is predicted; the paper: 5. Every prediction weighs alike, so that near rows,
+            of which there are more, weigh more; v2 weighs rows alike.
+        skip: nearest rows below that are not asked for; the paper: 0, v2: 2, here 1, the rows that share pixels.
         blocks: residual blocks of the context network; v2: 5.
         width: channels within these blocks; v2: 256.
         out: width in which predictions and patches are compared; 0 takes the encoder's own vectors as the paper does,
-            v2: 64.
+            v2: 64. The paper's are its third stage's mean, 1024 wide; here the last stage's.
         scale: multiplies the predictions; the paper: 1, v2: 0.1.
     """
 
@@ -179,7 +180,7 @@ class Predictions(NamedTuple):
 
 
 class PredictiveModel(TaskModel):
-    """Encoder of patches, context network, and one linear prediction for each row below."""
+    """Encoder of patches, context network, and for each row below one linear prediction without a bias (equation 3)."""
 
     def __init__(self, encoder: Encoder, task: CPCImage) -> None:
         super().__init__()
@@ -188,7 +189,7 @@ class PredictiveModel(TaskModel):
         self.context = nn.Sequential(*[ContextBlock(encoder.dim, task.width) for _ in range(task.blocks)], nn.ReLU())
         self.target = nn.Linear(encoder.dim, task.out) if task.out else nn.Identity()
         width = task.out or encoder.dim
-        self.predict = nn.ModuleList(nn.Linear(encoder.dim, width) for _ in range(task.skip, task.steps))
+        self.predict = nn.ModuleList(nn.Linear(encoder.dim, width, bias=False) for _ in range(task.skip, task.steps))
 
     def forward(self, patches: Tensor) -> Predictions:
         """[n cells cells, c, p, p], row by row, image by image."""

@@ -127,7 +127,7 @@ def test_losses_are_those_of_the_equations(fields):
             for image in range(3):
                 for row in range(4 - k):
                     for column in range(4):
-                        said = task.scale * (predict.weight @ context[image, row, column] + predict.bias)
+                        said = task.scale * (predict.weight @ context[image, row, column])
                         scores = torch.stack([said @ key for key in keys])
                         own = 16 * image + 4 * (row + k) + column
                         expected.append(-(scores[own] - scores.exp().sum().log()))
