@@ -54,9 +54,9 @@ def test_a_queue_holds_the_newest_keys_and_forgets_the_oldest_first(size):
     assert torch.allclose(queue.keys.norm(dim=1), torch.ones(size))
     for step in range(9):
         parts = torch.randn(2, 1 + step % 3, 2)  # two micro-batches
+        held = queue.keys.clone()
         for part in parts:
             queue.add(part)
-        held = queue.keys.clone()
         assert torch.equal(queue.keys, held)  # nothing moves before the step is done
         queue.enqueue()
         naive = (naive + list(parts.flatten(0, 1)))[-size:]

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from small_tasks import as_raw, encoder, generator
 
 from ssl_core.ops import images
@@ -40,6 +41,22 @@ def test_eight_angles_keep_the_right_ones_exact():
     assert targets[:8].tolist() == list(range(8))
     assert torch.equal(inputs["images"][::2], exact["images"])
     assert task.chance(5) == {"accuracy": 1 / 8}
+
+
+def test_the_odd_angles_turn_anticlockwise_too():
+    task = Rotation(canvas=64, flip=False, angles=8)
+    smooth = images.blur(noise(2, 64), torch.full((2,), 4.0), 12)
+    smooth = (smooth - 0.5) * 6 + 0.5
+    raw = as_raw(task, smooth)
+    turned = images.denormalise(task.make_batch(raw, generator())[0]["images"]).unflatten(0, (2, 8)).numpy()
+    axis = torch.arange(64) - 31.5
+    inside = ((axis.square() + axis.square().view(-1, 1)) < 28**2).numpy()
+    original = images.to_float(raw["image"]).numpy()
+    for k in (1, 3, 5, 7):
+        expected = ndimage.rotate(original, 45 * k, axes=(2, 3), reshape=False, order=1)
+        assert np.abs(turned[:, k] - expected)[..., inside].max() < 1e-3
+        other_way = ndimage.rotate(original, -45 * k, axes=(2, 3), reshape=False, order=1)
+        assert np.abs(turned[:, k] - other_way)[..., inside].max() > 0.1
 
 
 def test_its_representation_is_of_the_upright_image():
