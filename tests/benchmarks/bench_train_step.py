@@ -8,8 +8,8 @@ blur as a convolution of the tensor), and trains a network of torch's own module
 cross-entropy.
 Ours reads the same files as ingest stores them (short side 128, raw) and runs `ssl_core.train.loop` as it stands:
 batched augmentation, channels_last, bf16 where the CPU has instructions for it. Same encoder and head, same
-augmentation recipe, same batch: 256, the default of `train.batch_size`. Each side runs in processes of its own, in turns;
-the peer's loader draws on and on, so that it never waits at the end of an epoch.
+augmentation recipe, same batch: 256, the default of `train.batch_size`. Each side runs in processes of its
+own, in turns; the peer's loader draws on and on, so that it never waits at the end of an epoch.
 """
 
 from __future__ import annotations
