@@ -42,15 +42,20 @@ class Jigsaw:
             2 jitter. The paper: 225, its code: 255.
         grid: tiles on each side; the paper: 3. A 2x2 puzzle has 24 orders at most.
         tile: side of a tile in px; the paper: 64.
-        gap: px between tiles; the paper's code: 21, the tiles lying in cells of 85 px. 0 lets lines run on.
-        jitter: each tile moves by up to so many px on each axis; the paper's code: anywhere in its cell.
-        permutations: how many orders there are; the paper: 1000, its published model: 100.
+        gap: px between tiles; the paper: 11 on average, in cells of 75 px; its code: 21, in cells of 85 px. 0 lets
+            lines run on.
+        jitter: each tile moves by up to so many px on each axis; the paper and its code: anywhere in its cell.
+        permutations: how many orders there are; the paper: 1000, its published model: 100. Picked by the least
+            distance, then the paper's total.
         per_image: orders in which each image is shown in one batch; its tiles are encoded once for all of them. The
             paper shows an image in 69 orders on average, over the epochs.
-        grey: share of images that lose their colours; the paper: 0.3.
+        grey: share of images that lose their colours; the paper: 0.3. Their channels do not move, or the grey would
+            show it.
         channel_jitter: each colour channel of a tile moves by up to so many px on its own; the paper: 2.
-        standardise: each tile to channel means 0 and root mean square 1, as the paper does.
-        embed: width of the layer on each tile's vector; the paper's fc6: 512.
+        standardise: each tile to channel means 0 and root mean square 1 over its channels together; the paper: mean and
+            deviation of each tile; its code: means only.
+        embed: width of the layer on each tile's vector; the paper's fc6: 512, its published model: 1024; both with
+            dropout where here is batch norm.
         hidden: width of the layer over all tiles; the paper's fc7: 4096.
         representation: "tiles" averages over tiles that cover the canvas, what the encoder was trained on; "canvas"
             shows it the whole canvas at once.
@@ -143,13 +148,16 @@ class Jigsaw:
         n, limit = len(x), self.canvas - self.tile
         shape = {"cells": self.grid, "patch": self.tile, "gap": self.gap, "jitter": self.jitter}
         corners = torch.stack(patches.random_grids(n, self.canvas, rng, **shape)).unsqueeze(2)
+        greyed = images.uniform((n, 1, 1, 1), 0, 1, rng) < self.grey
         if self.channel_jitter:
             reach = (2, n, 3, self.grid**2)
             moved = torch.randint(2 * self.channel_jitter + 1, reach, generator=rng, device=x.device)
-            corners = (corners + moved.sub_(self.channel_jitter)).clamp_(0, limit)
+            # a grey made of displaced channels would have ghosts, and tell the lens's shift that it is to hide
+            moved = moved.sub_(self.channel_jitter).mul_(~greyed.squeeze(3))
+            corners = (corners + moved).clamp_(0, limit)
         top, left = corners.expand(-1, -1, 3, -1)
         tiles = images.to_float(patches.cut_channels(x, top, left, self.tile).flatten(2, 3))
-        tiles = colour.random_grey(tiles, rng, self.grey)
+        tiles = torch.where(greyed, colour.grey(tiles), tiles)
         return tiles.view(n, 3, -1, self.tile, self.tile).transpose(1, 2).flatten(0, 1)
 
     def scaled(self, x: Tensor) -> Tensor:

@@ -68,6 +68,17 @@ def test_some_images_lose_their_colours_in_all_of_their_tiles():
     assert 0.2 < grey.all(1).float().mean() < 0.4
 
 
+def test_grey_tiles_are_not_made_of_displaced_channels():
+    """Where all channels of a picture are the same black and white, so is its grey, unless they move."""
+    task = puzzle(**{**UNTOUCHED, "grey": 0.5, "channel_jitter": 2})
+    one = torch.rand(100, 1, 60, 60, generator=generator()).round()
+    inputs, _ = task.make_batch(as_raw(task, one.expand(-1, 3, -1, -1)), generator())
+    tiles = images.denormalise(inputs["tiles"]).view(100, 9, 3, 12, 12)
+    ghostless = ((tiles - tiles.round()).abs().amax((1, 2, 3, 4)) < 1e-5).all()
+    moved = (tiles - tiles[:, :, :1]).abs().amax((1, 2, 3, 4)) > 0.5
+    assert ghostless and 0.3 < moved.float().mean() < 0.7
+
+
 def test_each_tile_is_standardised_by_itself():
     task = puzzle()
     inputs, _ = task.make_batch(noise(task, 3), generator())
@@ -87,7 +98,7 @@ def test_orders_are_picked_greedily_by_the_nearest_and_then_by_all():
         assert merit(picked[i]) == max(merit(order) for order in permutations(range(4)))
 
 
-@pytest.mark.parametrize(("count", "nearest"), [(24, 7), (100, 6)])
+@pytest.mark.parametrize(("count", "nearest"), [(24, 7), (100, 6), (1000, 5)])
 def test_orders_are_further_apart_than_the_published_ones(count, nearest):
     """Published sets have a least distance of 2 of 9 places; the mean distance of any two orders is 8."""
     orders = most_different(count, 9, generator())
