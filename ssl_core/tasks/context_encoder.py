@@ -53,8 +53,11 @@ class ContextEncoder:
             noise, as here), "blocks" some squares, "central" one in the middle. The paper tries all three.
         share: of the picture's area that is blanked, for blocks at most; the paper: 0.25.
         overlap: central: px of the context around the hole that are painted too, with ten times the weight, so that the
-            two fit together; the paper: 7.
-        adversarial: weight of the adversary; the paper: 0.001 to inpaint, 0 for features.
+            two fit together; the paper: 7; its code: 4, within the square.
+        adversarial: weight of the adversary; the paper: 0.001 to inpaint, 0 for features. The paper trains the painter
+            at ten times its adversary's rate, its code with the non-saturating loss; here both learn at one rate, by
+            the minimax of equation 2. The paper's adversary has batch norm and sees the painted region alone where that
+            is central; here it has none and sees the whole picture.
         flip: chance of a left-right mirror first; the paper: 0.5. 0 for writing and digits.
     """
 
@@ -126,9 +129,15 @@ class ContextEncoder:
         return PaintingModel(encoder(self.sample["image"]), self)
 
     def loss(self, outputs: Tensor | Contest, targets: Weighted) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error in the hole and its overlap, and the adversary's own cross-entropy; explained: in the hole."""
+        """Squared error in the hole and its overlap, and the adversary's own cross-entropy; explained: in the hole.
+
+        The squared error is weighted and then divided by the number of pixels painted, as in the paper's code: divided
+        by the sum of weights, it would count for less against the adversary wherever there is an overlap.
+        """
         pixels = outputs.pixels if isinstance(outputs, Contest) else outputs
-        painting, _ = regress(pixels, Weighted(targets.values, self._weights(targets.weights)))
+        weights = self._weights(targets.weights)
+        painting, _ = regress(pixels, Weighted(targets.values, weights))
+        painting = painting * weights.sum((1, 2, 3)) / (weights > 0).sum((1, 2, 3)).clamp_min(1)
         metrics = {"explained": explained(pixels, targets)}
         if not isinstance(outputs, Contest):
             return painting, metrics
