@@ -29,9 +29,11 @@ class DenoisingAutoencoder:
 
     Attributes:
         canvas: side in px of the square that the reader cuts and the network sees.
-        noise: "masking" blackens, "salt_pepper" makes black or white, "gaussian" adds; the papers try all three.
-        level: masking and salt_pepper: chance that a square is struck; the papers: 0.1, 0.25 and 0.4. gaussian: the
-            standard deviation, black to white being 1; the papers: 0.05 to 5.
+        noise: "masking" blackens, "salt_pepper" makes black or white, "gaussian" adds; the papers try all three, on
+            stacks of shallow autoencoders that are trained layer by layer, where here the whole encoder learns at once.
+        level: masking and salt_pepper: chance that a square is struck, in all channels; the papers: 0.1, 0.25 and 0.4,
+            and exactly this share of the inputs. gaussian: the standard deviation, black to white being 1; the papers:
+            0.05 to 5.
         block: side in px of the squares that noise strikes; the papers: 1, single pixels, which local smoothing undoes.
         error: "squared", or "cross_entropy" of each pixel, as the papers take for writing.
         untouched: weight of pixels that no noise struck in the loss; the papers: 1, and also 0.5 and 0 (emphasis).
