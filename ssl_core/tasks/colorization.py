@@ -71,7 +71,8 @@ class Colorization:
         canvas: side in px of the square that the reader cuts and the network sees; the paper's code: 176 of 256.
         flip: mirror images at random, as the paper's code does.
         stride: side in px of a cell; it must divide canvas. The paper: 4, with features of stride 8; those of a ResNet
-            have 32, and cells of 4 px take as long as the ResNet-18 itself.
+            have 32, and cells of 4 px take as long as the ResNet-18 itself; the paper's code takes one pixel of each
+            cell, here its mean light.
         hidden: channels of the layers between the encoder's last maps and the answers; the paper: 256.
         neighbours: nearest classes over which a colour is shared out; the paper: 5, its code: 10.
         sigma: width of the Gaussian of that sharing, and of the prior's smoothing, in units of Lab; the paper: 5.
