@@ -51,7 +51,8 @@ class VariationalAutoencoder:
         canvas: side in px of the square that the reader cuts and the network sees; the paper: 28.
         latent: how many numbers a picture is made from; the paper: up to 200, mostly 3 to 20.
         likelihood: of a pixel: "bernoulli", the paper's for writing, or "gaussian", its other one.
-        deviation: gaussian: standard deviation of a pixel, black to white being 1; the paper lets the decoder say it.
+        deviation: gaussian: standard deviation of a pixel, black to white being 1; the paper lets the decoder say it,
+            and holds means in 0 to 1 by a sigmoid; here they are free.
         beta: weight of the divergence; the paper: 1. Higher values part factors (Higgins et al. 2017), lower ones keep
             more of the picture.
         warmup: optimizer steps in which the weight of the divergence rises to beta; the paper: none, 0.
