@@ -31,7 +31,8 @@ class MaskedAutoencoder:
     """What is in the patches that were left out? Their pixels, by regression; needs a ViT.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; the picture is cut from it.
+        canvas: side in px of the square that the reader cuts; the picture is cut from it. The paper cuts from the whole
+            image, random resized crops of 0.2 to 1 of its area.
         size: side in px of the picture, a multiple of patch; the paper: 224.
         patch: side of a patch in px, the same as encoder.patch; the paper: 16.
         masked: share of the patches that are left out; the paper: 0.75.
