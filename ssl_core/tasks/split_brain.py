@@ -35,10 +35,10 @@ class SplitBrain:
 
     Attributes:
         canvas: side in px of the square that the reader cuts and the networks see; the paper: 180.
-        flip: mirror images at random.
+        flip: mirror images at random, as the paper does.
         stride: side in px of a cell, for which the networks answer; it must divide canvas. The paper: 12x12 cells.
         answers: "classes" (the paper's best) or "values", regression by squared error.
-        l_bins: classes of lightness; the paper: 50. Those of colour are colorization's 313.
+        l_bins: classes of lightness. Those of colour are colorization's 313.
         hidden: channels of the layers between each half's last maps and its answers.
     """
 
