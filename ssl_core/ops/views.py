@@ -68,7 +68,7 @@ def random_views(
     many = max(8, PIECE // (views * size**2)) if x.device.type == "cpu" else len(x)
     for start in range(0, len(x), many):
         piece = x[start : start + many]
-        made[:, start : start + many] = some_views(piece).unflatten(0, (views, len(piece)))
+        made[:, start : start + many] = some_views(piece).view(views, len(piece), 3, size, size)
     return made.flatten(0, 1)
 
 
