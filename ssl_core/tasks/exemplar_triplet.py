@@ -44,9 +44,9 @@ class ExemplarTriplet:
         hue: largest turn of the hue, as a share of the circle; the paper: 0.2.
         grey: chance that an image loses its colours before it is cropped; the paper: 0.66; its code takes the
             channels' mean, here luma.
-        standardise: each crop to mean 0 and deviation 1 over its three channels together, as the paper's code does;
-            off: by ImageNet's mean and deviation. It undoes much of the jitter of brightness and contrast, so that
-            colours alone tell more of the answer.
+        standardise: each crop to mean 0 and deviation 1 over its three channels together; the paper's code: yes. It
+            undoes much of the jitter of brightness and contrast, so that colours alone tell a tenth of the answers;
+            off, pictures are normalised by ImageNet's mean and deviation.
         margin: by how much a squared distance to a negative must exceed that to a positive; the paper: 0.5.
         out: width of the embedding; the paper: 1000.
     """
@@ -63,7 +63,7 @@ class ExemplarTriplet:
     jitter: float = 0.5
     hue: float = 0.2
     grey: float = 0.66
-    standardise: bool = True
+    standardise: bool = False
     margin: float = 0.5
     out: int = 1000
 

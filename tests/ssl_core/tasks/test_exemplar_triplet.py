@@ -10,7 +10,7 @@ PLAIN = {"min_area": 1.0, "max_ratio": 1.0, "flip": 0.0, "brightness": 0.0, "jit
 
 
 def task_of(**fields) -> ExemplarTriplet:
-    return ExemplarTriplet(**{"canvas": 16, "size": 16, "views": 3, "out": 8, "standardise": False, **fields})
+    return ExemplarTriplet(**{"canvas": 16, "size": 16, "views": 3, "out": 8, **fields})
 
 
 def raw_of(task: ExemplarTriplet, n: int = 6) -> dict[str, torch.Tensor]:
