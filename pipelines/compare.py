@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from components.cluster import connect
 from components.comparison import SUPERVISED, Comparison, Contender
 from components.corpus import Corpus, pretext_home
 from pipelines import local
-from pipelines.config import COMPARISONS, NAME, Recipe, RecipeError, Section, load_recipe
+from pipelines.config import COMPARISONS, NAME, WRITTEN, Recipe, RecipeError, Section, find_recipe, load_recipe
 from pipelines.console import complain, say
 from pipelines.plan import Plan, plan
 from pipelines.session import StepError, held, started_by, stoppable
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from components.tracking import Logged, Tracker
 
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+LENGTHS = ("epochs", "steps", "seconds")
+"""Keys of `train` that say how long a recipe trains; a budget stands in their place."""
 
 
 class ComparisonFile(Section):
@@ -77,7 +80,7 @@ def seconds_of(text: str) -> float:
         RecipeError: it is none of these.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
-    if not match or match[2] not in UNITS or float(match[1]) == 0:
+    if not match or match[2] not in UNITS or not 0 < float(match[1]) * UNITS[match[2]] < math.inf:
         raise RecipeError(f"budget {text!r}: write a length of time above 0, such as 100s, 10m or 2h")
     return float(match[1]) * UNITS[match[2]]
 
@@ -89,20 +92,61 @@ def load(names: Sequence[str], budget: str | None = None, overrides: Sequence[st
         RecipeError: one is missing or wrong, or they cannot be compared.
     """
     listed: list[str] = []
-    title, length = "comparison", budget
+    title = "comparison"
+    said = [] if budget is None else [(f"--budget {budget}", seconds_of(budget))]
     for name in names:
         source = _source_of(name)
         if source is None:
             listed.append(name)
             continue
         found = _checked(source)
-        title, length = found.name, length or found.budget
-        listed += [_beside(recipe, Path(source.name)) for recipe in found.recipes]
-    seconds = seconds_of(length) if length else None
+        title = found.name
+        if found.budget is not None and budget is None:
+            said.append(_budget_of(found.budget, source))
+        listed += [
+            _listed(recipe, Path(source.name), source.where(("recipes", i))) for i, recipe in enumerate(found.recipes)
+        ]
+    seconds = _agreed(said, overrides)
     timed = ["train.steps=null", f"train.seconds={seconds}"] if seconds else []
     recipes = tuple(load_recipe(name, [*overrides, *timed]) for name in listed)
     _check(recipes)
     return Asked(title, seconds, recipes)
+
+
+def _budget_of(text: str, source: SourceMap) -> tuple[str, float]:
+    """(where it is said, seconds) of a comparison's budget."""
+    where = source.where(("budget",))
+    try:
+        return f"{where}: `budget: {text}`", seconds_of(text)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _agreed(said: Sequence[tuple[str, float]], overrides: Sequence[str]) -> float | None:
+    """The one budget; None where none is said.
+
+    Raises:
+        RecipeError: two differ, or an override says as well how long to train.
+    """
+    if not said:
+        return None
+    where, seconds = said[0]
+    for other, length in said[1:]:
+        if length != seconds:
+            raise RecipeError(f"{where} and {other} differ; say by --budget which of them counts")
+    own = SourceMap("--set")
+    try:
+        for assignment in overrides:
+            own.override(assignment)
+    except YamlError as error:
+        raise RecipeError(str(error)) from None
+    train = own.data.get("train")
+    for key in LENGTHS:
+        if isinstance(train, dict) and train.get(key) is not None:
+            raise RecipeError(
+                f"{where} and {own.where(('train', key))} both say how long each trains; drop one of them"
+            )
+    return seconds
 
 
 def _source_of(name: str) -> SourceMap | None:
@@ -121,31 +165,51 @@ def _checked(source: SourceMap) -> ComparisonFile:
     except ValidationError as error:
         keys = ", ".join(ComparisonFile.model_fields)
         lines = [
-            f"{source.where(problem['loc'])}: `{'.'.join(map(str, problem['loc']))}`: {problem['msg']}; "
+            f"{source.where(problem['loc'])}: `{'.'.join(map(str, problem['loc']))}`: "
+            f"{WRITTEN.get(problem['type'], problem['msg'])}; "
             f"a comparison has the keys {keys}"
             for problem in error.errors()
         ]
         raise RecipeError("\n".join(lines)) from None
 
 
-def _beside(recipe: str, path: Path) -> str:
-    """A file beside the comparison, else as the user would name it."""
+def _listed(recipe: str, path: Path, where: str) -> str:
+    """A file beside the comparison, else as the user would name it.
+
+    Args:
+        recipe: as the comparison names it.
+        path: of the comparison.
+        where: file and line at which it does.
+
+    Raises:
+        RecipeError: there is no such recipe, or it is a comparison.
+    """
     near = path.parent / recipe
-    return str(near) if near.is_file() else recipe
+    name = str(near) if near.is_file() else recipe
+    if _source_of(name) is not None:
+        raise RecipeError(f"{where}: {recipe} is a comparison; list its recipes here instead")
+    try:
+        find_recipe(name)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    return name
 
 
 def _check(recipes: Sequence[Recipe]) -> None:
-    """Raises RecipeError where two have one name, or were not to train or to be judged on the same samples."""
+    """Raises RecipeError where two have one name, or train on unlike things, or are judged on other samples."""
     first, seen = recipes[0], set[str]()
     for recipe in recipes:
         if recipe.name in seen:
-            raise RecipeError(f"two of the recipes have the name {recipe.name}; give one of them another name")
+            raise RecipeError(
+                f"two of the recipes have the name {recipe.name}; "
+                "if they are one recipe, name it once, else give one of them another name"
+            )
         seen.add(recipe.name)
         for what, mine, theirs in _must_equal(recipe, first):
             if mine != theirs:
                 raise RecipeError(
                     f"{recipe.name} and {first.name} cannot be compared: {what} is {mine} and {theirs}; "
-                    "what is compared trains on one corpus and is judged on the same samples"
+                    "what is compared trains on one corpus and one kind of device, and is judged on the same samples"
                 )
 
 
@@ -155,6 +219,7 @@ def _must_equal(recipe: Recipe, first: Recipe) -> Iterator[tuple[str, Any, Any]]
         yield from ((f"corpus.{key}", mine["corpus"][key], theirs["corpus"][key]) for key in ("name", "version"))
     yield from ((f"corpus.{key}", mine["corpus"][key], theirs["corpus"][key]) for key in ("size", "payload"))
     yield from ((f"evaluate.{key}", value, theirs["evaluate"][key]) for key, value in mine["evaluate"].items())
+    yield "cluster.gpus", recipe.cluster.gpus, first.cluster.gpus
 
 
 def compare(asked: Asked) -> Compared:
@@ -169,8 +234,9 @@ def compare(asked: Asked) -> Compared:
         for recipe in _first_of_each_source(asked.recipes):
             local.ingest_step(recipe)
         runs = [(recipe, plan(recipe)) for recipe in (*asked.recipes, *_reference(asked.recipes))]
-        folder = pretext_home() / "comparisons" / f"{asked.name}-{_key(runs)[:10]}"
-        with _record(asked, folder, _key(runs)) as tracker:
+        key = _key(asked.name, runs)
+        folder = pretext_home() / "comparisons" / f"{asked.name}-{key[:10]}"
+        with _record(asked, folder, key) as tracker:
             contenders = []
             for number, (recipe, planned) in enumerate(runs, 1):
                 say(f"compare {number}/{len(runs)}: {recipe.name}")
@@ -206,7 +272,8 @@ def _reference(recipes: Sequence[Recipe]) -> list[Recipe]:
     whole = first.plain()
     corpus = whole["corpus"] | {"name": labelled.name, "sources": [], "version": None}
     name = f"{first.name[:25]}-supervised"
-    return [Recipe.model_validate(whole | {"name": name, "task": task, "corpus": corpus, "register": None})]
+    own = {"name": name, "task": task, "corpus": corpus, "register": None}
+    return [Recipe.model_validate(whole | own | {"tracking": first.tracking})]  # a plain one has lost its password
 
 
 def _views(recipe: Recipe) -> dict[str, Any]:
@@ -217,9 +284,9 @@ def _views(recipe: Recipe) -> dict[str, Any]:
     return {"size": shared["canvas"]} | shared if "canvas" in shared else shared
 
 
-def _key(runs: Sequence[tuple[Recipe, Plan]]) -> str:
-    """Of the comparison: the same runs, judged in the same way, are the same comparison."""
-    parts = [[planned.key, recipe.plain()["evaluate"]] for recipe, planned in runs]
+def _key(name: str, runs: Sequence[tuple[Recipe, Plan]]) -> str:
+    """Of the comparison: of one name, the same runs, judged in the same way, are the same comparison."""
+    parts = [name, *([planned.key, recipe.plain()["evaluate"]] for recipe, planned in runs)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -289,7 +356,9 @@ def _publish(comparison: Comparison, answers: Mapping[str, bytes], folder: Path,
         tracker.figure(name, png)
         local.replace_bytes(folder / f"{name}.png", png)
     tracker.records("comparison", comparison.records())
-    tracker.point(0, time.time_ns() // 1_000_000, comparison.metrics())
+    before, metrics = tracker.points(), comparison.metrics()
+    if not before or before[-1].metrics != metrics:  # a step that is there keeps its values
+        tracker.point(len(before), time.time_ns() // 1_000_000, metrics)
     tracker.tag({"mlflow.note.content": table})
     page = write_comparison(comparison, figures, answers)
     tracker.html("comparison", page)

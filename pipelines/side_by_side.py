@@ -82,7 +82,8 @@ def show_compared(compared: Compared, as_json: bool) -> None:
         return
     for grid in grids(comparison):
         grid.show()
-    lines = {"page": console.near(compared.folder / "comparison.html"), "MLflow UI": f"{program()} ui"}
+    failed = {f"{one.recipe} failed": one.failure for one in comparison.contenders if one.failure}
+    lines = {"page": console.near(compared.folder / "comparison.html"), "MLflow UI": f"{program()} ui"} | failed
     console.pairs(f"{compared.folder.name}: done in {duration(compared.seconds)}", lines)
 
 

@@ -9,8 +9,9 @@ import pytest
 from test_local import recipe_file, runs
 
 from components.corpus import pretext_home
-from pipelines.compare import compare, load, seconds_of
+from pipelines.compare import _reference, compare, load, seconds_of
 from pipelines.config import COMPARISONS, RecipeError, load_recipe
+from pipelines.local import ingest_step
 from pipelines.side_by_side import markdown
 
 
@@ -19,7 +20,7 @@ def test_a_budget_is_a_length_of_time(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "fast", "0s", "-5s", "5 parsecs", "1e3"])
+@pytest.mark.parametrize("text", ["", "fast", "0s", "-5s", "5 parsecs", "1e3", "9" * 400 + "h"])
 def test_any_other_budget_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="such as 100s, 10m or 2h"):
         seconds_of(text)
@@ -51,6 +52,9 @@ def test_what_would_not_be_a_fair_comparison_is_refused(tmp_path: Path) -> None:
     other = variant(tmp_path, "second", draws="seed: 3\n  draws")
     with pytest.raises(RecipeError, match=r"second and first cannot be compared: evaluate\.seed is 3 and 0"):
         load([first, other])
+    wide = variant(tmp_path, "wide", workers="gpus: true, workers")
+    with pytest.raises(RecipeError, match=r"wide and first cannot be compared: cluster\.gpus is True and False"):
+        load([first, wide])
     elsewhere = variant(tmp_path, "third", tiny="small")
     with pytest.raises(RecipeError, match=r"third and first cannot be compared: corpus\.name is small and tiny"):
         load([first, elsewhere])
@@ -69,10 +73,67 @@ def test_a_comparison_file_lists_recipes_beside_it_and_its_wrong_keys_are_named_
     listed.write_text("name: all\nrecipes: []\n")
     with pytest.raises(RecipeError, match=r"all\.yaml:2: `recipes`"):
         load([str(listed)])
+    listed.write_text("name: all\nrecipes: first.yaml\n")
+    with pytest.raises(RecipeError, match=r"all\.yaml:2: `recipes`: write a list, \[a, b\];"):
+        load([str(listed)])
     with pytest.raises(RecipeError, match="digits-al: no such recipe"):
         load(["digits-al"])
     with pytest.raises(RecipeError, match="run it with `pretext compare digits-all`"):
         load_recipe("digits-all")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "complaint"),
+    [
+        ("firts.yaml", r"all\.yaml:4: firts\.yaml: no such recipe file"),
+        ("digits-al", r"all\.yaml:4: digits-al: no such recipe file.*did you mean"),
+        ("digits-all", r"all\.yaml:4: digits-all is a comparison; list its recipes"),
+        ("all.yaml", r"all\.yaml:4: all\.yaml is a comparison; list its recipes"),
+    ],
+)
+def test_what_a_comparison_lists_wrongly_is_told_with_its_line(tmp_path: Path, recipe: str, complaint: str) -> None:
+    variant(tmp_path, "first")
+    listed = tmp_path / "all.yaml"
+    listed.write_text(f"name: all\nrecipes:\n  - first.yaml\n  - {recipe}\n")
+    with pytest.raises(RecipeError, match=complaint):
+        load([str(listed)])
+
+
+@pytest.mark.parametrize("key", ["epochs", "steps", "seconds"])
+def test_a_budget_and_an_override_cannot_both_say_how_long_to_train(tmp_path: Path, key: str) -> None:
+    first, listed = variant(tmp_path, "first"), tmp_path / "all.yaml"
+    with pytest.raises(RecipeError, match=rf"^--budget 4s and --set train\.{key}=3 both say .*drop one of them$"):
+        load([first], "4s", [f"train.{key}=3"])
+    with pytest.raises(RecipeError, match=r"^--budget 4s and --set train=.* both say"):
+        load([first], "4s", [f"train={{{key}: 3}}"])
+    listed.write_text("name: all\nbudget: 1m\nrecipes: [first.yaml]\n")
+    with pytest.raises(RecipeError, match=rf"all\.yaml:2: `budget: 1m` and --set train\.{key}=3 both say"):
+        load([str(listed)], overrides=[f"train.{key}=3"])
+    assert load([first], "4s", [f"train.{key}=null"] if key != "epochs" else []).budget == 4
+
+
+def test_no_budget_is_passed_over_in_silence(tmp_path: Path) -> None:
+    variant(tmp_path, "first")
+    variant(tmp_path, "second")
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("name: one\nbudget: 1m\nrecipes: [first.yaml]\n")
+    two.write_text("name: two\nbudget: 2m\nrecipes: [second.yaml]\n")
+    with pytest.raises(RecipeError, match=r"one\.yaml:2: `budget: 1m` and .*two\.yaml:2: `budget: 2m` differ"):
+        load([str(one), str(two)])
+    assert load([str(one), str(two)], "5s").budget == 5
+    with pytest.raises(RecipeError, match="budget ''"):
+        load([str(one)], "")
+    one.write_text('name: one\nbudget: ""\nrecipes: [first.yaml]\n')
+    with pytest.raises(RecipeError, match=r"one\.yaml:2: budget ''"):
+        load([str(one)])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_supervised_reference_is_recorded_where_the_others_are(tmp_path: Path) -> None:
+    recipe = load_recipe(variant(tmp_path, "first"), ["tracking.uri=https://anna:secret@tracker.example"])
+    ingest_step(recipe)
+    (reference,) = _reference([recipe])
+    assert (reference.task_name, reference.tracking) == ("supervised", recipe.tracking)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -111,3 +172,18 @@ def test_a_comparison_judges_all_but_what_fails_and_trains_nothing_that_is_train
     assert list(again.contenders) == others
     after = {path: path.stat().st_mtime_ns for path in (pretext_home() / "runs").glob("*/judgement.json")}
     assert len(before) == 3 and before.items() <= after.items()
+
+    listed = tmp_path / "both.yaml"
+    listed.write_text("name: both\nbudget: 4s\nrecipes: [turned.yaml, coded.yaml]\n")
+    both = compare(load([str(listed)]))
+    path = pretext_home() / "runs" / first.run / "judgement.json"
+    judgement = json.loads(path.read_text())
+    for row in judgement["rows"]:
+        row["scores"]["linear"] = [0.5, 0.25, 0.75]
+    path.write_text(json.dumps(judgement))
+    for _ in range(2):
+        compare(load([str(listed)]))
+    values = {run.info.run_name: run.data.metrics.get("turned/linear") for run in runs()}
+    assert values[both.folder.name] == 0.5
+    names = [name for name in values if name.startswith("comparison-")]
+    assert len(names) == 2 and all(values[name] == comparison.metrics()["turned/linear"] for name in names)
