@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from test_local import recipe_file, runs
 
+from components.comparison import Comparison, Contender
 from components.corpus import pretext_home
-from pipelines.compare import _reference, compare, load, seconds_of
+from pipelines.compare import Compared, _reference, compare, load, seconds_of
 from pipelines.config import COMPARISONS, RecipeError, load_recipe
 from pipelines.local import ingest_step
-from pipelines.side_by_side import markdown
+from pipelines.side_by_side import markdown, show_compared
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("100s", 100), ("90", 90), ("1.5m", 90), ("2h", 7200), ("10min", 600)])
@@ -126,6 +128,13 @@ def test_no_budget_is_passed_over_in_silence(tmp_path: Path) -> None:
     one.write_text('name: one\nbudget: ""\nrecipes: [first.yaml]\n')
     with pytest.raises(RecipeError, match=r"one\.yaml:2: budget ''"):
         load([str(one)])
+
+
+def test_the_end_of_a_comparison_says_why_one_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contender = Contender("turned", "rotation", "resnet18", "turned-0123456789", None, failure="the loss became NaN")
+    comparison = Comparison("all", "tiny", 1, 4.0, "CPU-seconds", (contender,))
+    show_compared(Compared(comparison, tmp_path / "all-0123456789", 2.0), as_json=False)
+    assert re.search(r"done in 2 s\n(.*\n)*  turned failed +the loss became NaN\n", capsys.readouterr().out)
 
 
 @pytest.mark.usefixtures("ray_cluster")
