@@ -260,7 +260,11 @@ def _first_of_each_source(recipes: Sequence[Recipe]) -> list[Recipe]:
 
 
 def _reference(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """The first recipe with labels for answers, where there are labels and no supervised recipe was named."""
+    """The first recipe with labels for answers, where there are labels and no supervised recipe was named.
+
+    Raises:
+        StepError: the labelled corpus has too few classes for it.
+    """
     first = recipes[0]
     labelled = first.evaluate.train
     if labelled is None or any(recipe.task_name == SUPERVISED for recipe in recipes):
@@ -273,7 +277,14 @@ def _reference(recipes: Sequence[Recipe]) -> list[Recipe]:
     corpus = whole["corpus"] | {"name": labelled.name, "sources": [], "version": None}
     name = f"{first.name[:25]}-supervised"
     own = {"name": name, "task": task, "corpus": corpus, "register": None}
-    return [Recipe.model_validate(whole | own | {"tracking": first.tracking})]  # a plain one has lost its password
+    try:
+        return [Recipe.model_validate(whole | own | {"tracking": first.tracking})]  # a plain one has lost its password
+    except ValidationError as error:
+        why = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
+        raise StepError(
+            f"the supervised reference cannot train on {labelled.name} (classes: {classes}): {why} "
+            "Mend evaluate.train of the recipes"
+        ) from None
 
 
 def _views(recipe: Recipe) -> dict[str, Any]:

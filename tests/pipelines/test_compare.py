@@ -14,6 +14,7 @@ from components.corpus import pretext_home
 from pipelines.compare import Compared, _reference, compare, load, seconds_of
 from pipelines.config import COMPARISONS, RecipeError, load_recipe
 from pipelines.local import ingest_step
+from pipelines.session import StepError
 from pipelines.side_by_side import markdown, show_compared
 
 
@@ -143,6 +144,11 @@ def test_the_supervised_reference_is_recorded_where_the_others_are(tmp_path: Pat
     ingest_step(recipe)
     (reference,) = _reference([recipe])
     assert (reference.task_name, reference.tracking) == ("supervised", recipe.tracking)
+
+    poor = load_recipe(variant(tmp_path, "poor", **{"/train": "/train/corner", "tiny-train": "poor-train"}))
+    ingest_step(poor)
+    with pytest.raises(StepError, match=r"cannot train on poor-train \(classes: 1\): .*at 2\. Mend evaluate"):
+        _reference([poor])
 
 
 @pytest.mark.usefixtures("ray_cluster")
