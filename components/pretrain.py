@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where relative paths mean what the user meant
@@ -101,13 +102,15 @@ def pretrain(
         training = Training(run, corpus_uri(corpus), version, folder, held.record, str(pretext_home()), mailbox)
         fit = _Fit(_trainer(training, workers, gpus, max_failures))
         try:
-            with _asked_to_stop() as reasons:
-                outcome = _Driver(mailbox, fit, sink, reasons, held).watch()
+            with _asked_to_stop() as asked:
+                outcome = _Driver(mailbox, fit, sink, asked.reasons, held).watch()
         finally:  # workers that still wait for this driver shall not wait for ever
             with suppress(ray.exceptions.RayError):
                 ray.kill(mailbox)
         if outcome.status != "FINISHED":
             require(held.record)
+        if outcome.status != "KILLED":
+            asked.ask_again()
         return outcome
 
 
@@ -202,22 +205,36 @@ class _Driver:
         return Outcome(status, self.last.step, self.last.steps, reason)
 
 
+@dataclass
+class _Asked:
+    """Why to stop, and the signal that said so."""
+
+    reasons: list[str] = field(default_factory=list)
+    signal: int | None = None
+
+    def ask_again(self) -> None:
+        """The training ended by itself before it heard the signal; what comes after it shall hear it."""
+        if self.signal is not None:
+            os.kill(os.getpid(), self.signal)
+
+
 @contextmanager
-def _asked_to_stop() -> Iterator[list[str]]:
+def _asked_to_stop() -> Iterator[_Asked]:
     """Collects the signals that ask to stop; a second one of them interrupts as usual."""
-    reasons: list[str] = []
+    asked = _Asked()
 
     def note(number: int, frame: Any) -> None:
-        if reasons:
+        if asked.reasons:
             raise KeyboardInterrupt
-        reasons.append(f"stopped by {signal.Signals(number).name}")
+        asked.reasons.append(f"stopped by {signal.Signals(number).name}")
+        asked.signal = number
 
     if threading.current_thread() is not threading.main_thread():
-        yield reasons
+        yield asked
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield reasons
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -141,6 +141,22 @@ def test_sigterm_checkpoints_and_the_same_call_goes_on_past_a_truncated_snapshot
     assert_same_run(tmp_path, straight[0], 30)
 
 
+def test_a_signal_too_late_to_stop_the_training_is_heard_by_what_follows(corpus: Corpus, tmp_path: Path) -> None:
+    heard: list[int] = []
+
+    def interrupt(point: Point) -> None:
+        if point.step == point.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not heard
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        outcome, _ = train(make_run(steps=3), corpus, tmp_path, interrupt, workers=1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert outcome == Outcome("FINISHED", 3, 3) and heard == [signal.SIGTERM]
+
+
 def test_errors_of_input_come_as_one_sentence_without_retries(corpus: Corpus, tmp_path: Path) -> None:
     outcome, points = train(make_run(batch_size=128), corpus, tmp_path, workers=1)
     assert outcome.status == "FAILED" and not points
