@@ -205,6 +205,8 @@ class Judgement:
         try:
             data = json.loads(text)
             rows = tuple(_row(row) for row in data.pop("rows"))
+            if not rows:
+                raise ValueError("it has no rows")
             factors = {name: _factor(value) for name, value in data.pop("factors", {}).items()}
             pretext = {name: Pretext(**value) for name, value in data.pop("pretext").items()}
             correct = {name: Correct(**value) for name, value in data.pop("correct").items()}

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,7 @@ def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
         if section is None or not section.sources:
             continue
         sources = [at_home(source) for source in section.sources]
+        _require_samples(section.sources)
         options: dict[str, Any] = {"canon": recipe.corpus.canon(), "limits": recipe.corpus.limits.build()}
         if isinstance(section, LabelledSection):
             options["labels"] = section.labels
@@ -157,6 +159,14 @@ def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
             options["column"] = section.column
         reports[section.name] = ingest_watched(sources, section.name, **options)
     return reports
+
+
+def _require_samples(sources: Sequence[str]) -> None:
+    """A sample corpus that was not written yet is told with the command that writes it."""
+    for source in sources:
+        made = re.match(r"\{home\}/samples/(\w+)", source)
+        if made and not Path(at_home(made[0])).exists():
+            raise StepError(f"there are no samples at {at_home(made[0])}; `pretext samples {made[1]}` writes them")
 
 
 def at_home(text: str) -> str:

@@ -114,7 +114,7 @@ def test_a_judgement_goes_to_json_and_back(judged):
     text = judgement.to_json()
     assert Judgement.from_json(text) == judgement
     assert json.loads(text)["best"] == judgement.best
-    for broken in ("[]", "{}", "not json"):
+    for broken in ("[]", "{}", "not json", json.dumps(json.loads(text) | {"rows": []})):
         with pytest.raises(ValueError, match="`pretext evaluate` writes it anew"):
             Judgement.from_json(broken)
 

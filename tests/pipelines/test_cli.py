@@ -72,6 +72,7 @@ def test_samples_writes_a_corpus_into_the_home_where_recipes_look(pretext: Prete
         (["tasks", "simcl"], 2, "did you mean simclr?"),
         (["validate", "digit"], 2, "did you mean digits?"),
         (["run", "digits", "--set", "train.sed=1"], 2, "did you mean `train.seed`?"),
+        (["run", "digits"], 1, "samples/digits; `pretext samples digits` writes them"),
         (["corpus", "show", "nothing-here"], 1, "There is no corpus at"),
         (["ingest", "/no/such/folder", "--corpus", "x"], 1, "/no/such/folder: there is no such file or folder"),
         (["evaluate", "digits"], 1, "There is no corpus at"),
