@@ -67,7 +67,8 @@ def pretrain(
 ) -> Outcome:
     """Trains `run` on a version of a corpus, or goes on where the run of that name stands.
 
-    SIGTERM and SIGINT to this process checkpoint at the next step and end it as KILLED; the same call goes on.
+    SIGTERM and SIGINT to this process checkpoint at the next step and end it as KILLED; the same call goes on. One that
+    comes too late for that is raised again at the end.
 
     Args:
         run: what to learn and how.
@@ -109,9 +110,11 @@ def pretrain(
                 ray.kill(mailbox)
         if outcome.status != "FINISHED":
             require(held.record)
-        if outcome.status != "KILLED":
-            asked.ask_again()
-        return outcome
+    if outcome.status == "FAILED" and asked.signal is not None:
+        log.error("%s", outcome.reason)  # what hears the signal will not tell it
+    if outcome.status != "KILLED":
+        asked.ask_again()
+    return outcome
 
 
 def _trainer(training: Training, workers: int, gpus: bool, max_failures: int) -> TorchTrainer:
@@ -213,9 +216,9 @@ class _Asked:
     signal: int | None = None
 
     def ask_again(self) -> None:
-        """The training ended by itself before it heard the signal; what comes after it shall hear it."""
+        """The signal did not stop the training, which ended otherwise; what comes after it shall hear it."""
         if self.signal is not None:
-            os.kill(os.getpid(), self.signal)
+            signal.raise_signal(self.signal)
 
 
 @contextmanager

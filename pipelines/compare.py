@@ -227,6 +227,7 @@ def compare(asked: Asked) -> Compared:
 
     Raises:
         StorageError, CorpusError: a corpus cannot be used.
+        StepError: another process works on it, samples are missing, or there can be no supervised reference.
         Stopped: by a signal; what was reached is kept.
     """
     began = time.monotonic()
@@ -263,7 +264,7 @@ def _reference(recipes: Sequence[Recipe]) -> list[Recipe]:
     """The first recipe with labels for answers, where there are labels and no supervised recipe was named.
 
     Raises:
-        StepError: the labelled corpus has too few classes for it.
+        StepError: no such recipe can be made, as where the labelled corpus has too few classes.
     """
     first = recipes[0]
     labelled = first.evaluate.train
@@ -276,14 +277,15 @@ def _reference(recipes: Sequence[Recipe]) -> list[Recipe]:
     whole = first.plain()
     corpus = whole["corpus"] | {"name": labelled.name, "sources": [], "version": None}
     name = f"{first.name[:25]}-supervised"
-    own = {"name": name, "task": task, "corpus": corpus, "register": None}
+    own: dict[str, Any] = {"name": name, "task": task, "corpus": corpus, "register": None}
+    own["tracking"] = first.tracking  # a plain one has lost its password
     try:
-        return [Recipe.model_validate(whole | own | {"tracking": first.tracking})]  # a plain one has lost its password
+        return [Recipe.model_validate(whole | own)]
     except ValidationError as error:
         why = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
         raise StepError(
             f"the supervised reference cannot train on {labelled.name} (classes: {classes}): {why} "
-            "Mend evaluate.train of the recipes"
+            "Mend evaluate.train of the recipes, or name a supervised recipe"
         ) from None
 
 

@@ -164,7 +164,7 @@ def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
 def _require_samples(sources: Sequence[str]) -> None:
     """A sample corpus that was not written yet is told with the command that writes it."""
     for source in sources:
-        made = re.match(r"\{home\}/samples/(\w+)", source)
+        made = re.match(r"\{home\}/samples/(digits|shapes|photos)(?=/|$)", source)
         if made and not Path(at_home(made[0])).exists():
             raise StepError(f"there are no samples at {at_home(made[0])}; `pretext samples {made[1]}` writes them")
 

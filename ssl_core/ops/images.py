@@ -235,7 +235,17 @@ def random_pixelate(x: Tensor, rng: Generator, chance: float, min_pixels: int = 
     )
 
 
-def standardise(x: Tensor) -> Tensor:
-    """Each channel of each image to mean 0, then each image to root mean square 1; x [n, c, h, w] float."""
+def standardise(x: Tensor, each_channel: bool = False) -> Tensor:
+    """Each channel of each image to mean 0, then each image to root mean square 1; x [n, c, h, w] float.
+
+    each_channel: each channel to root mean square 1 by itself, for where one alone will be seen: it would else tell how
+    strong its contrast is against that of the others.
+    """
     x = x - x.mean((2, 3), keepdim=True)
-    return x.div_(x.square().mean((1, 2, 3), keepdim=True).sqrt_().clamp_min_(1e-3))
+    over = (2, 3) if each_channel else (1, 2, 3)
+    return x.div_(x.square().mean(over, keepdim=True).sqrt_().clamp_min_(1e-3))
+
+
+def shown_standardised(x: Tensor) -> Tensor:
+    """What was standardised, for showing: mean 0.5, deviation 0.2, clamped to [0, 1]."""
+    return x.float().mul(0.2).add_(0.5).clamp_(0, 1)

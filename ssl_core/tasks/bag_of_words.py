@@ -31,8 +31,9 @@ from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Unif
 def fit_vocabulary(task: BagOfWords, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
     """The teacher, and the k-means centres of its features of whole images."""
     pictures = (task.plain(raw["image"]) for raw in batches)
-    sizes = {"words": task.words, "vectors": task.vectors}
-    return fit_words(task.teacher, pictures, rng, task.layer, task.border, field=task.field, **sizes)
+    return fit_words(
+        task.teacher, pictures, rng, task.layer, task.border, field=task.field, words=task.words, vectors=task.vectors
+    )
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,9 @@ class BagOfWords:
     def show(self, inputs: dict[str, Tensor], outputs: Bags, targets: None) -> Panel:
         views, originals = (images.denormalise(inputs[name]) for name in ("views", "originals"))
         said, true = outputs.logits.argmax(1).tolist(), outputs.bags.max(1)
+        what = "is there, share of the bag" if self.binary else "fills"
         captions = [
-            f"word {word} fills {share:.0%}, answered {answer}"
+            f"word {word} {what} {share:.0%}, answered {answer}"
             for word, share, answer in zip(true.indices.tolist(), true.values.tolist(), said)
         ]
         return Panel({"view": views, "mixed in": originals.roll(1, 0), "original": originals}, captions)

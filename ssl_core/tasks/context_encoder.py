@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ssl_core.nn.decoders import ChannelwiseLinear, PixelDecoder, last_map
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.heads import Weighted, explained, regress
+from ssl_core.nn.heads import Weighted, explained
 from ssl_core.ops import images
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
@@ -136,8 +136,8 @@ class ContextEncoder:
         """
         pixels = outputs.pixels if isinstance(outputs, Contest) else outputs
         weights = self._weights(targets.weights)
-        painting, _ = regress(pixels, Weighted(targets.values, weights))
-        painting = painting * weights.sum((1, 2, 3)) / (weights > 0).sum((1, 2, 3)).clamp_min(1)
+        error = (pixels - targets.values).square().mean(1, keepdim=True)
+        painting = (error * weights).sum((1, 2, 3)) / (weights > 0).sum((1, 2, 3)).clamp_min(1)
         metrics = {"explained": explained(pixels, targets)}
         if not isinstance(outputs, Contest):
             return painting, metrics

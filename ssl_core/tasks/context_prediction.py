@@ -126,14 +126,8 @@ class ContextPrediction:
         return colour.project_green_magenta(x) if self.colour == "project" else x
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Patches [m, 3, p, p] in [0, 1] to the network's range."""
-        if not self.standardise:
-            return images.normalise(x)
-        if self.colour == "drop":
-            # Each channel by itself, since one alone will be seen: standardised over all three, it would still tell
-            # how strong its contrast is against that of the others.
-            return images.standardise(x.flatten(0, 1).unsqueeze(1)).view_as(x)
-        return images.standardise(x)
+        """Patches or whole pictures [m, 3, p, p] in [0, 1] to the network's range."""
+        return images.standardise(x, self.colour == "drop") if self.standardise else images.normalise(x)
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return PairModel(encoder(Field("image", (3, self.patch, self.patch))), self)
@@ -145,7 +139,7 @@ class ContextPrediction:
         return {"accuracy": 1 / 8}
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
-        seen = inputs["patches"].float().mul(0.2).add(0.5).clamp(0, 1)
+        seen = images.shown_standardised(inputs["patches"])
         pairs = zip(targets.tolist(), outputs.argmax(1).tolist())
         captions = [f"{DIRECTIONS[true]}, answered {DIRECTIONS[said]}" for true, said in pairs]
         return Panel({"first": seen[inputs["first"]], "second": seen[inputs["second"]]}, captions)

@@ -46,7 +46,8 @@ class CPCImage:
         grey: show luma only, as the paper does.
         steps: the farthest row below that is predicted; the paper: 5. Every prediction weighs alike, so that near rows,
             of which there are more, weigh more; v2 weighs rows alike.
-        skip: nearest rows below that are not asked for; the paper: 0, v2: 2, here 1, the rows that share pixels.
+        skip: nearest rows below that are not asked for; the paper: 0, v2: 2, here 1, the rows that share pixels
+            as long as patch is at most twice stride.
         blocks: residual blocks of the context network; v2: 5.
         width: channels within these blocks; v2: 256.
         out: width in which predictions and patches are compared; 0 takes the encoder's own vectors as the paper does,

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -128,7 +127,7 @@ class ExemplarTriplet:
 
     def shown(self, x: Tensor) -> Tensor:
         """Crops in the network's range to [0, 1]; one that was standardised gets mean 0.5 and deviation 0.2."""
-        return x.float().mul(0.2).add_(0.5).clamp_(0, 1) if self.standardise else images.denormalise(x)
+        return images.shown_standardised(x) if self.standardise else images.denormalise(x)
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return ExemplarModel(encoder(Field("image", (3, self.size, self.size))), self)
@@ -181,6 +180,5 @@ def _standardised(x: Tensor) -> Tensor:
     Its floor, here of bytes, keeps a flat image from becoming noise.
     """
     x = x - x.mean((1, 2, 3), keepdim=True)
-    root = x[0].numel() ** 0.5
-    deviation = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True).div_(root)
-    return x.div_(deviation.clamp_min_(1 / (255 * root)))
+    deviation = x.square().mean((1, 2, 3), keepdim=True).sqrt_()
+    return x.div_(deviation.clamp_min_(1 / (255 * x[0].numel() ** 0.5)))

@@ -116,13 +116,7 @@ class ImagePosition:
 
     def _scaled(self, x: Tensor) -> Tensor:
         """Patches [m, 3, p, p] in [0, 1] to the network's range."""
-        if not self.standardise:
-            return images.normalise(x)
-        if self.colour == "drop":
-            # Each channel by itself, since one alone will be seen: standardised over all three, it would still tell
-            # how strong its contrast is against that of the others.
-            return images.standardise(x.flatten(0, 1).unsqueeze(1)).view_as(x)
-        return images.standardise(x)
+        return images.standardise(x, self.colour == "drop") if self.standardise else images.normalise(x)
 
     def whole(self, x: Tensor) -> Tensor:
         """Pictures [n, 3, canvas, canvas] uint8 as [n, 3, cells patch, cells patch], their patches as in training.
@@ -155,7 +149,7 @@ class ImagePosition:
         return {"accuracy": 1 / self.cells**2}
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
-        cells = inputs["patches"].float().mul(0.2).add(0.5).clamp(0, 1)
+        cells = images.shown_standardised(inputs["patches"])
         true, said = (places.view(-1, self.counts[0]) for places in (targets, outputs.argmax(1)))
         right = (true == said).sum(1).tolist()
         columns = {"true": self._laid_out(cells, true), "answered": self._laid_out(cells, said)}

@@ -175,7 +175,7 @@ class Jigsaw:
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
         """The puzzle, and the tiles where the answer puts them."""
-        shown = inputs["tiles"].float().mul(0.2).add(0.5).clamp(0, 1)[inputs["order"]]
+        shown = images.shown_standardised(inputs["tiles"])[inputs["order"]]
         said = outputs.argmax(1)
         back = self.orders(said.device)[said].argsort(1)
         solved = shown[torch.arange(len(shown), device=said.device).unsqueeze(1), back]

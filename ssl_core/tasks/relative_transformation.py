@@ -102,14 +102,12 @@ class RelativeTransformation:
         x = images.normalise(images.random_flip(images.to_float(raw["image"]), rng, self.flip / 2))
         n = len(x)
         reads, parameters = self._affine(n, rng) if self.kind == "affine" else self._projective(n, rng)
-        if not self.resample_both:
-            transformed = warps.project(x, reads, self.size, self.fill)
-            return {"original": self.middle(x), "transformed": transformed}, parameters
-        within_a_pixel = images.uniform((n, 1, 1, 2), -1 / self.canvas, 1 / self.canvas, rng)
-        unmoved = torch.eye(3, device=x.device).expand(n, 3, 3)
-        original, transformed = (
-            warps.project(x, maps, self.size, self.fill, within_a_pixel) for maps in (unmoved, reads)
-        )
+        bend = images.uniform((n, 1, 1, 2), -1 / self.canvas, 1 / self.canvas, rng) if self.resample_both else None
+        transformed = warps.project(x, reads, self.size, self.fill, bend)
+        original = self.middle(x)
+        if bend is not None:
+            unmoved = torch.eye(3, device=x.device).expand(n, 3, 3)
+            original = warps.project(x, unmoved, self.size, self.fill, bend)
         return {"original": original, "transformed": transformed}, parameters
 
     def middle(self, x: Tensor) -> Tensor:

@@ -28,8 +28,7 @@ from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Unif
 def fit_vocabulary(task: SpatialBagOfWords, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
     """The teacher, and the k-means centres of its features of whole images."""
     pictures = (task.plain(raw["image"]) for raw in batches)
-    sizes = {"words": task.words, "vectors": task.vectors}
-    return fit_words(task.teacher, pictures, rng, task.layer, field=task.field, **sizes)
+    return fit_words(task.teacher, pictures, rng, task.layer, field=task.field, words=task.words, vectors=task.vectors)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_train_step.py [--images 512] [--repetitions 3] [--stem imagenet] [--batch 256]
 
 ResNet-18, two views of 96 px, from JPEGs of 500x375. The peer decodes and augments per
-sample in 2 persistent DataLoader workers, step for step as torchvision's transforms do it on Pillow images (Gaussian
+sample in 2 DataLoader workers, step for step as torchvision's transforms do it on Pillow images (Gaussian
 blur as a convolution of the tensor), and trains a network of torch's own modules in float32 with SGD and NT-Xent as one
 cross-entropy.
 Ours reads the same files as ingest stores them (short side 128, raw) and runs `ssl_core.train.loop` as it stands:

@@ -45,9 +45,9 @@ def test_a_flat_crop_is_standardised_to_zero_and_a_crop_of_one_other_byte_to_the
     flat[1, 0, 0, 0] += 1 / 255
     flat, nearly = task.make_batch(as_raw(task, flat), generator())[0]["views"][:2]
     n = 3 * 16 * 16
-    assert flat.abs().max() < 1e-2
+    assert flat.abs().max() < 2e-3
     byte = 1 - 1 / n  # of the odd one out, in bytes above the mean; the deviation is a little less than the floor
-    assert nearly.max().item() == pytest.approx(byte * n**0.5, rel=1e-2)
+    assert nearly.max().item() == pytest.approx(byte * n**0.5, rel=2e-4)
 
 
 def test_standardised_crops_are_shown_around_grey():
