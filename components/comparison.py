@@ -18,6 +18,8 @@ SUPERVISED = "supervised"
 MARKS = {"above": "▲", "below": "▽", "": ""}
 MARKED = "▲ surely above, ▽ below its own untrained network"
 """What the marks of `Line.standing` mean."""
+ALIKE = 0.005
+"""Another number of threads moves a score by a sample or two: scores no further apart are of the same network."""
 HEADLINES = ("accuracy", "explained", "loss")
 """What is told of a pretext task, the first of these that it has."""
 
@@ -186,17 +188,31 @@ def _line(contender: Contender) -> Line:
 
 def _rivals(contenders: Sequence[Contender], source: str) -> Iterator[Line]:
     """What the encoders must beat, once where several have the same: a network's untrained self, raw pixels."""
-    found: dict[str, tuple[Line, list[str]]] = {}
+    found: list[tuple[Line, list[str]]] = []
     for contender in contenders:
         judgement = contender.judgement
         row = best_row(judgement.rows, source) if judgement else None
         if judgement is None or row is None:
             continue
         factors = {name: factor.known[source] for name, factor in judgement.factors.items()}
-        same = repr((row.scores, factors))
-        found.setdefault(same, (Line(source, source, row, factors=factors), []))[1].append(contender.task)
-    for number, (line, tasks) in enumerate(sorted(found.values(), key=lambda pair: -len(pair[1]))):
+        line = Line(source, source, row, factors=factors)
+        same = next((tasks for other, tasks in found if _alike(line, other)), None)
+        if same is None:
+            found.append((line, same := []))
+        same.append(contender.task)
+    for number, (line, tasks) in enumerate(sorted(found, key=lambda pair: -len(pair[1]))):
         yield line if number == 0 else replace(line, title=f"{source} of {', '.join(dict.fromkeys(tasks))}")
+
+
+def _alike(one: Line, other: Line) -> bool:
+    """Whether all scores of both are those of the same network."""
+    ours, theirs = (_means(line) for line in (one, other))
+    return ours.keys() == theirs.keys() and all(abs(ours[name] - theirs[name]) < ALIKE for name in ours)
+
+
+def _means(line: Line) -> dict[tuple[str, str], float]:
+    scores = {("probe", name): score for name, score in line.row.scores.items()} if line.row else {}
+    return {name: s.mean for name, s in (scores | {("factor", n): k.score for n, k in line.factors.items()}).items()}
 
 
 def _record(line: Line) -> Iterator[tuple[str, Any]]:

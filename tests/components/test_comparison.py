@@ -79,6 +79,13 @@ def test_another_network_has_a_reference_of_its_own_with_its_tasks_named() -> No
     ]
 
 
+def test_an_untrained_network_judged_with_other_threads_is_no_other_network() -> None:
+    near, far = (contender(f"near {shift}", "moco", judgement(0.7, untrained=0.5 + shift)) for shift in (0.004, 0.006))
+    first = contender("first", "simclr", judgement(0.9, untrained=0.5))
+    assert len([line for line in comparison(first, near).lines() if line.kind == RANDOM]) == 1
+    assert len([line for line in comparison(first, far).lines() if line.kind == RANDOM]) == 2
+
+
 def test_standing_is_against_the_tasks_own_untrained_network_and_above_only_where_intervals_do_not_meet() -> None:
     good, bad = BOTH.lines()[:2]
     assert (good.above, good.below) == ({"linear", "hue"}, frozenset())
