@@ -77,11 +77,15 @@ class Line:
     above: frozenset[str] = frozenset()
     factors: Mapping[str, Known] = field(default_factory=dict)
 
+    @property
+    def scores(self) -> Mapping[str, Interval]:
+        """Of all probes, then of all factors."""
+        probes = dict(self.row.scores) if self.row else {}
+        return probes | {name: known.score for name, known in self.factors.items()}
+
     def score(self, name: str) -> Interval | None:
         """Of a probe or a factor."""
-        if name in self.factors:
-            return self.factors[name].score
-        return self.row.scores.get(name) if self.row else None
+        return self.scores.get(name)
 
     def standing(self, name: str) -> str:
         """On a probe or a factor, against its own untrained network: "above" (surely), "below", or "" for neither."""
@@ -206,13 +210,8 @@ def _rivals(contenders: Sequence[Contender], source: str) -> Iterator[Line]:
 
 def _alike(one: Line, other: Line) -> bool:
     """Whether all scores of both are those of the same network."""
-    ours, theirs = (_means(line) for line in (one, other))
-    return ours.keys() == theirs.keys() and all(abs(ours[name] - theirs[name]) < ALIKE for name in ours)
-
-
-def _means(line: Line) -> dict[tuple[str, str], float]:
-    scores = {("probe", name): score for name, score in line.row.scores.items()} if line.row else {}
-    return {name: s.mean for name, s in (scores | {("factor", n): k.score for n, k in line.factors.items()}).items()}
+    ours, theirs = one.scores, other.scores
+    return ours.keys() == theirs.keys() and all(abs(ours[name].mean - theirs[name].mean) < ALIKE for name in ours)
 
 
 def _record(line: Line) -> Iterator[tuple[str, Any]]:
@@ -222,8 +221,7 @@ def _record(line: Line) -> Iterator[tuple[str, Any]]:
     yield "recipe", contender.recipe if contender else None
     yield "encoder", contender.encoder if contender else None
     yield "layer", line.row.layer if line.row else None
-    scores = dict(line.row.scores) if line.row else {}
-    for name, score in (scores | {name: known.score for name, known in line.factors.items()}).items():
+    for name, score in line.scores.items():
         yield from in_percent(name, score).items()
     yield "rank_me", line.row.measures.get("rank_me") if line.row else None
     yield "pretext metric", line.pretext[0] if line.pretext else None

@@ -80,9 +80,10 @@ def seconds_of(text: str) -> float:
         RecipeError: it is none of these.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
-    if not match or match[2] not in UNITS or not 0 < float(match[1]) * UNITS[match[2]] < math.inf:
+    seconds = float(match[1]) * UNITS.get(match[2], 0) if match else 0.0
+    if not 0 < seconds < math.inf:
         raise RecipeError(f"budget {text!r}: write a length of time above 0, such as 100s, 10m or 2h")
-    return float(match[1]) * UNITS[match[2]]
+    return seconds
 
 
 def load(names: Sequence[str], budget: str | None = None, overrides: Sequence[str] = ()) -> Asked:
