@@ -51,8 +51,8 @@ CorpusArgument = Annotated[str, typer.Argument(metavar="CORPUS", help="Corpus na
 @app.command()
 def quickstart(output: OutputOption = Output.table) -> None:
     """Write the digits, pretrain on them, judge and register the encoder."""
-    from components.corpus import pretext_home
-    from components.digits import write_digits
+    from components.samples.digits import write_digits
+    from components.storage.home import pretext_home
 
     folder = pretext_home() / "samples" / "digits"
     counts = write_digits(folder)
@@ -70,10 +70,10 @@ def samples(
     output: OutputOption = Output.table,
 ) -> None:
     """Write a sample corpus as PNG files into the pretext home, where recipes find it."""
-    from components.corpus import pretext_home
-    from components.digits import write_digits
-    from components.photos import write_photos
-    from components.shapes import write_shapes
+    from components.samples.digits import write_digits
+    from components.samples.photos import write_photos
+    from components.samples.shapes import write_shapes
+    from components.storage.home import pretext_home
     from pipelines.summary import show_samples
 
     folder = pretext_home() / "samples" / name
@@ -301,7 +301,7 @@ def doctor(output: OutputOption = Output.table) -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
     """Serve the MLflow UI on the runs of this pretext home."""
-    from components.mlflow_store import ui_command
+    from components.tracking.store import ui_command
 
     command = ui_command(port)
     console.say(f"MLflow UI: http://127.0.0.1:{port}  (stop with Ctrl-C)")

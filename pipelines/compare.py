@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field, ValidationError
 
-from components.cluster import connect
-from components.comparison import SUPERVISED, Comparison, Contender
-from components.corpus import Corpus, pretext_home
+from components.cluster.connect import connect
+from components.corpus.corpus import Corpus
+from components.evaluation.comparison import SUPERVISED, Comparison, Contender
+from components.storage.home import pretext_home
 from pipelines import local
 from pipelines.config import COMPARISONS, NAME, WRITTEN, Recipe, RecipeError, Section, find_recipe, load_recipe
 from pipelines.console import complain, say
@@ -34,7 +35,7 @@ from pipelines.source_map import SourceMap, YamlError
 from ssl_core.tasks import TASKS
 
 if TYPE_CHECKING:
-    from components.tracking import Logged, Tracker
+    from components.tracking.tracker import Logged, Tracker
 
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 LENGTHS = ("epochs", "steps", "seconds")
@@ -311,7 +312,7 @@ def _record(asked: Asked, folder: Path, key: str) -> Iterator[Tracker]:
     Raises:
         StepError: another one does.
     """
-    from components.tracking import Tracker
+    from components.tracking.tracker import Tracker
 
     tracking = asked.recipes[0].tracking
     how: dict[str, Any] = {"experiment": tracking.experiment, "uri": tracking.uri, "system_metrics": 0.0}
@@ -323,7 +324,7 @@ def _record(asked: Asked, folder: Path, key: str) -> Iterator[Tracker]:
 
 def _contend(recipe: Recipe, planned: Plan, above: Tracker) -> Contender:
     """Train and judge one; what fails of it is told in the table, and the others go on."""
-    from components.artefacts import ArtefactError
+    from components.training.artefacts import ArtefactError
 
     who = Contender(recipe.name, recipe.task_name, _in_words(recipe.encoder.build()), planned.name, None)
     try:
@@ -362,8 +363,8 @@ def _in_words(spec: Any) -> str:
 
 def _publish(comparison: Comparison, answers: Mapping[str, bytes], folder: Path, tracker: Tracker) -> None:
     """Into the comparison's folder and its MLflow run; answers: run -> PNG."""
-    from components.comparison_figures import draw
-    from components.comparison_report import write_comparison
+    from components.reports.comparison_figures import draw
+    from components.reports.comparison_report import write_comparison
 
     figures, table = draw(comparison), markdown(comparison)
     for name, png in figures.items():
@@ -382,7 +383,7 @@ def _publish(comparison: Comparison, answers: Mapping[str, bytes], folder: Path,
 
 def _answers(planned: Plan) -> bytes:
     """What the task saw and answered: the figure that judging the run has left in its folder."""
-    from components.tracking import logged_copy
+    from components.tracking.tracker import logged_copy
 
     path = logged_copy(planned.folder, "figures/answers.png")
     return path.read_bytes() if path.is_file() else b""

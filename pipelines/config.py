@@ -30,9 +30,9 @@ from pydantic import (
     model_validator,
 )
 
-from components.corpus import CorpusError, corpus_uri
-from components.evaluate import Settings
-from components.tracker_trouble import shown
+from components.corpus.corpus import CorpusError, corpus_uri
+from components.evaluation.evaluate import Settings
+from components.tracking.errors import shown
 from pipelines.source_map import SourceMap, YamlError
 from ssl_core.data.decode import Canon, Limits
 from ssl_core.nn.encoders import EncoderSpec

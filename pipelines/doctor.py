@@ -14,14 +14,15 @@ from typing import Literal
 
 import psutil
 
-from components.corpus import Corpus, corpora, pretext_home
-from components.machine import (
+from components.corpus.corpus import Corpus, corpora
+from components.machine.checks import (
     accelerators,
     collective_backend,
     decode_in_sandbox,
     ray_answers,
     tracking_answers,
 )
+from components.storage.home import pretext_home
 
 GIB = 2**30
 

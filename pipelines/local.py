@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from components.cluster import connect
-from components.corpus import Corpus, CorpusError, pretext_home
-from components.ingest import IngestReport, Progress, ingest
-from components.judgement import Judgement
+from components.cluster.connect import connect
+from components.corpus.corpus import Corpus, CorpusError
+from components.evaluation.result import Judgement
+from components.ingest.ingest import IngestReport, Progress, ingest
+from components.storage.home import pretext_home
 from pipelines.config import CorpusSection, LabelledSection, Recipe
 from pipelines.console import Bar, Stopped, duration, say
 from pipelines.plan import Plan, plan
@@ -32,14 +33,14 @@ from ssl_core.artefact import digests
 from ssl_core.data.decode import Canon, Limits
 
 if TYPE_CHECKING:
-    from components.embed import EmbedReport
-    from components.evaluate import Split
-    from components.factors import FactorTable
-    from components.lease import ExclusiveLease
-    from components.pretrain import Point
-    from components.register import Registered
-    from components.run_folder import RunFolder
-    from components.tracking import Tracker
+    from components.embed.embed import EmbedReport
+    from components.evaluation.evaluate import Split
+    from components.evaluation.factors import FactorTable
+    from components.registry.register import Registered
+    from components.storage.lease import ExclusiveLease
+    from components.tracking.tracker import Tracker
+    from components.training.pretrain import Point
+    from components.training.run_folder import RunFolder
     from ssl_core.train.run import Run
 
 MODEL, JUDGEMENT, REPORT = "model", "judgement.json", "report.html"
@@ -188,7 +189,7 @@ def ingest_alone(
 
 
 def ingest_watched(sources: list[str], corpus: str, **options: Any) -> IngestReport:
-    """`components.ingest.ingest` with its progress on stderr."""
+    """`components.ingest.ingest.ingest` with its progress on stderr."""
     with Bar(f"ingest {corpus}") as bar:
 
         def show(now: Progress) -> None:
@@ -204,8 +205,8 @@ def ingest_watched(sources: list[str], corpus: str, **options: Any) -> IngestRep
 
 
 def embed_alone(model: str, source: str, out: Path, **options: Any) -> EmbedReport:
-    """`components.embed.embed` with its progress on stderr."""
-    from components.embed import embed
+    """`components.embed.embed.embed` with its progress on stderr."""
+    from components.embed.embed import embed
 
     with stoppable(), Bar("embed") as bar:
         return embed(
@@ -218,7 +219,7 @@ def artefacts_step(recipe: Recipe, planned: Plan, lease: ExclusiveLease | None) 
     run = recipe.run()
     if not digests(run.task):
         return run
-    from components.artefacts import prepare
+    from components.training.artefacts import prepare
 
     with Bar("artefacts") as bar:
         run = prepare(
@@ -239,7 +240,7 @@ def artefacts_step(recipe: Recipe, planned: Plan, lease: ExclusiveLease | None) 
 
 def pretrain_step(recipe: Recipe, planned: Plan, tracker: Tracker, lease: ExclusiveLease | None) -> None:
     """Train, or go on where the run stands, or do nothing where its model is there; its artefacts first."""
-    from components.pretrain import pretrain
+    from components.training.pretrain import pretrain
 
     run = artefacts_step(recipe, planned, lease)
     if run_folder(recipe, planned).holds(MODEL):
@@ -284,9 +285,9 @@ def _progress_note(point: Point) -> str:
 
 def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
     """Judge the trained encoder beside its untrained self and raw pixels; writes the judgement and the report."""
-    from components import figures
-    from components.evaluate import evaluate, untrained
-    from components.report import About, write_report
+    from components.evaluation.evaluate import evaluate, untrained
+    from components.reports import figures
+    from components.reports.report import About, write_report
     from ssl_core.train.checkpoint import load_model
 
     with model_of(recipe, planned) as folder:
@@ -321,7 +322,7 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
 
 def judged_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
     """The run's judgement where it has one by the same probes on the same samples, else `evaluate_step`."""
-    from components.evaluate import evaluation_set
+    from components.evaluation.evaluate import evaluation_set
 
     with suppress(StepError):
         known = read_judgement(planned)
@@ -361,8 +362,8 @@ def read_judgement(planned: Plan) -> Judgement:
 
 def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Judgement) -> Registered:
     """Register the encoder; it becomes champion only where it is surely better, judged on the same images."""
-    from components.evaluate import evaluate, untrained
-    from components.register import register
+    from components.evaluation.evaluate import evaluate, untrained
+    from components.registry.register import register
     from ssl_core.train.checkpoint import load_model, read_config
 
     section = recipe.register_
@@ -401,7 +402,7 @@ def judged_with(recipe: Recipe, planned: Plan) -> dict[str, Any]:
 
 def splits_of(recipe: Recipe, planned: Plan) -> tuple[Split, Split | None]:
     """What judges: both labelled corpora, or the unlabelled one."""
-    from components.evaluate import Split
+    from components.evaluation.evaluate import Split
     from ssl_core.data.shards import Shards
 
     labelled = [section.name for section in (recipe.evaluate.train, recipe.evaluate.test) if section is not None]
@@ -412,7 +413,7 @@ def splits_of(recipe: Recipe, planned: Plan) -> tuple[Split, Split | None]:
 
 def factors_of(recipe: Recipe) -> FactorTable | None:
     """What is known of the judged samples, where the recipe names a file of it."""
-    from components.factors import FactorTable
+    from components.evaluation.factors import FactorTable
 
     return FactorTable.read(at_home(recipe.evaluate.factors)) if recipe.evaluate.factors else None
 
@@ -438,7 +439,7 @@ def model_of(recipe: Recipe, planned: Plan) -> Iterator[Path]:
 
 def run_folder(recipe: Recipe, planned: Plan) -> RunFolder:
     """The run's checkpoints and model, here or behind a URI."""
-    from components.run_folder import RunFolder
+    from components.training.run_folder import RunFolder
 
     return RunFolder(storage_of(recipe, planned), planned.name)
 

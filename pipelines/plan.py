@@ -9,7 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.corpus import Corpus, pretext_home
+from components.corpus.corpus import Corpus
+from components.storage.home import pretext_home
 from pipelines.config import Recipe
 
 ROOT = Path(__file__).parents[1]

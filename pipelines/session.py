@@ -12,16 +12,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.corpus import corpus_uri
-from components.locks import Busy, exclusive
+from components.corpus.corpus import corpus_uri
+from components.storage.locks import Busy, exclusive
 from pipelines.config import Recipe
 from pipelines.console import Stopped, say
 from pipelines.plan import Plan, git_commit
 
 if TYPE_CHECKING:
-    from components.lease import ExclusiveLease
-    from components.run_folder import RunFolder
-    from components.tracking import Tracker
+    from components.storage.lease import ExclusiveLease
+    from components.tracking.tracker import Tracker
+    from components.training.run_folder import RunFolder
 
 
 class StepError(RuntimeError):
@@ -35,7 +35,7 @@ def tracked(recipe: Recipe, planned: Plan, attempt: bool, above: str | None = No
     `attempt`: at the training; the status of a run that is trained is not for a later step to spoil.
     `above`: id of the run that MLflow's page shows this one under.
     """
-    from components.tracking import Tracker
+    from components.tracking.tracker import Tracker
 
     tags = {
         "pretext.task": recipe.task_name,
@@ -58,8 +58,8 @@ def tracked(recipe: Recipe, planned: Plan, attempt: bool, above: str | None = No
 
 def close_dead_runs(uri: str | None) -> None:
     """Runs of ours that say RUNNING but show no sign of life become KILLED; where the tracker is away, next time."""
-    from components.tracker_trouble import TrackingError
-    from components.tracking import sweep
+    from components.tracking.errors import TrackingError
+    from components.tracking.tracker import sweep
 
     with suppress(TrackingError, Busy):
         for run_id in sweep(uri):

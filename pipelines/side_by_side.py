@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from components.comparison import MARKED, MARKS
+from components.evaluation.comparison import MARKED, MARKS
 from pipelines import console
 from pipelines.console import duration, program
 from pipelines.summary import markdown_table
 
 if TYPE_CHECKING:
-    from components.comparison import Comparison, Line
+    from components.evaluation.comparison import Comparison, Line
     from pipelines.compare import Compared
 
 SHORT = {"accuracy": "acc.", "explained": "expl."}

@@ -14,10 +14,10 @@ from pipelines import console
 from pipelines.console import duration, program
 
 if TYPE_CHECKING:
-    from components.embed import EmbedReport
-    from components.ingest import IngestReport
-    from components.judgement import Judgement, Known, Row
-    from components.register import Registered
+    from components.embed.embed import EmbedReport
+    from components.evaluation.result import Judgement, Known, Row
+    from components.ingest.ingest import IngestReport
+    from components.registry.register import Registered
     from pipelines.doctor import Finding
     from pipelines.local import Summary
     from pipelines.plan import Plan
@@ -195,7 +195,8 @@ def show_embedded(source: str, report: EmbedReport, as_json: bool) -> None:
 
 def show_corpora(as_json: bool) -> None:
     """All corpora below the pretext home."""
-    from components.corpus import corpora, pretext_home
+    from components.corpus.corpus import corpora
+    from components.storage.home import pretext_home
 
     rows = [_corpus_line(name) for name in corpora()]
     if as_json:
@@ -208,8 +209,8 @@ def show_corpora(as_json: bool) -> None:
 
 def _corpus_line(name: str) -> dict[str, Any]:
     """One that cannot be read must not hide the others."""
-    from components.corpus import Corpus, CorpusError
-    from components.storage import StorageError
+    from components.corpus.corpus import Corpus, CorpusError
+    from components.storage.files import StorageError
 
     try:
         return _corpus_facts(name, Corpus.open(name))
@@ -224,7 +225,7 @@ def _corpus_facts(name: str, corpus: Any) -> dict[str, Any]:
 
 def show_corpus(name: str, version: int | None, as_json: bool) -> None:
     """One corpus and its history."""
-    from components.corpus import Corpus
+    from components.corpus.corpus import Corpus
 
     corpus = Corpus.open(name, version)
     history = corpus.history()
@@ -249,7 +250,7 @@ def show_corpus(name: str, version: int | None, as_json: bool) -> None:
 
 def show_quarantine(name: str, as_json: bool) -> None:
     """Files that could not be used, with the reasons counted."""
-    from components.corpus import Corpus
+    from components.corpus.corpus import Corpus
 
     rows = Corpus.open(name).quarantine().to_pylist()
     if as_json:

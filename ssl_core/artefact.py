@@ -3,7 +3,7 @@
 A task's class says how each is made, `artefacts = {field: fit}`; its field holds the digest of the content, so that the
 task stays a handful of plain values and the same digest always means the same tensors:
 
-    digest = keep(folder, fit(task, batches, rng))      components.artefacts, once, before training
+    digest = keep(folder, fit(task, batches, rng))      components.training.artefacts, once, before training
     task = replace(task, vocabulary=digest)
     load(task.vocabulary)                               in the task, wherever the tensors are needed
 
@@ -104,7 +104,7 @@ def path_of(digest: str) -> Path:
     """
     if not digest:
         raise MissingArtefactError(
-            "The task needs an artefact that was not made yet; `pretext run` makes it, as does components.artefacts."
+            "The task needs an artefact that was not made yet; `pretext run` makes it, as does `pretext artefacts`."
         )
     for folder in _FOLDERS:
         if (folder / file_name(digest)).exists():

@@ -56,8 +56,8 @@ def s3(s3_environment: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_environment: str) -> Iterator[None]:
-    """A local Ray of two CPUs, started once; code that calls `components.cluster.connect` joins it."""
-    from components import cluster  # sets what Ray reads at import
+    """A local Ray of two CPUs, started once; code that calls `components.cluster.connect.connect` joins it."""
+    from components.cluster import connect as cluster  # sets what Ray reads at import
 
     with cluster.connect():
         yield

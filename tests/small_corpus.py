@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from components import delta
-from components.corpus import Corpus
-from components.delta import DataFile
+from components.corpus import delta
+from components.corpus.corpus import Corpus
+from components.corpus.delta import DataFile
 from ssl_core.data.decode import Canon
 from ssl_core.data.shards import SCHEMA, write_shard
 

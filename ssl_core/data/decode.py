@@ -3,7 +3,7 @@
 The order is the defence: size in bytes, format by its magic bytes (never by a file's name), dimensions from the header,
 and only then pixels. Only the seven formats named in `_FORMATS` are reachable: no EPS, PDF or other program runs.
 `decode` keeps to the limits it can see (bytes, pixels, aspect); seconds and memory need the child process of
-`components.sandbox`, which calls this function.
+`components.decoding.sandbox`, which calls this function.
 
 What comes out is RGB uint8 with short side exactly `Canon.size`, aspect kept:
   antialiased bicubic down (JPEG by DCT scaling to no less than twice the size first), bicubic up; EXIF orientation

@@ -3,7 +3,7 @@
     reader -> batch -> make_batch -> model -> loss per example -> mean -> optimizer     (learner.py)
     every log_every steps a Point, every check_every a look for collapse, every checkpoint_every a checkpoint
 
-`components.pretrain` hosts it in Ray Train.
+`components.training.pretrain` hosts it in Ray Train.
 """
 
 from __future__ import annotations

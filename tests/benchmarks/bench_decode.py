@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import PIL.Image
 
-from components.sandbox import Sandbox
+from components.decoding.sandbox import Sandbox
 from ssl_core.data.decode import Canon, Limits, decode
 
 CANON = Canon(256)

@@ -20,8 +20,8 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from components.digits import write_digits
-from components.evaluate import Split, evaluate, untrained
+from components.evaluation.evaluate import Split, evaluate, untrained
+from components.samples.digits import write_digits
 from pipelines.config import Recipe, load_recipe
 from ssl_core.data.decode import Limits, decode
 from ssl_core.data.shards import SCHEMA, Shards, write_shard

@@ -30,16 +30,16 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from components import cluster
-from components.corpus import Corpus
+from components.cluster import connect as cluster
+from components.corpus.corpus import Corpus
 from ssl_core.data.decode import Canon, Limits, decode
 
 CANON = Canon(size=8)
 NEW_FILES = 24
 INGEST = f"""
 import sys
-from components.commits import Committer
-from components.ingest import ingest
+from components.ingest.commits import Committer
+from components.ingest.ingest import ingest
 from ssl_core.data.decode import Canon
 
 class Announced(Committer):
@@ -47,8 +47,8 @@ class Announced(Committer):
         print("at work", flush=True)
         super().learn(quarantine)
 
-import components.ingest
-components.ingest.Committer = Announced
+import components.ingest.ingest
+components.ingest.ingest.Committer = Announced
 report = ingest(sys.argv[2:], sys.argv[1], canon=Canon(size={CANON.size}), rows_per_shard=8, commit_seconds=0)
 print(report, flush=True)
 """

@@ -22,9 +22,9 @@ import numpy as np
 import psutil
 from PIL import Image
 
-import components.ingest
-from components import cluster
-from components.ingest import ingest
+import components.ingest.ingest
+from components.cluster import connect as cluster
+from components.ingest.ingest import ingest
 from ssl_core.data.decode import Canon
 
 SIZE = 256
@@ -87,7 +87,7 @@ def measure(root: Path, count: int) -> dict[str, float]:
 
 
 def main(small: int, large: int) -> dict[str, object]:
-    components.ingest.STORE_BYTES = 6 * (16 << 20)
+    components.ingest.ingest.STORE_BYTES = 6 * (16 << 20)
     with tempfile.TemporaryDirectory() as folder, cluster.connect():
         measure(Path(folder), 65)  # workers and their imports are there before either is measured
         one, other = measure(Path(folder), small), measure(Path(folder), large)

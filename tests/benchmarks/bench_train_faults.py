@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # before tests/ssl_core, whi
 from processes import running
 from small_corpus import make_corpus
 
-from components.corpus import Corpus
-from components.pretrain import pretrain
-from components.snapshot import SNAPSHOT
+from components.corpus.corpus import Corpus
+from components.training.pretrain import pretrain
+from components.training.snapshot import SNAPSHOT
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.train import checkpoint

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from test_local import recipe_file, runs
 
-from components.comparison import Comparison, Contender
-from components.corpus import pretext_home
+from components.evaluation.comparison import Comparison, Contender
+from components.storage.home import pretext_home
 from pipelines.compare import Compared, _reference, compare, load, seconds_of
 from pipelines.config import COMPARISONS, RecipeError, load_recipe
 from pipelines.local import ingest_step

@@ -384,7 +384,9 @@ def test_settings_that_cannot_work_are_refused(make: Any, word: str) -> None:
 
 
 def test_the_decoder_starts_without_torch_and_ray() -> None:
-    program = "import sys, components.decoder; print([m for m in ('torch', 'ray', 'pyarrow') if m in sys.modules])"
+    program = (
+        "import sys, components.decoding.child; print([m for m in ('torch', 'ray', 'pyarrow') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

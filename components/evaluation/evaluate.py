@@ -1,0 +1,399 @@
+"""Judging an encoder: never by its pretext loss, always beside its untrained self and the raw pixels.
+
+    model, train split, test split -> features of every layer -> probes -> Judgement (JSON) and Evidence (for figures)
+
+The best layer is chosen by leave-one-out kNN on the training split, so the test split decides nothing that it scores.
+Without a labelled set the label-free measures remain: RankMe, alignment, uniformity and the collapse gate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from components.evaluation.factors import FactorTable, ask, notes, tell
+from components.evaluation.features import (
+    Features,
+    Ids,
+    Split,
+    batches,
+    encoder_layers,
+    labelled,
+    pixels,
+    read_images,
+    represent,
+    some,
+    uris,
+    without_copies,
+)
+from components.evaluation.result import (
+    ENCODER,
+    PIXELS,
+    RANDOM,
+    Correct,
+    Judgement,
+    Pretext,
+    Row,
+    best_row,
+    paired_gain,
+)
+from ssl_core.data.shards import class_names
+from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.probes.intervals import Interval, normal_mean, over_draws, wilson
+from ssl_core.probes.knn import knn, leave_one_out, neighbours
+from ssl_core.probes.linear import draw_shots, few_shot, linear_probe
+from ssl_core.probes.rank import alignment, collapse, rank_me, uniformity
+from ssl_core.task import PretextTask, TaskModel
+from ssl_core.types import Panel, Raw, media
+
+__all__ = ["Evidence", "Judgement", "Settings", "Split", "evaluate", "evaluation_set", "paired_gain", "untrained"]
+
+Pictures = npt.NDArray[np.uint8]
+_NEAR_CHANCE = 1.08
+_PRETEXT_BATCH = 256  # fixed, since a contrastive task is harder in a larger batch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the probes are run.
+
+    Attributes:
+        draws: draws of the few-label probes, at most 255.
+        shots: labels per class of the few-label probes.
+        neighbours: k of kNN.
+        temperature: of kNN's votes.
+        holdout: share of the training split on which the linear probe's strength is chosen.
+        most: labelled samples used of each split, at random where there are more.
+        views: samples that alignment is measured on.
+        seed: of every choice above.
+        batch_size: samples a forward pass.
+    """
+
+    draws: int = 20
+    shots: tuple[int, ...] = (1, 5)
+    neighbours: int = 20
+    temperature: float = 0.07
+    holdout: float = 0.2
+    most: int = 100_000
+    views: int = 2048
+    seed: int = 0
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.draws <= 255:
+            raise ValueError(f"evaluate: draws is {self.draws}; it lies between 2 and 255.")
+        if min(self.neighbours, self.most, self.views, self.batch_size, *self.shots) < 1:
+            raise ValueError("evaluate: neighbours, shots, most, views and batch_size start at 1.")
+        if not 0 < self.holdout < 1 or self.temperature <= 0:
+            raise ValueError("evaluate: holdout lies between 0 and 1 and temperature above 0.")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the figures are drawn from; pictures are [n, h, w, 3].
+
+    Attributes:
+        layer: the best layer.
+        features: [m, d] of up to 1,000 test samples.
+        labels: of those samples; empty without labels.
+        queries: test pictures.
+        found: [queries, 5] pictures of each query's nearest training samples, nearest first.
+        captions: query and neighbours -> label, or cosine without labels.
+        panel: what the pretext task saw and answered on test samples.
+    """
+
+    layer: str
+    features: npt.NDArray[np.float32]
+    labels: tuple[str, ...]
+    queries: Pictures
+    found: Pictures
+    captions: tuple[tuple[str, ...], ...]
+    panel: Panel
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Class indices of both splits on the device, and the draws that all representations share."""
+
+    names: tuple[str, ...]
+    train: Tensor
+    test: Tensor
+    draws: Mapping[int, Tensor]
+
+
+def untrained(task: PretextTask, encoder: EncoderSpec, seed: int) -> TaskModel:
+    """The model with the very weights that a run with this seed starts from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return task.build(encoder.build)
+
+
+def evaluate(
+    task: PretextTask,
+    model: TaskModel,
+    start: TaskModel,
+    train: Split,
+    test: Split | None = None,
+    settings: Settings | None = None,
+    device: torch.device | str | None = None,
+    factors: FactorTable | None = None,
+) -> tuple[Judgement, Evidence]:
+    """Judge `model` beside `start`, its untrained self (see `untrained`).
+
+    train, test: labelled corpora. Without `test`, train may be any corpus and only label-free measures are taken.
+    device: the GPU if there is one, else the CPU.
+    factors: of the samples of both splits; each is read out of every layer.
+
+    Raises:
+        ValueError: the labelled corpora cannot be used: too few classes, or classes that only the test split has.
+        FactorsError: samples have no factors, or a factor does not vary.
+    """
+    settings = settings or Settings()
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    splits, ids, labels = _choose(train, test, settings, where)
+    asked = ask(factors, *(uris(*part) for part in zip(splits, ids))) if factors else None
+    models = {ENCODER: encoder_layers(model.to(where)), RANDOM: encoder_layers(start.to(where)), PIXELS: pixels}
+    if any(field.modality != "image" for field in media(task.sample).values()):
+        del models[PIXELS]
+    features = [
+        represent(models, _read(task, split, some_ids, settings, where), media(task.sample), settings.views)
+        for split, some_ids in zip(splits, ids)
+    ]
+    rows, right = _rows(features[0], features[1], labels, settings)
+    rows, known = tell(rows, features[0], features[1], asked, settings.seed) if asked else (rows, {})
+    chosen = best_row(rows, ENCODER)
+    assert chosen is not None
+    best = chosen.layer
+    pretext, panel = _pretext(task, model, splits, ids[1], settings, where)
+    layer = features[1][ENCODER].layers[best]
+    gate = collapse(layer)
+    judgement = Judgement(
+        rows=tuple(rows),
+        best=best,
+        samples={"train": len(ids[0]), "test": len(ids[1])},
+        classes=labels.names if labels else (),
+        evaluation_set=evaluation_set(train, test, settings, factors),
+        settings={key: value for key, value in asdict(settings).items() if key != "batch_size"},
+        pretext=pretext,
+        collapse=gate.reason,
+        notes=(*_notes(pretext, rows, test is not None), *notes(known)),
+        correct={probe: Correct.of(value) for probe, value in right.get(best, {}).items()},
+        factors=known,
+    )
+    return judgement, _evidence(task, splits, ids, features, labels, best, panel)
+
+
+def _read(task: PretextTask, split: Split, ids: Ids, settings: Settings, device: torch.device) -> Iterator[Raw]:
+    return batches(split, media(task.sample), ids, settings.batch_size, device)
+
+
+def _choose(
+    train: Split, test: Split | None, settings: Settings, device: torch.device
+) -> tuple[tuple[Split, Split], tuple[Ids, Ids], _Labels | None]:
+    """Splits, ids and labels. Without a test split, half of a sample of `train` is searched and half is measured."""
+    if test is None:
+        chosen = some(np.arange(len(train.shards), dtype=np.int64), min(settings.most, 20_000), settings.seed)
+        return (train, train), (chosen[::2], chosen[1::2] if len(chosen) > 1 else chosen), None
+    (train_ids, train_labels), (test_ids, test_labels) = (
+        labelled(split, settings.most, settings.seed) for split in (train, test)
+    )
+    names = class_names(train_labels)
+    _check_labels(names, test_labels)
+    place = {name: index for index, name in enumerate(names)}
+    train_y, test_y = (torch.tensor([place[name] for name in split]) for split in (train_labels, test_labels))
+    draws = {k: draw_shots(train_y, len(names), k, settings.draws, settings.seed) for k in settings.shots}
+    return (train, test), (train_ids, test_ids), _Labels(names, train_y.to(device), test_y.to(device), draws)
+
+
+def _check_labels(names: tuple[str, ...], test_labels: list[str]) -> None:
+    if len(names) < 2:
+        found = f"only {names[0]!r}" if names else "none"
+        raise ValueError(
+            f"The labelled training corpus has {found} as a label; judging needs at least two classes. "
+            "Ingest it with labels, for example from one folder per class, or judge without a labelled set."
+        )
+    if not test_labels:
+        raise ValueError("The labelled test corpus has no labelled sample; ingest it with labels.")
+    strange = sorted(set(test_labels) - set(names))
+    if strange:
+        raise ValueError(
+            f"The labelled test corpus has the class {strange[0]!r} ({len(strange)} such), which the training "
+            "corpus has not, so nothing could answer it; add samples of it to the training corpus or leave it out."
+        )
+
+
+def _rows(
+    train: Mapping[str, Features], test: Mapping[str, Features], labels: _Labels | None, settings: Settings
+) -> tuple[list[Row], dict[str, dict[str, Tensor]]]:
+    """All rows, and for the encoder's layers which test samples each probe got right: layer -> probe -> [draws, m]."""
+    rows, right = [], {}
+    for source in train:
+        for layer, x in train[source].layers.items():
+            test_x, view = test[source].layers[layer], test[source].views.get(layer)
+            if source == PIXELS:
+                both = torch.cat([test_x, view]) if view is not None else test_x
+                x, both = without_copies(x, both)
+                test_x, view = both[: len(test_x)], both[len(test_x) :] if view is not None else None
+            correct = _probe(x, test_x, labels, settings) if labels else {}
+            loo = _leave_one_out(x, labels, settings) if labels else None
+            rows.append(Row(source, layer, x.shape[1], _scores(correct), _measures(test_x, view), loo))
+            if source == ENCODER:
+                right[layer] = correct
+    return rows, right
+
+
+def _probe(x: Tensor, test_x: Tensor, labels: _Labels, settings: Settings) -> dict[str, Tensor]:
+    """Probe name -> [draws, m] bool, right or not."""
+    n = len(labels.names)
+    linear = linear_probe(x, labels.train, test_x, classes=n, holdout=settings.holdout, seed=settings.seed).predictions
+    near = knn(x, labels.train, test_x, classes=n, k=settings.neighbours, temperature=settings.temperature)
+    answers = {"linear": linear[None], "knn": near[None]}
+    for shots, chosen in labels.draws.items():
+        answers[f"{shots}-label"] = few_shot(x, labels.train, test_x, chosen, classes=n)
+    return {name: answer == labels.test for name, answer in answers.items()}
+
+
+def _leave_one_out(x: Tensor, labels: _Labels, settings: Settings) -> float:
+    right = leave_one_out(
+        x, labels.train, classes=len(labels.names), k=settings.neighbours, temperature=settings.temperature
+    )
+    return float(right.double().mean())
+
+
+def _scores(correct: Mapping[str, Tensor]) -> dict[str, Interval]:
+    """One draw: Wilson's interval over test samples. Several: Student's over draws, within [0, 1]."""
+    scores = {}
+    for name, right in correct.items():
+        found = wilson(int(right.sum()), right.shape[1]) if len(right) == 1 else over_draws(right.double().mean(1))
+        scores[name] = Interval(found.mean, max(0.0, found.low), min(1.0, found.high))
+    return scores
+
+
+def _measures(x: Tensor, view: Tensor | None) -> dict[str, float]:
+    measures = {"rank_me": rank_me(x)}
+    if view is not None:
+        measures["alignment"] = alignment(x[: len(view)], view)
+    if len(x) > 1:
+        measures["uniformity"] = uniformity(x)
+    return measures
+
+
+@torch.no_grad()
+def _pretext(
+    task: PretextTask,
+    model: TaskModel,
+    splits: tuple[Split, Split],
+    ids: Ids,
+    settings: Settings,
+    device: torch.device,
+) -> tuple[dict[str, Pretext], Panel]:
+    """The task's own metrics on samples of the test split, in whole batches, and a panel of the first batch."""
+    rng = torch.Generator(device).manual_seed(settings.seed)
+    ids = some(ids, settings.views, settings.seed)
+    size = min(_PRETEXT_BATCH, len(ids))
+    values: dict[str, list[Tensor]] = {}
+    panel = None
+    comparable = _comparable(task, splits)
+    for raw in batches(splits[1], task.sample, ids[: len(ids) // size * size], size, device):
+        inputs, targets = task.make_batch(raw, rng)
+        outputs = model(**inputs)
+        if comparable:
+            losses, metrics = task.loss(outputs, targets)
+            for name, value in {"loss": losses, **metrics}.items():
+                values.setdefault(name, []).append(value.float().cpu())
+        panel = panel or task.show(inputs, outputs, targets)
+    assert panel is not None
+    chance = task.chance(size)
+    return {name: Pretext(*normal_mean(torch.cat(value)), chance.get(name)) for name, value in values.items()}, panel
+
+
+def _comparable(task: PretextTask, splits: tuple[Split, Split]) -> bool:
+    """Whether an answer means on the test split what it meant in training.
+
+    The number of a sample does not. That of a class does where both splits have the same ones, as many as the task.
+    """
+    kinds = {field.modality: field.limit for field in task.sample.values()}
+    if "label" in kinds:
+        here, there = (split.shards.classes.names for split in splits)
+        return here == there and len(here) == kinds["label"]
+    return "index" not in kinds
+
+
+def _samples(has_labels: bool) -> str:
+    """What the pretext task was tried on: without a labelled set, what the encoder was trained on."""
+    return "held-out samples" if has_labels else "samples of its own corpus"
+
+
+def _notes(pretext: Mapping[str, Pretext], rows: list[Row], has_labels: bool) -> Iterator[str]:
+    accuracy = pretext.get("accuracy")
+    if accuracy and accuracy.chance is not None and accuracy.low <= accuracy.chance * _NEAR_CHANCE:
+        yield (
+            f"The pretext task is answered at chance on {_samples(has_labels)} ({100 * accuracy.mean:.1f} %, chance is "
+            f"{100 * accuracy.chance:.1f} %): this data does not hold the answer (such as turned pictures of things "
+            "without an upright), or the training was too short; try another task or train longer."
+        )
+    if not has_labels:
+        yield "There was no labelled set, so nothing is said of accuracy; RankMe, alignment and uniformity only."
+    ours = best_row(rows, ENCODER)
+    for rival in (best_row(rows, RANDOM), best_row(rows, PIXELS)):
+        if ours and rival:
+            worse = [name for name, score in ours.scores.items() if score.mean < rival.scores[name].mean]
+            if worse:
+                yield f"The encoder is below {rival.name} on {', '.join(worse)}.".replace("knn", "kNN")
+
+
+def evaluation_set(train: Split, test: Split | None, settings: Settings, factors: FactorTable | None = None) -> str:
+    """Hash of what the figures depend on beside the encoder."""
+    splits = (train, test or train)
+    fixed = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
+    told = [factors.digest] if factors else []
+    text = json.dumps([[split.digest for split in splits], fixed, *told], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _evidence(
+    task: PretextTask,
+    splits: tuple[Split, Split],
+    ids: tuple[Ids, Ids],
+    features: list[dict[str, Features]],
+    labels: _Labels | None,
+    best: str,
+    panel: Panel,
+) -> Evidence:
+    keys, x = features[0][ENCODER].layers[best], features[1][ENCODER].layers[best]
+    rows = _spread_over_classes(labels.test if labels else None, len(x))
+    found = neighbours(x[rows], keys, 5)
+    names = [labels.names[i] for i in labels.test.tolist()] if labels else []
+    captions = [
+        (
+            names[row] if labels else "",
+            *(labels.names[int(labels.train[i])] if labels else f"{s:.2f}" for i, s in zip(*near)),
+        )
+        for row, near in zip(rows.tolist(), zip(found.ids.tolist(), found.similarity.tolist()))
+    ]
+    pictures = read_images(splits[0], task.sample, ids[0][found.ids.flatten().cpu().numpy()].tolist())
+    shown = some(np.arange(len(x), dtype=np.int64), 1000, 0)
+    return Evidence(
+        layer=best,
+        features=x[torch.from_numpy(shown).to(x.device)].cpu().numpy(),
+        labels=tuple(names[i] for i in shown) if labels else (),
+        queries=read_images(splits[1], task.sample, ids[1][rows.cpu().numpy()].tolist()),
+        found=pictures.reshape(*found.ids.shape, *pictures.shape[1:]),
+        captions=tuple(captions),
+        panel=panel,
+    )
+
+
+def _spread_over_classes(labels: Tensor | None, n: int, most: int = 8) -> Tensor:
+    """Rows to show: the first test sample of each of the first classes; without labels rows at equal distances."""
+    if labels is None:
+        return torch.linspace(0, n - 1, min(n, most)).long()
+    firsts = [torch.nonzero(labels == label)[0, 0] for label in sorted(set(labels.tolist()))[:most]]
+    return torch.stack(firsts)

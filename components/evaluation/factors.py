@@ -1,0 +1,264 @@
+"""Factors of samples, such as a figure's hue, known from a Parquet file, and what each representation tells of them.
+
+    columns file | part | shape | hue | ...  -> FactorTable;  with the URIs of the judged samples -> Asked
+    Asked + features of every layer -> scores of each row and, for each source, of the layer that tells a factor best
+
+`file` is the end of a sample's URI, by whole names: "train/arrow/000001.png" is .../shapes/train/arrow/000001.png, and
+a member of .../shapes.tar. All columns but `file` and `part` are factors: text and switches are names, numbers are
+quantities, and numbers of a field with the metadata "period" are places on a circle, such as {"period": "360"}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from components.evaluation.features import Features, without_copies
+from components.evaluation.result import ENCODER, PIXELS, RANDOM, Factor, Kind, Known, Row
+from components.storage.files import absolute, read
+from ssl_core.probes.factors import best_layers, on_circle, read_out
+
+FILE, PART = "file", "part"
+"""Columns that are no factors."""
+FEWEST = {"training": 4, "test": 2}
+"""Samples of each part: a half of the one fits and a half chooses, and the other has a spread."""
+
+
+class FactorsError(ValueError):
+    """The file of factors cannot be used; the message says why and what it should hold."""
+
+
+@dataclass(frozen=True)
+class FactorTable:
+    """A file of factors.
+
+    Attributes:
+        uri: of the file.
+        digest: SHA-256 of its bytes.
+        table: its rows; column `file` is there and its values are unique.
+    """
+
+    uri: str
+    digest: str
+    table: pa.Table
+
+    @classmethod
+    def read(cls, uri: str) -> FactorTable:
+        """From a local path or a URI.
+
+        Raises:
+            StorageError: it cannot be read.
+            FactorsError: it is not there, no Parquet file, or not of the form that is described above.
+        """
+        uri = absolute(uri)
+        data = read(uri)
+        if data is None:
+            raise FactorsError(f"{uri}: there is no such file of factors; `evaluate.factors` says where it should be")
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise FactorsError(f"{uri} is not a Parquet file, so no factors can be read from it") from error
+        _check(uri, table)
+        return cls(uri, hashlib.sha256(data).hexdigest(), table)
+
+    def names(self) -> tuple[str, ...]:
+        """Of the factors, in the order of the columns."""
+        return tuple(_factors(self.table))
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {file: row for row, file in enumerate(self.table[FILE].to_pylist())}
+
+    def rows(self, uris: Sequence[str]) -> list[int]:
+        """The row of each sample.
+
+        Raises:
+            FactorsError: samples have none.
+        """
+        found = [self._row(uri) for uri in uris]
+        lost = [uri for uri, row in zip(uris, found) if row is None]
+        if lost:
+            raise FactorsError(
+                f"{self.uri} has no row for {len(lost):,} of {len(uris):,} samples, first {lost[0]}; its column "
+                f"`{FILE}` holds the end of a sample's URI, such as {self.table[FILE][0].as_py()!r}"
+            )
+        return [row for row in found if row is not None]
+
+    def _row(self, uri: str) -> int | None:
+        """That of the longest ending which is a row's file."""
+        starts = (0, *(match.end() for match in re.finditer("[/!]", uri)))
+        return next((self._places[uri[start:]] for start in starts if uri[start:] in self._places), None)
+
+
+def _check(uri: str, table: pa.Table) -> None:
+    if FILE not in table.column_names:
+        held = ", ".join(table.column_names)
+        raise FactorsError(f"{uri} has no column `{FILE}` that says which sample a row is about; it has {held}")
+    if not _is_text(table.schema.field(FILE).type) or table[FILE].null_count:
+        raise FactorsError(f"{uri}: column `{FILE}` is not text in every row; write the end of a sample's URI")
+    if len(table) < 2:
+        raise FactorsError(f"{uri} has {len(table)} rows; factors of fewer than 2 samples tell nothing")
+    [(file, times)] = Counter(table[FILE].to_pylist()).most_common(1)
+    if times > 1:
+        raise FactorsError(f"{uri} has {times} rows for {file!r}; keep one")
+    if not _factors(table):
+        raise FactorsError(f"{uri} has no column beside `{FILE}` and `{PART}`, so no factors")
+    for name in _factors(table):
+        if not re.fullmatch(r"[\w .:-]+", name):
+            raise FactorsError(f"{uri}: the factor {name!r} has a sign that MLflow does not take; rename the column")
+        kind_of(uri, table.schema.field(name))
+
+
+def _factors(table: pa.Table) -> list[str]:
+    """Names of the columns that are factors; pandas' nameless index is none."""
+    return [name for name in table.column_names if name not in (FILE, PART) and not name.startswith("__index_level_")]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def kind_of(uri: str, field: pa.Field) -> tuple[Kind, float]:
+    """What a column of the file at `uri` is, and the period of a circle, else 0."""
+    if _is_text(field.type) or pa.types.is_boolean(field.type):
+        return "name", 0.0
+    if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)):
+        raise FactorsError(f"{uri}: the factor {field.name!r} is neither text nor numbers but {field.type}")
+    told = (field.metadata or {}).get(b"period")
+    if told is None:
+        return "quantity", 0.0
+    try:
+        period = float(told)
+    except ValueError:
+        period = math.nan
+    if not 0 < period < math.inf:
+        raise FactorsError(f"{uri}: the period of {field.name!r} is {told.decode()!r}; write a number above 0")
+    return "circle", period
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Factors of the judged samples: the training part's are known, the test part's are asked.
+
+    Attributes:
+        kinds: factor -> "name", "quantity" or "circle".
+        guessing: factor -> what guessing reaches.
+        train: factor -> numbers of names [n], or quantities [n, k].
+        test: the same of the test part; -1 for a name that the training part has not.
+    """
+
+    kinds: Mapping[str, Kind]
+    guessing: Mapping[str, float]
+    train: Mapping[str, Tensor]
+    test: Mapping[str, Tensor]
+
+
+def ask(table: FactorTable, train: Sequence[str], test: Sequence[str]) -> Asked:
+    """The factors of the samples with these URIs.
+
+    Raises:
+        FactorsError: samples have no row or no value, there are too few, or a factor is the same for all.
+    """
+    for part, uris in (("training", train), ("test", test)):
+        if len(uris) < FEWEST[part]:
+            raise FactorsError(f"factors need at least {FEWEST[part]} {part} samples; there are {len(uris)}")
+    rows = table.rows(train), table.rows(test)
+    _check_apart(table, [*train, *test], [*rows[0], *rows[1]])
+    kinds, guessing, known, asked = {}, {}, {}, {}
+    for name in table.names():
+        kinds[name], period = kind_of(table.uri, table.table.schema.field(name))
+        values = [_values(table, name, part) for part in rows]
+        _check_varied(table.uri, name, kinds[name], values)
+        if kinds[name] == "name":
+            classes = sorted(set(values[0]))
+            guessing[name] = 1 / len(classes)
+            number = {text: place for place, text in enumerate(classes)}
+            known[name], asked[name] = (torch.tensor([number.get(text, -1) for text in part]) for part in values)
+        else:
+            guessing[name] = 0.0
+            known[name], asked[name] = (_quantity(torch.tensor(part, dtype=torch.float64), period) for part in values)
+    return Asked(kinds, guessing, known, asked)
+
+
+def _check_apart(table: FactorTable, uris: Sequence[str], rows: Sequence[int]) -> None:
+    """A row whose file is too short an ending would give one sample the factors of another."""
+    owner: dict[int, str] = {}
+    for uri, row in zip(uris, rows):
+        if owner.setdefault(row, uri) != uri:
+            file = table.table[FILE][row].as_py()
+            raise FactorsError(
+                f"{table.uri}: {file!r} is the end of both {owner[row]} and {uri}; write more of the paths"
+            )
+
+
+def _values(table: FactorTable, name: str, rows: Sequence[int]) -> list[Any]:
+    """Of one factor; every one is there, and a number is finite."""
+    values: list[Any] = table.table[name].take(pa.array(rows)).to_pylist()
+    for row, value in zip(rows, values):
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            file = table.table[FILE][row].as_py()
+            raise FactorsError(f"{table.uri}: the factor {name!r} of {file!r} is {value}; give it a value")
+    return values
+
+
+def _check_varied(uri: str, name: str, kind: Kind, values: Sequence[Sequence[Any]]) -> None:
+    """Of a name the training part must show two; explained variance needs some on the test part too."""
+    parts = zip(("training", "test"), values[:1] if kind == "name" else values)
+    for part, found in parts:
+        if len(set(found)) < 2:
+            raise FactorsError(
+                f"{uri}: the factor {name!r} is {found[0]!r} for all {len(found):,} {part} samples, so there is "
+                "nothing to tell; leave it out"
+            )
+
+
+def _quantity(values: Tensor, period: float) -> Tensor:
+    return on_circle(values, period) if period else values.unsqueeze(1)
+
+
+def tell(
+    rows: Sequence[Row], train: Mapping[str, Features], test: Mapping[str, Features], asked: Asked, seed: int
+) -> tuple[list[Row], dict[str, Factor]]:
+    """The rows with their scores of each factor, and who knows what: what `Judgement` holds.
+
+    train, test: source, as in `Row` -> features of both parts.
+    """
+    scores, known = {}, {}
+    for source in train:
+        layers, test_layers = (dict(features[source].layers) for features in (train, test))
+        if source == PIXELS:
+            layers[""], test_layers[""] = without_copies(layers[""], test_layers[""])
+        device = next(iter(layers.values())).device
+        train_y, test_y = ({name: y.to(device) for name, y in part.items()} for part in (asked.train, asked.test))
+        found = {layer: read_out(x, train_y, test_layers[layer], test_y, seed) for layer, x in layers.items()}
+        chosen = best_layers(layers, train_y, seed)
+        scores[source], known[source] = found, {name: Known(at, found[at][name]) for name, at in chosen.items()}
+    factors = {
+        name: Factor(kind, asked.guessing[name], {source: each[name] for source, each in known.items()})
+        for name, kind in asked.kinds.items()
+    }
+    return [replace(row, factors=scores[row.source][row.layer]) for row in rows], factors
+
+
+def notes(factors: Mapping[str, Factor]) -> Iterator[str]:
+    """What the encoder has surely lost, in a sentence for each rival that tells it better."""
+    for rival in (RANDOM, PIXELS):
+        lost = [
+            name
+            for name, factor in factors.items()
+            if rival in factor.known and factor.known[ENCODER].score.high < factor.known[rival].score.low
+        ]
+        if lost:
+            yield f"The encoder knows less than {rival} of {', '.join(lost)}, beyond the 95 % intervals."

@@ -1,0 +1,268 @@
+"""Media in, a new version of a corpus out: list -> drop what is known -> decode -> write shards -> commit, on Ray Data.
+
+It streams: what is in memory is bounded by blocks and shards, not by the corpus. Order is kept, so the same sources
+(without copies, of which either may be taken) make the same shards. Nothing counts until a commit names it, and a
+commit is repeated without harm; so an ingest may be killed at any moment, and the next one takes up what was not
+committed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from components.cluster.connect import connect
+from components.corpus.corpus import Corpus
+from components.ingest.commits import Committer
+from components.ingest.containers import ColumnError
+from components.ingest.dedup import DedupIndex
+from components.ingest.precheck import nothing_new
+from components.ingest.sources import Part, Taking, parts
+from components.ingest.stages import Job, decoded, listed, written
+from components.ingest.vacuum import folder_of, ingest_lease, sweep
+from components.storage.files import StorageError
+from ssl_core.data.decode import Canon, Limits
+from ssl_core.data.shards import SHARD_BYTES
+
+FILES_PER_TASK = 64
+"""Files that one decoding task takes: some tenths of a second of work."""
+LISTING_TASKS = 128
+ROWS_PER_SHARD = 32_768
+"""Rows of a shard of small pictures: a killed ingest loses the work on at most so many for each writer."""
+STORE_BYTES = 6 * SHARD_BYTES
+"""What Ray Data may hold in the object store: the shards being filled and the blocks on their way to them."""
+COMMIT_SECONDS = 20.0
+PROGRESS_SECONDS = 0.5
+SOURCES_TOLD = 20
+"""Sources that each commit names: a shell writes out what its wildcards match, and every commit would repeat it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an ingest stands, for display.
+
+    Attributes:
+        seen: files listed so far, known ones included.
+        added: files decoded.
+        quarantined: files refused.
+        seconds: since the start.
+    """
+
+    seen: int
+    added: int
+    quarantined: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Files decoded or refused per second since the start."""
+        return (self.added + self.quarantined) / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest did.
+
+    Attributes:
+        version: of the corpus, afterwards.
+        seen: files in the sources, those of a kind that is no media left out.
+        added: samples added.
+        known: files whose content the corpus, or another file of these sources, already had.
+        quarantined: files newly refused.
+        skipped: files not looked at because their name says that they accompany media.
+        vanished: files that went away between listing and reading.
+        seconds: it took.
+    """
+
+    version: int
+    seen: int
+    added: int
+    known: int
+    quarantined: int
+    skipped: int
+    vanished: int
+    seconds: float
+
+
+def ingest(
+    sources: Sequence[str],
+    corpus: str,
+    *,
+    canon: Canon,
+    limits: Limits | None = None,
+    labels: Literal["parent"] | None = None,
+    column: str | None = None,
+    retry_quarantined: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    rows_per_shard: int | None = None,
+    commit_seconds: float = COMMIT_SECONDS,
+) -> IngestReport:
+    """Ingest every new file of `sources` into `corpus`, which is made if missing.
+
+    Args:
+        sources: folders, files, globs, tars, Parquet files, as paths or URIs.
+        corpus: name, path or URI.
+        canon: form of the samples; an existing corpus must have the same.
+        limits: what one file may cost.
+        labels: "parent" labels a sample with the name of the folder its file lies in.
+        column: column of bytes in Parquet sources; None finds the only one.
+        retry_quarantined: read files again that are in quarantine and have not changed.
+        progress: called about twice a second, from another thread.
+        rows_per_shard: for tests; the size of a shard in bytes decides otherwise.
+        commit_seconds: time between commits.
+
+    Raises:
+        StorageError: a source or the corpus cannot be read or written; what was committed stays.
+        CorpusError: the corpus holds samples of another form.
+        ColumnError: a Parquet source has no such column.
+    """
+    began = time.monotonic()
+    cut = parts(sources)
+    store = Corpus.create(corpus, canon)
+    taking = Taking(labels, column, limits or Limits())
+    with ingest_lease(store.uri) as lease:
+        sweep(lease, [store.uri, store.quarantine_uri])
+        if not retry_quarantined and (counts := nothing_new(cut, store, taking)) is not None:
+            return _report(store.uri, counts, 0, 0, began)
+        with connect(), _index() as index:
+            batch = Corpus.open(store.uri).version + 1
+            job = Job(store.uri, store.quarantine_uri, folder_of(lease), batch, store.canon, taking, index)
+            info = {"pretext.ingest": lease.id, "pretext.sources": _told(sources)}
+            committer = Committer(job, lease, info, commit_seconds)
+            with _clear_errors(job), _ticking(job, progress, began):
+                committer.learn(quarantine=not retry_quarantined)
+                for row in _pipeline(cut, job, rows_per_shard or _rows_per_shard(canon)):
+                    committer.take(row)
+                committer.commit()
+            return _report(store.uri, job.ask("counts"), committer.added, committer.quarantined, began)
+
+
+def _told(sources: Sequence[str]) -> list[str]:
+    more = len(sources) - SOURCES_TOLD
+    return [*sources[:SOURCES_TOLD], *([f"… and {more:,} more"] if more > 0 else [])]
+
+
+def _report(uri: str, counts: Mapping[str, int], added: int, refused: int, began: float) -> IngestReport:
+    seen, vanished, skipped = (counts.get(name, 0) for name in ("seen", "vanished", "skipped"))
+    known = seen - added - refused - vanished
+    version, seconds = Corpus.open(uri).version, time.monotonic() - began
+    return IngestReport(version, seen, added, known, refused, skipped, vanished, seconds)
+
+
+def _rows_per_shard(canon: Canon) -> int:
+    """By the size of a picture of the usual aspect."""
+    picture = canon.size * canon.size * 3 * 4 // 3
+    stored = picture if canon.payload == "raw" else max(1, picture // 8)
+    return max(1, min(ROWS_PER_SHARD, SHARD_BYTES // stored))
+
+
+@contextmanager
+def _index() -> Iterator[Any]:
+    """The actor that holds what is known; it takes no CPU away from decoding."""
+    import ray
+
+    actor: Any = ray.remote(num_cpus=0)(DedupIndex)
+    index = actor.remote()
+    try:
+        yield index
+    finally:
+        ray.get(index.close.remote())
+        ray.kill(index)
+
+
+def _pipeline(cut: Sequence[Part], job: Job, rows_per_shard: int) -> Iterator[Mapping[str, Any]]:
+    """Rows of `WRITTEN`, as the files come to lie."""
+    import ray
+
+    table = pa.table({"number": range(len(cut)), "part": [json.dumps(asdict(part)) for part in cut]})
+    tasks = max(1, min(len(cut), LISTING_TASKS))
+    plain: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
+    with _quiet_streaming():
+        # Shares of a CPU keep the three stages running side by side on two of them, and Ray from fusing them to one.
+        source: Any = ray.data.from_arrow(table)
+        dataset = (
+            source.repartition(tasks)
+            .map_batches(listed, fn_args=(job,), num_cpus=0.25, **plain)
+            .repartition(target_num_rows_per_block=FILES_PER_TASK)
+            .map_batches(decoded, fn_args=(job,), num_cpus=0.75, **plain)
+            .repartition(target_num_rows_per_block=rows_per_shard, strict=True)
+            .map_batches(written, fn_args=(job,), num_cpus=0.25, **plain)
+        )
+        yield from dataset.iter_rows()
+
+
+@contextmanager
+def _quiet_streaming() -> Iterator[None]:
+    """Ray Data's settings for one ingest; the caller's own are put back."""
+    from ray.data import DataContext, ExecutionResources
+
+    context = DataContext.get_current()
+    options = context.execution_options
+    ours = [
+        (context, "enable_progress_bars", False),
+        (context, "print_on_execution_start", False),
+        (options, "preserve_order", True),
+        (options, "resource_limits", ExecutionResources(object_store_memory=STORE_BYTES)),
+    ]
+    before = [(holder, name, getattr(holder, name)) for holder, name, _ in ours]
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # errors come to the user as one sentence
+    try:
+        for holder, name, value in ours:
+            setattr(holder, name, value)
+        yield
+    finally:
+        for holder, name, value in before:
+            setattr(holder, name, value)
+        logger.setLevel(level)
+
+
+@contextmanager
+def _clear_errors(job: Job) -> Iterator[None]:
+    """Raise a worker's storage error as what it was, without Ray's wrapping."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError:
+        failure = job.ask("failure")
+        if failure is None:
+            raise
+        kind, message = failure
+        raise (StorageError if kind == "StorageError" else ColumnError)(message) from None
+
+
+@contextmanager
+def _ticking(job: Job, progress: Callable[[Progress], None] | None, began: float) -> Iterator[None]:
+    """Call `progress` while the block runs, and once at its end."""
+    if progress is None:
+        yield
+        return
+    done = threading.Event()
+
+    def tell() -> None:
+        counts = job.ask("counts")
+        seen, added, refused = (counts.get(name, 0) for name in ("seen", "added", "quarantined"))
+        progress(Progress(seen, added, refused, time.monotonic() - began))
+
+    def tick() -> None:
+        while not done.wait(PROGRESS_SECONDS):
+            tell()
+
+    thread = threading.Thread(target=tick, name="ingest progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    tell()

@@ -1,0 +1,59 @@
+"""The up-to-date check before Ray is started: a recurring ingest mostly finds nothing new, and says so at once."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+
+import pyarrow as pa
+
+from components.corpus import delta
+from components.corpus.corpus import Corpus
+from components.ingest.commits import CONTENTS, FILES
+from components.ingest.dedup import DedupIndex
+from components.ingest.listing import found
+from components.ingest.sources import Part, Taking
+from components.ingest.stages import read_source
+from components.storage.files import join
+
+ROWS_LOOKED_UP = 200_000
+FILES_LOOKED_AT = 20_000
+FILES_READ = 200
+"""Copies of known contents are remembered nowhere, so a few files are read before it is sure that nothing is new."""
+
+
+def nothing_new(cut: Sequence[Part], store: Corpus, taking: Taking) -> Mapping[str, int] | None:
+    """Counts of what was seen and skipped, if a short look shows that all is known; None if there may be work."""
+    plain = all(part.kind in ("folder", "file") for part in cut)
+    if not plain or store.count() > ROWS_LOOKED_UP:
+        return None
+    with closing(DedupIndex()) as index:
+        _learn(index, store)
+        to_read, skipped = FILES_READ, functools.partial(index.note, "skipped")
+        for number, part in enumerate(cut):
+            for table in found(part, taking, functools.partial(index.fresh, number), skipped):
+                to_read -= len(table)
+                if to_read < 0 or index.counts()["seen"] > FILES_LOOKED_AT or not _held(table, index, taking):
+                    return None
+        return index.counts()
+
+
+def _learn(index: DedupIndex, store: Corpus) -> None:
+    for file in store.files():
+        index.learn(join(store.uri, file.path), CONTENTS)
+    refused = delta.open_table(store.quarantine_uri)
+    for file in [] if refused is None else delta.data_files(refused):
+        index.learn(join(store.quarantine_uri, file.path), FILES)
+
+
+def _held(files: pa.Table, index: DedupIndex, taking: Taking) -> bool:
+    for locator, reason in zip(files["locator"].to_pylist(), files["reason"].to_pylist()):
+        if locator is None:  # it lies in a container
+            return False
+        data = None if reason else read_source(os.fsdecode(locator), taking.limits)
+        if data is None or not index.held([hashlib.sha256(data).hexdigest()])[0]:
+            return False
+    return True

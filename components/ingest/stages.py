@@ -1,0 +1,237 @@
+"""What the tasks of an ingest do, stage by stage: list, decode, write. Ray may repeat each, with the same outcome."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from components.corpus.corpus import QUARANTINE
+from components.corpus.delta import DataFile
+from components.decoding.sandbox import Sandbox
+from components.ingest.containers import ColumnError
+from components.ingest.dedup import Listed
+from components.ingest.listing import found
+from components.ingest.sources import Part, Taking, stretches
+from components.storage.files import StorageError, is_remote, join, naming, open_file, outgoing, stat
+from ssl_core.data.decode import Canon, Limits, Rejected
+from ssl_core.data.shards import SCHEMA, SHARD_BYTES, write_shard
+
+DECODED = pa.schema(
+    [
+        *(field.with_nullable(True) for field in SCHEMA),
+        pa.field("reason", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+"""Rows of `SCHEMA`, or where `reason` is set, of what could not be used."""
+
+WRITTEN = pa.schema(
+    [
+        pa.field("kind", pa.string()),
+        pa.field("path", pa.string()),
+        pa.field("rows", pa.int64()),
+        pa.field("size", pa.int64()),
+    ]
+)
+"""One row is one file that waits for its commit; `kind` is "shard" or "quarantine"."""
+
+FILES_AT_ONCE = 16
+BYTES_AT_ONCE = 32 << 20
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task of one ingest knows.
+
+    Attributes:
+        corpus: URI of the corpus.
+        quarantine: URI of its quarantine table.
+        folder: of this ingest, in both.
+        batch: ordinal of the ingest: the first version that may hold its rows.
+        canon: form of the samples.
+        taking: how files are taken out of the sources.
+        index: handle of the actor that holds the index.
+    """
+
+    corpus: str
+    quarantine: str
+    folder: str
+    batch: int
+    canon: Canon
+    taking: Taking
+    index: Any
+
+    def ask(self, question: str, *values: Any) -> Any:
+        """The answer of the index."""
+        import ray
+
+        return ray.get(getattr(self.index, question).remote(*values))
+
+    def tell(self, **counts: int) -> None:
+        """Count for the display of progress; repeated tasks count twice."""
+        self.index.tally.remote(**counts)
+
+    def note(self, kind: str, uri: str) -> None:
+        """Count a file for the report, once."""
+        self.index.note.remote(kind, uri)
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Tell the driver in clear which error of the user's it was; Ray would hand it a stack trace."""
+        try:
+            yield
+        except (StorageError, ColumnError) as error:
+            self.ask("fail", type(error).__name__, str(error))
+            raise
+
+
+def listed(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
+    """Parts (column `number`, and `part` as JSON) -> rows of `FOUND`."""
+    with job.reporting():
+        for number, said in zip(batch["number"].to_pylist(), batch["part"].to_pylist()):
+            fresh: Callable[[Sequence[Listed]], Sequence[bool]] = functools.partial(job.ask, "fresh", number)
+            yield from found(Part(**json.loads(said)), job.taking, fresh, functools.partial(job.note, "skipped"))
+
+
+def decoded(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
+    """Rows of `FOUND` -> rows of `DECODED`, without contents that are settled already."""
+    with job.reporting():
+        for stretch in stretches(_opened(batch, job), lambda file: len(file.data or b""), FILES_AT_ONCE, BYTES_AT_ONCE):
+            rows = _canonical(stretch, job)
+            bad = sum(row["reason"] is not None for row in rows)
+            job.tell(added=len(rows) - bad, quarantined=bad)
+            yield pa.Table.from_pylist(rows, schema=DECODED)
+
+
+class _File(NamedTuple):
+    """A file that was read; `data` is None where it was refused before."""
+
+    row: Row
+    data: bytes | None
+    hash: str | None
+
+
+def _opened(batch: pa.Table, job: Job) -> Iterator[_File]:
+    for i in range(len(batch)):
+        row = batch.slice(i, 1).to_pylist()[0]
+        data = row.pop("data")
+        if row["reason"] is None and data is None:
+            data = read_source(os.fsdecode(row["locator"]), job.taking.limits)
+            if data is None:
+                job.note("vanished", row["uri"])
+                continue
+            row["size"] = len(data)
+        whole = data is not None and len(data) <= job.taking.limits.max_bytes
+        yield _File(row, data, hashlib.sha256(data).hexdigest() if whole else None)
+
+
+def read_source(uri: str, limits: Limits) -> bytes | None:
+    """The file up to one byte above the limit; None where it went away since it was listed, but its folder did not.
+
+    Whoever moves files while they are ingested loses nothing: the next ingest finds them where they are. A folder
+    that is gone with them is a storage that is gone.
+    """
+    with naming(uri):
+        try:
+            with open_file(uri) as file:
+                return file.read(limits.max_bytes + 1)
+        except FileNotFoundError:
+            scheme, _, rest = uri.partition("://")
+            holder = f"{scheme}://{rest.split('/')[0]}" if is_remote(uri) else os.path.dirname(uri)
+            if stat(holder) is None:
+                raise StorageError(f"{holder}: gone while it was read") from None
+            return None
+
+
+def _canonical(stretch: Sequence[_File], job: Job) -> list[Row]:
+    """A file stands for its content only once it decoded, so of two equal bad files both are put into quarantine."""
+    hashed = [(f.hash, f.row["uri"], f.row["place"]) for f in stretch if f.hash]
+    settled = {claim for claim, done in zip(hashed, job.ask("settled", hashed)) if done}
+    rows = [_decode(f, job) for f in stretch if (f.hash, f.row["uri"], f.row["place"]) not in settled]
+    claims = [(row["hash"], row["uri"], row.pop("place")) for row in rows]
+    good = [claim for claim, row in zip(claims, rows) if row["reason"] is None]
+    won = {claim for claim, first in zip(good, job.ask("claim", good)) if first}
+    return [row for claim, row in zip(claims, rows) if row["reason"] is not None or claim in won]
+
+
+def _decode(file: _File, job: Job) -> Row:
+    found = file.row
+    row = {"hash": file.hash, "uri": found["uri"], "place": found["place"], "label": found["label"]}
+    row |= {"source_size": found["size"], "source_mtime": found["mtime"], "batch": job.batch}
+    if file.data is None:
+        return row | {"reason": found["reason"], "message": found["message"]}
+    try:
+        image = _sandbox(job.taking.limits, job.canon).decode(file.data)
+    except Rejected as refused:
+        return row | {"reason": str(refused.reason), "message": refused.message}
+    return row | asdict(image) | {"reason": None, "message": None}
+
+
+@functools.lru_cache(maxsize=1)
+def _sandbox(limits: Limits, canon: Canon) -> Sandbox:
+    """One for each worker process, kept between tasks; its child ends with it."""
+    return Sandbox(limits, canon)
+
+
+def written(batch: pa.Table, job: Job) -> pa.Table:
+    """Rows of `DECODED` -> the files they were written to (`WRITTEN`)."""
+    refused = pc.is_valid(batch["reason"])
+    good = batch.filter(pc.invert(refused)).select(SCHEMA.names).cast(SCHEMA)
+    with job.reporting():
+        files = [("shard", write_rows(rows, job)) for rows in _shard_sized(good)]
+        bad = batch.filter(refused)
+        if len(bad):
+            files.append(("quarantine", write_quarantine(verdicts(bad), job)))
+    return pa.Table.from_pylist([{"kind": kind} | asdict(file) for kind, file in files], schema=WRITTEN)
+
+
+def _shard_sized(rows: pa.Table) -> Iterator[pa.Table]:
+    """Cut where the payloads exceed a shard: long pictures are larger than the estimate that sized the batch."""
+    ends = np.cumsum(pc.binary_length(rows["payload"]).to_numpy().astype(np.int64))
+    shards = (ends - 1) // (SHARD_BYTES * 3 // 2)
+    cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(rows)]
+    yield from (rows.slice(start, stop - start) for start, stop in pairwise(cuts) if stop > start)
+
+
+def write_rows(rows: pa.Table, job: Job) -> DataFile:
+    """Write one shard, named by what is in it, into this ingest's folder."""
+    content = hashlib.sha256(json.dumps(asdict(job.canon), sort_keys=True).encode())
+    for digest, label in zip(rows["hash"].to_pylist(), rows["label"].to_pylist()):
+        content.update(f"{digest} {label!r}\n".encode())
+    path = f"{job.folder}/part-{content.hexdigest()[:32]}.parquet"
+    with outgoing(join(job.corpus, path)) as local:
+        write_shard(local, rows)
+        return DataFile(path, len(rows), local.stat().st_size)
+
+
+def verdicts(bad: pa.Table) -> pa.Table:
+    """Rows of `DECODED` that were refused, as rows of `QUARANTINE`."""
+    names = {"size": "source_size", "mtime": "source_mtime"}
+    return pa.table({field.name: bad[names.get(field.name, field.name)] for field in QUARANTINE}).cast(QUARANTINE)
+
+
+def write_quarantine(rows: pa.Table, job: Job) -> DataFile:
+    """Write rows of `QUARANTINE` into this ingest's folder of the quarantine table."""
+    files = zip(rows["uri"].to_pylist(), rows["size"].to_pylist(), rows["mtime"].to_pylist())
+    content = hashlib.sha256(repr(sorted(files)).encode()).hexdigest()
+    path = f"{job.folder}/part-{content[:32]}.parquet"
+    with outgoing(join(job.quarantine, path)) as local:
+        temporary = Path(f"{local}.{os.getpid()}.tmp")
+        pq.write_table(rows, temporary)
+        os.replace(temporary, local)
+        return DataFile(path, len(rows), local.stat().st_size)

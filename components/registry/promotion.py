@@ -1,0 +1,58 @@
+"""Whether a version may become the champion: plain values in, a typed decision out, nothing read or written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+class Gain(Protocol):
+    """Candidate minus champion on the same samples, with its confidence interval; in the unit of the margin."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """Whether a version becomes the champion.
+
+    Attributes:
+        verdict: "promote"; "keep" leaves the champion; "judge" asks for a paired judgement against it first.
+        reason: one sentence for the person who asks why.
+    """
+
+    verdict: Literal["promote", "keep", "judge"]
+    reason: str
+
+    @property
+    def promoted(self) -> bool:
+        return self.verdict == "promote"
+
+
+def promotion(
+    candidate: int, champion: int | None, gain: Gain | None, margin: float = 0.0, collapse: str = ""
+) -> Promotion:
+    """The first version is the champion; a later one where even the lower bound of its gain exceeds the margin.
+
+    `collapse`: why the candidate's representation is useless; such a one is never promoted.
+    """
+    if champion == candidate:
+        return Promotion("keep", "is the champion already")
+    if collapse:
+        return Promotion("keep", f"collapsed: {collapse}")
+    if champion is None:
+        return Promotion("promote", "the first version of this model")
+    if gain is None:
+        return Promotion("judge", f"not yet judged beside version {champion}")
+    if not all(math.isfinite(value) for value in (gain.mean, gain.low, gain.high)):
+        return Promotion("keep", f"its gain over version {champion} is not a number")
+    interval = f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    if gain.low > margin:
+        return Promotion("promote", f"gains {interval} on version {champion}, surely more than the margin {margin:g}")
+    return Promotion("keep", f"gains {interval} on version {champion}, not surely more than the margin {margin:g}")

@@ -1,0 +1,195 @@
+"""From a trained, judged model to a version in MLflow's registry, and to the alias `champion` if it earned it.
+
+    model folder + judgement -> artifact (components.registry.export) -> logged model of the run -> version -> promotion
+
+Repeating it is harmless: a run key has at most one version per model name, and what an earlier attempt left is reused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from components.evaluation.result import Judgement, paired_gain
+from components.registry.champion import CHAMPION, TAKEN, champion_of, model_lock, promote
+from components.registry.export import ABOUT, JUDGEMENT, PRETEXT, write_artifact
+from components.registry.fetch import LOGGED, fetch, output_of
+from components.registry.promotion import Gain, Promotion
+from components.tracking.delivery import RUN_KEY
+from components.tracking.errors import answering
+from components.tracking.tracker import connect_tracking
+
+UPLOAD_SECONDS = 900.0
+GATE = "linear"
+"""The probe whose gain makes a champion."""
+
+log = logging.getLogger("pretext.register")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the registry.
+
+    Attributes:
+        name: of the model.
+        version: its number.
+        created: whether this call made it; False where the run key had one.
+        promotion: whether it became the champion, and why.
+        champion: version that is the champion now.
+        uri: what to give to `pretext embed --model` and mlflow.pytorch.load_model.
+    """
+
+    name: str
+    version: int
+    created: bool
+    promotion: Promotion
+    champion: int | None
+    uri: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is to be registered: model folder, what the judge said, where it comes from."""
+
+    model: Path
+    judgement: Judgement
+    about: Mapping[str, Any]
+
+    def headline(self) -> dict[str, float]:
+        """The judge's figures of the best layer: "linear", "knn", "rank_me" and so on."""
+        prefix = "judge/best/"
+        metrics = self.judgement.metrics().items()
+        return {key.removeprefix(prefix): value for key, value in metrics if key.startswith(prefix)}
+
+
+def register(
+    model: Path,
+    name: str,
+    judgement: Judgement,
+    *,
+    run_key: str,
+    run_id: str,
+    uri: str | None = None,
+    size: int | None = None,
+    margin: float = 0.0,
+    tags: Mapping[str, Any] | None = None,
+    rejudge: Callable[[Path], Judgement] | None = None,
+) -> Registered:
+    """Registers the model folder of a run (`save_model`) under `name`; the encoder delivers the judgement's best layer.
+
+    size: short side of the corpus' samples, from which the task cut its squares; files are embedded at that size.
+    margin: percentage points that the lower bound of the gain must exceed for a promotion.
+    tags: of the version, such as the corpus and its digest.
+    rejudge: judges the champion, given its model folder, where the two were judged on different evaluation sets.
+
+    Raises:
+        ValueError: the model cannot be exported, or the name is none.  DamagedError: the model folder is not whole.
+        TrackingError: the tracking server does not take it; calling again goes on from there.
+    """
+    client, uri = connect_tracking(uri)
+    if not name or any(letter in name for letter in "/:%'"):
+        raise ValueError(f"model name {name!r}: give a name without / : % and quotes")
+    about = {"run_key": run_key, "run_id": run_id, **(tags or {}), **({"size": size} if size else {})}
+    candidate = Candidate(model, judgement, about)
+
+    def gain_over(champion: int) -> Gain | None:
+        return _gain(uri, name, champion, judgement, rejudge)
+
+    with answering(uri):
+        with model_lock(client, uri, name, lease=UPLOAD_SECONDS):
+            found = version_of_run(client, name, run_key)
+            version = found or _create(client, name, candidate)
+        number = int(version.version)
+        decision = promote(client, uri, name, number, gain_over, margin=margin, collapse=judgement.collapse)
+        champion = champion_of(client, name)
+        if decision.promoted or champion != number:
+            why = f"{decision.verdict}: {decision.reason}"
+            client.set_model_version_tag(name, str(number), "pretext.promotion", why)
+    log.info("%s version %s: %s, %s", name, number, decision.verdict, decision.reason)
+    return Registered(name, number, found is None, decision, champion, f"models:/{name}/{number}")
+
+
+def version_of_run(client: MlflowClient, name: str, run_key: str) -> ModelVersion | None:
+    """The version of `name` that this run made, if it has."""
+    found = client.search_model_versions(f"name = '{name}' and tags.`{RUN_KEY}` = '{run_key}'")
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def _create(client: MlflowClient, name: str, candidate: Candidate) -> ModelVersion:
+    metrics = candidate.headline()
+    about = {**candidate.about, "metrics": metrics}
+    tags = {RUN_KEY: about["run_key"], **{f"metric.{key}": f"{value:.4f}" for key, value in metrics.items()}}
+    tags |= {f"pretext.{key}": str(value) for key, value in candidate.about.items() if key not in ("run_key", "run_id")}
+    tags["pretext.evaluation_set"] = candidate.judgement.evaluation_set
+    logged = _logged_model(client, candidate, about)
+    try:
+        client.create_registered_model(name, description="Encoder trained without labels by pretext.")
+    except MlflowException as error:
+        if error.error_code not in TAKEN:
+            raise
+    how, model_id = _how_to_load(name), logged.model_id
+    version = client.create_model_version(
+        name, logged.artifact_location, about["run_id"], tags, description=how, model_id=model_id
+    )
+    shown = json.dumps([{"name": name, "version": int(version.version)}])
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": shown})  # the run's page links to the version by it
+    return version
+
+
+def _logged_model(client: MlflowClient, candidate: Candidate, about: Mapping[str, Any]) -> LoggedModel:
+    """The encoder among the run's outputs, files uploaded; one that an earlier attempt finished is taken as it is."""
+    run_id = about["run_id"]
+    experiment = client.get_run(run_id).info.experiment_id
+    if ready := output_of(client, run_id, LOGGED):
+        return ready
+    logged = client.create_logged_model(experiment, LOGGED, run_id, {RUN_KEY: about["run_key"]}, model_type="encoder")
+    with tempfile.TemporaryDirectory(prefix="pretext-model-") as folder:
+        artifact = write_artifact(
+            candidate.model,
+            Path(folder) / "model",
+            layer=candidate.judgement.best,
+            about=about,
+            judgement=candidate.judgement.to_json(),
+            run_id=run_id,
+            model_id=logged.model_id,
+        )
+        client.log_model_artifacts(logged.model_id, str(artifact))
+    finished = client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return finished
+
+
+def _gain(
+    uri: str,
+    name: str,
+    champion: int,
+    judgement: Judgement,
+    rejudge: Callable[[Path], Judgement] | None,
+) -> Gain | None:
+    """Paired gain over the champion; None where the two cannot be compared."""
+    if GATE not in judgement.correct:
+        return None
+    with tempfile.TemporaryDirectory(prefix="pretext-champion-") as folder:
+        artifact = fetch(f"models:/{name}/{champion}", Path(folder), uri)
+        written = artifact / JUDGEMENT
+        theirs = Judgement.from_json(written.read_text()) if written.exists() else None
+        if theirs is None or theirs.evaluation_set != judgement.evaluation_set:
+            theirs = rejudge(artifact / PRETEXT) if rejudge else None
+    return paired_gain(judgement, theirs, GATE) if theirs is not None and GATE in theirs.correct else None
+
+
+def _how_to_load(name: str) -> str:
+    return (
+        f'mlflow.pytorch.load_model("models:/{name}@{CHAMPION}") takes uint8 [n, 3, h, w] and returns float32 [n, d]; '
+        f"data/model.pt2 is the same for torch.export.load; pretext/ holds safetensors and JSON; {ABOUT} says the rest."
+    )

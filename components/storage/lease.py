@@ -1,0 +1,235 @@
+"""Who is at work in a shared storage: one small record per process, renewed while it works.
+
+    with Lease(folder) as lease: ...            one of several, such as the ingests into a corpus
+    with ExclusiveLease(root) as lease: ...     the only one, such as the driver of a run; Busy where another one lives
+
+A holder is dead when its record names a process of this machine that no longer runs, or when a record of another
+machine was not renewed for `DEAD_AFTER` seconds by the storage's own clock. The latter may only be asleep: whoever
+takes it for dead removes its record, and the sleeper looks for its record before it writes anything that counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import psutil
+
+from components.storage.files import StorageError, entries, join, read, remove, stat, write
+from components.storage.locks import Busy
+
+log = logging.getLogger("pretext.lease")
+
+
+State = Literal["alive", "dead", "silent"]
+
+
+class TakenOver(RuntimeError):
+    """Another process took this one for dead and goes on with its work."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Whoever left a record.
+
+    Attributes:
+        id: of its lease; sorts by the time at which it began.
+        state: "alive"; "dead"; or "silent", taken for dead, although it may wake up.
+        here: whether it is a process of this machine, so that its state is certain.
+        waiting: whether it has yet to become the only one.
+        name: for a person.
+        renewed: ns since 1970 by the storage's clock.
+    """
+
+    id: str
+    state: State
+    here: bool
+    waiting: bool
+    name: str
+    renewed: int
+
+
+class Lease:
+    """One process' record in `folder`; a context manager that renews it from a thread and removes it at the end.
+
+    Attributes:
+        id: of the lease; sorts by the time at which it began.
+        record: URI of the record, by which other processes may ask whether it is `held`.
+        lost: whether a renewal found the record gone.
+    """
+
+    RENEW: ClassVar = 30.0
+    DEAD_AFTER: ClassVar = 600.0
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.began = datetime.now(UTC)
+        self.id = f"{self.began:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        self.record = record_of(folder, self.id)
+        self.lost = False
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._keep_renewing, name=f"lease {self.id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._remove()
+
+    def others(self) -> list[Holder]:
+        """Everyone else with a record here, the longest at work first."""
+        own, found = stat(self.record), stat(self.folder)
+        now = own.mtime if own else 0
+        records = [e for e in entries(self.folder) if not e.folder] if found is not None and found.folder else []
+        holders = (self._holder(record.uri, record.mtime, now) for record in records if record.uri != self.record)
+        return sorted((holder for holder in holders if holder is not None), key=lambda holder: holder.id)
+
+    def evict(self, holder: Holder) -> None:
+        """Remove the record of one that is taken for dead."""
+        remove(record_of(self.folder, holder.id))
+
+    def _holder(self, record: str, renewed: int, now: int) -> Holder | None:
+        written = read(record)
+        if written is None:  # it has ended well since it was listed
+            return None
+        try:
+            said = json.loads(written)
+        except ValueError:
+            said = {}
+        here = said.get("machine") == _machine()
+        lives = said["started"] == _started(said["pid"]) if here else now - renewed < self.DEAD_AFTER * 1e9
+        state: State = "alive" if said and lives else "dead" if here else "silent"
+        name = f"process {said.get('pid')} on {said.get('host')} since {said.get('since')}"
+        return Holder(Path(record).stem, state, here, bool(said.get("waiting")), name, renewed)
+
+    def _write(self, **more: Any) -> None:
+        said = {
+            "machine": _machine(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "since": f"{self.began:%Y-%m-%d %H:%M} UTC",
+        }
+        write(self.record, json.dumps(said | more).encode())
+
+    def _remove(self) -> None:
+        with contextlib.suppress(StorageError):  # a record that stays is swept by the next holder
+            remove(self.record)
+
+    def _keep_renewing(self) -> None:
+        while not self._done.wait(self.RENEW) and not self.lost:
+            with contextlib.suppress(StorageError):  # missed once is not dead
+                self._renew()
+
+    def _renew(self) -> None:
+        self.lost = not held(self.record)
+        if not self.lost:
+            self._write()
+
+
+class ExclusiveLease(Lease):
+    """The only one at work below `root`; its record is in `root`/_lease.
+
+    Each writes its record before it looks at the others', so of two that start at once at least one sees the other, and
+    the later one gives way. Another machine is given the time for a sign of life: a renewal, or it is dead.
+    """
+
+    RENEW: ClassVar = 10.0
+    DEAD_AFTER: ClassVar = 120.0
+    LOOK: ClassVar = 1.0
+
+    def __init__(self, root: str) -> None:
+        super().__init__(join(root, "_lease"))
+        self.root = root
+
+    def __enter__(self) -> Self:
+        """Waits up to `DEAD_AFTER` seconds. Raises Busy, whose sentence says who holds it, since when, how to go on."""
+        try:
+            self._outlast()
+        except BaseException:
+            self._remove()
+            raise
+        return super().__enter__()
+
+    def _outlast(self) -> None:
+        """Returns once nobody else lives."""
+        first_seen: dict[str, int] = {}
+        while True:
+            self._write(waiting=True)
+            others = self.others()
+            for other in others:
+                if other.state != "alive":
+                    self.evict(other)
+            living = [other for other in others if other.state == "alive"]
+            if not living:
+                return
+            for other in living:
+                if other.id not in first_seen and not (other.here or other.waiting):
+                    log.warning("%s is held by %s: waiting for a sign of life of it", self.root, other.name)
+                signed = other.here or other.renewed > first_seen.setdefault(other.id, other.renewed)
+                if other.id < self.id if other.waiting else signed:
+                    raise Busy(
+                        f"{self.root} is held by {other.name}; if that dies, the same command takes over "
+                        f"{self.DEAD_AFTER:g} s after its last sign of life"
+                    )
+            time.sleep(self.LOOK)
+
+    def _renew(self) -> None:
+        super()._renew()
+        for other in self.others() if not self.lost else ():
+            if other.id < self.id and not other.waiting:  # taken for dead before; its last renewal came in late
+                self.evict(other)
+
+
+def record_of(folder: str, lease: str) -> str:
+    """URI of the record of a lease in `folder`."""
+    return join(folder, f"{lease}.json")
+
+
+def held(record: str) -> bool:
+    """Whether nobody took the process that left this record for dead."""
+    return stat(record) is not None
+
+
+def require(record: str) -> None:
+    """Asked before a write that counts.
+
+    Raises:
+        TakenOver: the record is gone.
+    """
+    if not held(record):
+        raise TakenOver(
+            f"{record} is gone: another process heard nothing from this one for {ExclusiveLease.DEAD_AFTER:g} s "
+            "(asleep, or cut off from the storage?) and has taken over; this one stops"
+        )
+
+
+def _machine() -> str:
+    """This boot of this kernel and this space of process ids: where a pid means something."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()} {psutil.boot_time()}"
+
+
+def _started(pid: int) -> float | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None

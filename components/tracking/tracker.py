@@ -1,0 +1,307 @@
+"""The driver's hand on MLflow: one run per run key, held by `Tracker`, and the sweep of runs that died without a word.
+
+    with Tracker(key, folder, name=..., experiment=...) as tracker:
+        tracker.params(recipe); tracker.dataset(...); tracker.point(step, time_ms, metrics); tracker.figure(...)
+
+No method raises because a server is away: all that is logged goes to the run's journal first (journal.py), and a thread
+carries it on (delivery.py). A set-up that can never work is refused when the Tracker is made.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from components.storage.lease import TakenOver
+from components.tracking.errors import answering, shown
+from components.tracking.journal import Shipper, Spool, last_header
+from components.tracking.stale_runs import is_stale
+from components.tracking.store import connect_tracking, database_of, quieten, tracking_uri, ui_command
+from components.tracking.system_metrics import Sampler
+
+__all__ = ["Tracker", "connect_tracking", "sweep", "tracking_uri", "ui_command"]
+
+log = logging.getLogger("pretext.tracking")
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+JOURNAL, COPIES = "tracking", "artifacts"
+"""In the run folder; in the journal's folder."""
+
+
+def logged_copy(folder: Path, artifact: str) -> Path:
+    """Where a run's folder keeps a file that was logged, such as "figures/answers.png"."""
+    return folder / JOURNAL / COPIES / artifact
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Metrics of one step, as they were logged."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+class Tracker:
+    """The MLflow run of `run_key`: adopted where one exists, whatever its status, else created.
+
+    An attempt at the training sets it RUNNING and closes it with how the attempt ended. What is done to a run later
+    (`attempt=False`) closes it as FINISHED where it succeeds, and else leaves its status as it was.
+
+    Attributes:
+        uri: the tracking store.
+        folder: the run folder; the journal and copies of all that is logged stay in its `tracking` folder.
+    """
+
+    def __init__(
+        self,
+        run_key: str,
+        folder: Path,
+        *,
+        name: str | None = None,
+        experiment: str = "pretext",
+        uri: str | None = None,
+        tags: Mapping[str, str | None] | None = None,
+        attempt: bool = True,
+        system_metrics: float = 10.0,
+        wait: float = 30.0,
+    ) -> None:
+        """`tags`: code version and the like, None left out. `system_metrics`: seconds between samples, 0 for none.
+
+        `wait`: seconds given to the tracker to answer; afterwards the run goes on and its record follows later.
+
+        Raises:
+            ValueError: the URI, the key or the experiment cannot work.
+            Busy: another process on this machine is at this run.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,250}", run_key):
+            raise ValueError(f"run key {run_key!r}: letters, digits and _.:- only")
+        self.uri = tracking_uri(uri)
+        self.folder = Path(folder).absolute()
+        self._spool = Spool(self.folder / JOURNAL)
+        self._closed: str | None = None
+        self._lost = 0
+        given = {key: value for key, value in (tags or {}).items() if value is not None}
+        header = {"kind": "run", "run_key": run_key, "experiment": experiment, "name": name or run_key, "tags": given}
+        self._introduce(header)
+        self._receiver, self._shipper = _start(self.uri, self._spool, attempt)
+        self._await_answer(wait)
+        self._sampler = Sampler(self.point, system_metrics) if system_metrics else None
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the MLflow run; None while the tracker has never answered."""
+        run_id: str | None = self._receiver.run_id
+        return run_id
+
+    @property
+    def link(self) -> str:
+        """Where a person sees the run: its page on a server, else the command that opens the embedded database."""
+        if database_of(self.uri) is None and self.run_id:
+            return f"{shown(self.uri)}/#/experiments/{self._receiver.experiment_id}/runs/{self.run_id}"
+        return f"mlflow ui --backend-store-uri {shown(self.uri)}"
+
+    @property
+    def trouble(self) -> str:
+        """Why the tracker has not taken everything yet."""
+        return self._shipper.trouble or f"{shown(self.uri)} is slow"
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Parameters of the run; nested mappings become dotted names."""
+        self._append({"kind": "params", "values": {key: _shown(value, 6000) for key, value in _flat(values)}})
+
+    def tag(self, values: Mapping[str, Any]) -> None:
+        if values:
+            self._append({"kind": "tags", "values": {key: _shown(value, 5000) for key, value in values.items()}})
+
+    def dataset(
+        self, name: str, uri: str, version: int, digest: str, *, samples: int = 0, context: str = "training"
+    ) -> None:
+        """The corpus version that goes in; `context` is what for ("training", "probe train", "probe test")."""
+        what = {"name": name, "uri": uri, "version": version, "digest": digest, "samples": samples, "context": context}
+        self._append({"kind": "dataset", **what})
+        prefix = "pretext.corpus" if context == "training" else f"pretext.{context.replace(' ', '_')}"
+        self.tag({prefix: name, f"{prefix}.version": version, f"{prefix}.digest": digest})
+
+    def point(self, step: int, time_ms: int, metrics: Mapping[str, float]) -> None:
+        """Points of the curves at `step`; `time_ms` since the epoch. A (metric, step) logged before is dropped."""
+        self._guarded(lambda: self._spool.append_point(step, time_ms, metrics))
+
+    def points(self) -> list[Logged]:
+        """All points of the run's journal, those of earlier attempts included, in the order they were logged."""
+        records = (record for record in self._spool.records() if record.get("kind") == "point")
+        return [Logged(record["step"], record["metrics"]) for record in records]
+
+    def figure(self, name: str, png: bytes) -> None:
+        """A PNG as figures/<name>.png."""
+        self._stage(f"figures/{name}.png", png)
+
+    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """A table as tables/<name>.json, in the form that MLflow's evaluation page shows; columns of equal length."""
+        rows = [[_plain(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
+        content = json.dumps({"columns": list(columns), "data": rows})
+        self._stage(f"tables/{name}.json", content.encode(), "table")
+
+    def records(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """A table of records, whose keys are its columns; a record without some of them has empty cells there."""
+        columns = dict.fromkeys(column for record in records for column in record)
+        self.table(name, {column: [record.get(column) for record in records] for column in columns})
+
+    def html(self, name: str, text: str) -> None:
+        """A self-contained page as <name>.html."""
+        self._stage(f"{name}.html", text.encode())
+
+    def flush(self, seconds: float = 60.0) -> bool:
+        """Waits until the tracker has everything logged so far. False: it has not within `seconds`."""
+        deadline, target = time.monotonic() + seconds, self._spool.size
+        while self._spool.acked < target and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self._spool.acked >= target
+
+    def close(self, status: Status | None = "FINISHED", seconds: float = 30.0) -> str:
+        """Ends the run; None leaves its status. What is not taken within `seconds` waits in the folder for the next.
+
+        Returns:
+            A sentence on what waits or is lost; empty where the tracker has everything.
+        """
+        if self._closed is not None:
+            return self._closed
+        if self._sampler is not None:
+            self._sampler.stop()
+        if status == "FINISHED" or (status and self._receiver.attempt):
+            self._append({"kind": "end", "status": status, "time_ms": time.time_ns() // 1_000_000})
+        drained = self._shipper.drain(seconds)
+        left = 0 if drained else self._spool.left()
+        self._spool.close(in_use=self._shipper.is_alive())
+        self._closed = ""
+        if left or self._lost:
+            lost = f" {self._lost} could not be written to disk and are lost." if self._lost else ""
+            self._closed = (
+                f"{left} records of this run wait in {self._spool.folder} ({self.trouble}); "
+                f"the same command, run again, sends them.{lost}"
+            )
+            log.warning("%s", self._closed)
+        return self._closed
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, TakenOver):
+            self.close(None)  # the run goes on, and its new driver says how it ends
+        else:
+            stopped = kind is not None and not issubclass(kind, Exception)  # KeyboardInterrupt, SystemExit of a SIGTERM
+            self.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
+
+    def _introduce(self, header: dict[str, Any]) -> None:
+        """Writes whose journal this is; a changed experiment sends the whole of it there."""
+        before = last_header(self._spool)
+        if before is not None and before["run_key"] != header["run_key"]:
+            self._spool.close()
+            raise ValueError(
+                f"{self.folder} belongs to the run key {before['run_key']}, not {header['run_key']}; "
+                "give each run a folder of its own"
+            )
+        start = before["time_ms"] if before is not None else time.time_ns() // 1_000_000
+        if before != (header := header | {"time_ms": start}):
+            self._append(header)
+        if before is not None:
+            self.tag(header["tags"])
+
+    def _await_answer(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not (self._receiver.connected.wait(0.02) or self._shipper.trouble or time.monotonic() > deadline):
+            pass
+        if self._receiver.fatal is not None:
+            self._shipper.drain(0)
+            self._spool.close(in_use=self._shipper.is_alive())
+            raise self._receiver.fatal
+
+    def _stage(self, artifact: str, content: bytes, kind: str = "file") -> None:
+        """Keeps a copy in the run folder and logs it; the same name again replaces it."""
+        path = logged_copy(self.folder, artifact)
+
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(content)
+            temporary.replace(path)
+            to = artifact.rpartition("/")[0]
+            self._spool.append({"kind": kind, "path": f"{COPIES}/{artifact}", "to": to})
+
+        self._guarded(write)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self._guarded(lambda: self._spool.append(record))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:  # the disk is full: the training may still get to its checkpoint
+            self._lost += 1
+            if self._lost == 1:
+                log.warning("Cannot write to %s (%s); the run goes on without its record", self._spool.folder, error)
+
+
+def _start(uri: str, spool: Spool, attempt: bool) -> tuple[Any, Shipper]:
+    quieten(server=database_of(uri) is None)
+    from components.tracking.delivery import MlflowRun  # imports mlflow
+
+    receiver = MlflowRun(uri, spool, attempt)
+    shipper = Shipper(spool, receiver)
+    shipper.start()
+    return receiver, shipper
+
+
+def sweep(uri: str | None = None, minutes: float = 15.0) -> list[str]:
+    """Closes as KILLED our RUNNING runs whose heartbeat is older than `minutes`; returns their ids.
+
+    Raises:
+        TrackingError: the tracker cannot be asked.
+    """
+    client, where = connect_tracking(uri)
+    from components.tracking.delivery import HEARTBEAT, RUN_KEY
+
+    def dead(run: Any) -> bool:
+        beat = run.data.tags.get(HEARTBEAT)
+        now = time.time_ns() // 1_000_000
+        return run.info.status == "RUNNING" and is_stale(int(beat) if beat else None, run.info.start_time, now, minutes)
+
+    closed = []
+    with answering(where):
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        ours = f"attributes.status = 'RUNNING' and tags.`{RUN_KEY}` LIKE '%'"
+        for run in client.search_runs(experiments, ours, max_results=1000):
+            if dead(run) and dead(client.get_run(run.info.run_id)):  # it may have beaten since the search
+                client.set_tag(run.info.run_id, "pretext.swept", f"no heartbeat for {minutes:g} minutes")
+                client.set_terminated(run.info.run_id, "KILLED")
+                closed.append(run.info.run_id)
+    return closed
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        pairs += _flat(value, f"{name}.") if isinstance(value, Mapping) and value else [(name, value)]
+    return pairs
+
+
+def _shown(value: Any, limit: int) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _plain(cell: Any) -> Any:
+    """What JSON knows: NumPy's scalars as Python's, NaN and infinities as null, anything else as text."""
+    value = cell.item() if hasattr(cell, "item") else cell
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)

@@ -1,0 +1,260 @@
+"""Pretraining on Ray Train: workers that restart, checkpoints that survive, points that arrive once.
+
+    pretrain(run, corpus, version, storage=, name=) -> Outcome;  the model is then in <storage>/<name>/model
+
+The name is the run's key: the same name resumes from its newest whole checkpoint, however the last attempt ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where relative paths mean what the user meant
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # the default notices an end only after 2 s
+os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+# raylet prints a paragraph on stdout for each worker that died, although the group restarts
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing a task")
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from components.cluster.connect import connect, lacking_gpus
+from components.cluster.driver_channel import open_mailbox
+from components.corpus.corpus import corpus_uri
+from components.storage.files import join
+from components.storage.home import pretext_home
+from components.storage.lease import ExclusiveLease, require
+from components.training.run_folder import MODEL, RunFolder
+from components.training.snapshot import repair
+from components.training.worker import Training, place, work
+from ssl_core.train.loop import Outcome, Point
+from ssl_core.train.run import Run
+
+__all__ = ["Outcome", "Point", "model_uri", "pretrain"]
+
+GRACE_S = 60.0
+"""How long workers may take for the checkpoint after a wish to stop, before the driver leaves without it."""
+
+log = logging.getLogger(__name__)
+
+
+def model_uri(storage: str, name: str) -> str:
+    """Where a finished run's model lies (`ssl_core.train.checkpoint.load_model` reads it)."""
+    return join(RunFolder(storage, name).uri, MODEL)
+
+
+def pretrain(
+    run: Run,
+    corpus: str,
+    version: int,
+    *,
+    storage: str,
+    name: str,
+    workers: int = 1,
+    gpus: bool = False,
+    sink: Callable[[Point], None] = lambda point: None,
+    max_failures: int = 3,
+    address: str | None = None,
+    lease: ExclusiveLease | None = None,
+) -> Outcome:
+    """Trains `run` on a version of a corpus, or goes on where the run of that name stands.
+
+    SIGTERM and SIGINT to this process checkpoint at the next step and end it as KILLED; the same call goes on. One that
+    comes too late for that is raised again at the end.
+
+    Args:
+        run: what to learn and how.
+        corpus: name, path or URI.
+        version: of the corpus.
+        storage: folder or URI that all workers reach; the run's folder is `name` in it.
+        name: the run's key; another task, corpus or code needs another one.
+        workers: processes that train together.
+        gpus: one GPU for each.
+        sink: gets each step's point once, as it happens, in this process. After a killed driver the points since the
+            checkpoint come again, equal.
+        max_failures: how often the workers are restarted after one has died.
+        address: of a Ray cluster; None takes RAY_ADDRESS or starts a local one.
+        lease: of the run's folder, which the caller holds already; None takes it for this call.
+
+    Returns:
+        FINISHED, KILLED, or FAILED with the reason in one sentence.
+
+    Raises:
+        Busy: another process, here or on another machine, holds the run's folder.
+        TakenOver: the lease was lost on the way; nothing was written since then.
+    """
+    folder = RunFolder(storage, name)
+    with nullcontext(lease) if lease else folder.lease() as held, connect(address):
+        lacking = lacking_gpus(workers, address) if gpus else ""
+        if lacking:
+            return Outcome("FAILED", 0, 0, lacking)
+        wrong = repair(folder, run.train.keep)
+        if wrong:
+            log.info("repaired Ray's snapshot of %s, which was %s", folder.uri, wrong)
+        mailbox = open_mailbox()
+        training = Training(run, corpus_uri(corpus), version, folder, held.record, str(pretext_home()), mailbox)
+        fit = _Fit(_trainer(training, workers, gpus, max_failures))
+        try:
+            with _asked_to_stop() as asked:
+                outcome = _Driver(mailbox, fit, sink, asked.reasons, held).watch()
+        finally:  # workers that still wait for this driver shall not wait for ever
+            with suppress(ray.exceptions.RayError):
+                ray.kill(mailbox)
+        if outcome.status != "FINISHED":
+            require(held.record)
+    if outcome.status == "FAILED" and asked.signal is not None:
+        log.error("%s", outcome.reason)  # what hears the signal will not tell it
+    if outcome.status != "KILLED":
+        asked.ask_again()
+    return outcome
+
+
+def _trainer(training: Training, workers: int, gpus: bool, max_failures: int) -> TorchTrainer:
+    path, filesystem = place(training.folder.storage)
+    return TorchTrainer(
+        work,
+        train_loop_config={"training": training},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker=_resources(workers, gpus)),
+        run_config=RunConfig(
+            name=training.folder.name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=training.run.train.keep),
+        ),
+    )
+
+
+def _resources(workers: int, gpus: bool) -> dict[str, float]:
+    """Fractions of a CPU where there are as many workers as CPUs: whole ones would leave none for anything else."""
+    share = 0.8 * ray.cluster_resources().get("CPU", 1.0) / workers
+    cpu = {"CPU": 1.0 if share >= 1 else max(0.01, round(share, 2))}
+    return {**cpu, "GPU": 1.0} if gpus else cpu
+
+
+class _Fit(threading.Thread):
+    """`trainer.fit()` beside the driver's own loop, so that points and signals never wait for it."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        self.trainer = trainer
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except BaseException as error:
+            self.error = error
+
+
+class _Driver:
+    """Hands on points, passes a wish to stop, and says how it ended."""
+
+    def __init__(
+        self, mailbox: Any, fit: _Fit, sink: Callable[[Point], None], reasons: list[str], lease: ExclusiveLease
+    ) -> None:
+        self.mailbox, self.fit, self.sink, self.reasons, self.lease = mailbox, fit, sink, reasons, lease
+        self.last = Point(0, 0, {}, 0)
+        self.outcome: Outcome | None = None
+        self.asked_at: float | None = None
+
+    def watch(self) -> Outcome:
+        """Until the workers are done, or do not answer a wish to stop."""
+        while self.fit.is_alive() and not self._out_of_grace():
+            self._empty_mailbox(0.25)
+            if self.lease.lost and not self.reasons:
+                self.reasons.append("taken over by another driver")
+            if self.reasons and self.asked_at is None:
+                self.asked_at = time.monotonic()
+                log.warning("%s: a checkpoint is written first; a second signal does not wait for it", self.reasons[0])
+                ray.get(self.mailbox.ask_to_stop.remote(self.reasons[0]))
+        self._empty_mailbox(0.01)
+        return self._verdict()
+
+    def _empty_mailbox(self, seconds: float) -> None:
+        for item in ray.get(self.mailbox.take.remote(seconds)):
+            if "status" in item:
+                self.outcome = Outcome(**item)
+            elif item["step"] > self.last.step:  # a restarted group repeats the steps since its checkpoint
+                self.last = Point(**item)
+                self.sink(self.last)
+
+    def _out_of_grace(self) -> bool:
+        return self.asked_at is not None and time.monotonic() - self.asked_at > GRACE_S
+
+    def _verdict(self) -> Outcome:
+        if self.outcome:  # whatever befell Ray after rank 0 had said its last word
+            return self.outcome
+        failure = ray.get(self.mailbox.failure.remote())
+        if failure or self.fit.error:
+            return self._ended("FAILED", failure or sentence(self.fit.error))
+        if self.reasons:
+            return self._ended("KILLED", f"{self.reasons[0]}; the workers did not write a checkpoint in {GRACE_S:g} s")
+        return self._ended(
+            "FAILED", "The workers ended without a word; their logs are in /tmp/ray/session_latest/logs."
+        )
+
+    def _ended(self, status: Any, reason: str) -> Outcome:
+        return Outcome(status, self.last.step, self.last.steps, reason)
+
+
+@dataclass
+class _Asked:
+    """Why to stop, and the signal that said so."""
+
+    reasons: list[str] = field(default_factory=list)
+    signal: int | None = None
+
+    def ask_again(self) -> None:
+        """The signal did not stop the training, which ended otherwise; what comes after it shall hear it."""
+        if self.signal is not None:
+            signal.raise_signal(self.signal)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[_Asked]:
+    """Collects the signals that ask to stop; a second one of them interrupts as usual."""
+    asked = _Asked()
+
+    def note(number: int, frame: Any) -> None:
+        if asked.reasons:
+            raise KeyboardInterrupt
+        asked.reasons.append(f"stopped by {signal.Signals(number).name}")
+        asked.signal = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def sentence(error: BaseException | None) -> str:
+    """What the user should read of Ray's nested exceptions: the cause's own message, on one line."""
+    causes = list(getattr(error, "worker_failures", {}).values())
+    causes = [getattr(cause, "_base_exc", cause) for cause in causes]
+    deaths = [cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError)]
+    cause = next((cause for cause in causes if cause not in deaths), None)
+    cause = cause or getattr(error, "controller_failure", None)
+    if cause is None and deaths:
+        return (
+            "A worker process died again and again (killed, or out of memory); lower train.batch_size or raise "
+            "train.accumulate if memory is short. The same command goes on from the last checkpoint."
+        )
+    text = " ".join(str(cause or error).split())
+    return text[:500] or type(cause or error).__name__

@@ -1,0 +1,154 @@
+"""What one Ray Train worker does: open the corpus, join the loop, report checkpoints, answer the driver."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+import torch
+from ray.train.v2.api.report_config import CheckpointUploadMode
+
+from components.corpus.corpus import Corpus
+from components.storage.files import join, remote
+from components.storage.lease import TakenOver, require
+from components.training import artefacts
+from components.training.run_folder import MODEL, RunFolder
+from ssl_core.data.reader import ReadError
+from ssl_core.data.shards import Shards
+from ssl_core.train import checkpoint
+from ssl_core.train.loop import pretrain
+from ssl_core.train.run import Run
+from ssl_core.train.team import State
+
+FINAL = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+    ReadError,
+    TakenOver,
+)
+"""Errors that come again however often the workers are restarted: of input, of code, of another driver."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the driver hands to every worker.
+
+    Attributes:
+        run: what to learn and how.
+        corpus: URI of the corpus.
+        version: of the corpus.
+        folder: the run's folder.
+        lease: record of the driver's lease of that folder; nothing is written there once it is gone.
+        home: the driver's pretext home, where a remote corpus is cached.
+        mailbox: actor handle of the run's `Mailbox`.
+    """
+
+    run: Run
+    corpus: str
+    version: int
+    folder: RunFolder
+    lease: str
+    home: str
+    mailbox: Any
+
+
+def work(config: dict[str, Training]) -> None:
+    """The `train_loop_per_worker`: trains, and posts points and outcome from rank 0."""
+    training = config["training"]
+    if ray.get(training.mailbox.failure.remote()):
+        return
+    try:
+        _train(training)
+    except FINAL as error:
+        ray.get(training.mailbox.fail.remote(str(error) or type(error).__name__))
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # the others may wait for this one; Ray ends them all, and the next group returns at once
+
+
+def _train(training: Training) -> None:
+    os.environ["PRETEXT_HOME"] = training.home
+    context, device = ray.train.get_context(), _device()
+    rank = context.get_world_rank()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    artefacts.take(training.run.task, training.folder)
+    corpus = Corpus.open(training.corpus, training.version)
+    outcome = pretrain(
+        training.run,
+        Shards.open(corpus.shards()),
+        corpus.digest(),
+        ReportingStore(training, rank),
+        rank=rank,
+        world=context.get_world_size(),
+        device=device,
+        on_point=lambda point: training.mailbox.post.remote(asdict(point)),
+        stop=_listen(training.mailbox) if rank == 0 else str,
+    )
+    if rank == 0:
+        ray.get(training.mailbox.post.remote(asdict(outcome)))
+
+
+def _device() -> torch.device:
+    from ray.train.torch import get_device
+
+    device: torch.device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _listen(mailbox: Any) -> Callable[[], str]:
+    """The loop's `stop`: a thread waits for the driver's wish, so that asking costs nothing."""
+    heard: list[str] = []
+
+    def wait() -> None:
+        try:
+            heard.append(ray.get(mailbox.stop_asked.remote()))
+        except ray.exceptions.RayError:
+            return  # the driver is gone, and Ray ends this process with it
+
+    threading.Thread(target=wait, name="stop-listener", daemon=True).start()
+    return lambda: heard[0] if heard else ""
+
+
+class ReportingStore:
+    """The loop's store in the run's folder; tells Ray Train of every checkpoint, which then keeps the newest ones."""
+
+    def __init__(self, training: Training, rank: int) -> None:
+        self.folder, self.lease, self.mailbox, self.rank = training.folder, training.lease, training.mailbox, rank
+
+    def newest(self) -> State | None:
+        return self.folder.newest()
+
+    def keep(self, step: int, state: State) -> None:
+        reported = None
+        if self.rank == 0:
+            # Workers outlive a killed driver by seconds. A checkpoint of theirs would hide the points that nobody took.
+            ray.get(self.mailbox.settle.remote())
+            require(self.lease)
+            name = checkpoint.name_of(step)
+            self.folder.put(name, lambda path: checkpoint.save(path, *state))
+            reported = ray.train.Checkpoint(*place(join(self.folder.uri, name)))
+        ray.train.report({"step": step}, reported, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+    def publish(self, write: Callable[[Path], None]) -> None:
+        require(self.lease)
+        self.folder.put(MODEL, write)
+
+
+def place(uri: str) -> tuple[str, pyarrow.fs.FileSystem]:
+    """Path and pyarrow file system of a URI, through fsspec, so that all parts of a run share one way of access."""
+    if "://" not in uri:
+        return uri, pyarrow.fs.LocalFileSystem()
+    fs, path = remote(uri)
+    return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))

@@ -1,0 +1,296 @@
+"""The judge on real digits: what it reports, what it refuses, and that two judgements compare sample by sample."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from components.evaluation.evaluate import Settings, Split, evaluate, evaluation_set, untrained
+from components.evaluation.factors import FactorTable
+from components.evaluation.result import ENCODER, PIXELS, RANDOM, Judgement, paired_gain
+from components.registry.export import input_of
+from ssl_core.data.shards import SCHEMA, Shards, write_shard
+from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.tasks.exemplar_cnn import ExemplarCNN
+from ssl_core.tasks.rotation import Rotation
+from ssl_core.tasks.supervised import Supervised
+from ssl_core.types import Field
+
+SIDE = 16
+TASK = Rotation(canvas=SIDE, flip=False)
+ENCODER_SPEC = EncoderSpec("resnet18", width=0.125, stem="imagenet", zero_init=False)
+QUICK = Settings(draws=3, batch_size=64)
+
+
+def write_part(path, rows, labels):
+    """A part of one shard with digits `rows`, 16 px a side, grey as RGB."""
+    digits = load_digits()
+    payloads = []
+    for i in rows:
+        small = Image.fromarray((digits.images[i] * 255 / 16).astype(np.uint8))
+        payloads.append(np.repeat(np.asarray(small.resize((SIDE, SIDE), Image.BICUBIC)), 3).tobytes())
+    n = len(payloads)
+    table = {
+        "hash": [hashlib.sha256(payload + bytes([i % 256])).hexdigest() for i, payload in enumerate(payloads)],
+        "uri": [f"memory:{i}" for i in rows],
+        "source_size": [64] * n,
+        "source_mtime": [0] * n,
+        "payload": payloads,
+        "codec": ["raw"] * n,
+        "height": [SIDE] * n,
+        "width": [SIDE] * n,
+        "label": [str(digits.target[i]) if labels else None for i in rows],
+        "batch": [0] * n,
+    }
+    write_shard(path, pa.table(table, schema=SCHEMA))
+    return Split(Shards.open([path]), hashlib.sha256(b"".join(payloads)).hexdigest())
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora")
+    return write_part(folder / "a.parquet", range(300), True), write_part(folder / "b.parquet", range(300, 450), True)
+
+
+def judge(parts, seed=0, settings=QUICK):
+    model, start = untrained(TASK, ENCODER_SPEC, seed), untrained(TASK, ENCODER_SPEC, 0)
+    return evaluate(TASK, model, start, *parts, settings=settings, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def judged(parts):
+    return judge(parts)
+
+
+def test_every_layer_stands_beside_its_untrained_self_and_the_raw_pixels(judged):
+    judgement, _ = judged
+    layers = [row.layer for row in judgement.rows if row.source == ENCODER]
+    assert layers == [row.layer for row in judgement.rows if row.source == RANDOM] == [f"stage{i}" for i in range(1, 5)]
+    assert judgement.row(PIXELS).dim == SIDE * SIDE  # grey pictures count one channel
+    for row in judgement.rows:
+        assert set(row.scores) == {"linear", "knn", "1-label", "5-label"}
+        assert all(
+            0 <= score.low <= score.mean <= score.high <= 1 or "label" in name for name, score in row.scores.items()
+        )
+        assert set(row.measures) == {"rank_me", "alignment", "uniformity"}
+    assert judgement.samples == {"train": 300, "test": 150} and judgement.classes == tuple("0123456789")
+
+
+def test_an_untrained_encoder_equals_its_random_init_and_raw_digits_are_easy(judged):
+    judgement, _ = judged
+    for layer in ("stage1", "stage4"):
+        assert judgement.row(ENCODER, layer).scores == judgement.row(RANDOM, layer).scores
+    pixels = judgement.row(PIXELS).scores
+    assert pixels["knn"].mean > 0.75 and pixels["linear"].mean > 0.75
+    assert pixels["5-label"].mean > pixels["1-label"].mean + 0.1
+
+
+def test_a_task_answered_at_chance_is_said_in_a_sentence(judged):
+    judgement, _ = judged
+    accuracy = judgement.pretext["accuracy"]
+    assert accuracy.chance == 0.25 and accuracy.low < 0.27
+    assert any("at chance on held-out samples" in note for note in judgement.notes)
+
+
+def test_a_task_that_asks_for_a_samples_number_is_judged_without_it_and_exported_as_one_of_images(parts):
+    task = ExemplarCNN(canvas=SIDE, size=SIDE, classes=20)  # of which other corpora have no sample
+    model = untrained(task, ENCODER_SPEC, 0)
+    judgement, evidence = evaluate(task, model, untrained(task, ENCODER_SPEC, 0), *parts, settings=QUICK, device="cpu")
+    assert judgement.pretext == {} and judgement.row(PIXELS).scores
+    assert "alignment" in judgement.row(ENCODER, "stage4").measures
+    assert evidence.panel.captions[0].startswith("sample 0, taken for")
+    assert input_of(task) == ("image", Field("image", (3, SIDE, SIDE)))
+
+
+def test_a_judgement_goes_to_json_and_back(judged):
+    judgement, _ = judged
+    text = judgement.to_json()
+    assert Judgement.from_json(text) == judgement
+    assert json.loads(text)["best"] == judgement.best
+    for broken in ("[]", "{}", "not json", json.dumps(json.loads(text) | {"rows": []})):
+        with pytest.raises(ValueError, match="`pretext evaluate` writes it anew"):
+            Judgement.from_json(broken)
+
+
+def test_judging_again_gives_the_same_judgement_and_batch_size_does_not_count(parts, judged):
+    again, _ = judge(parts, settings=dataclasses.replace(QUICK, batch_size=32))
+    assert again.evaluation_set == judged[0].evaluation_set
+    for mine, theirs in zip(again.rows, judged[0].rows):
+        assert mine.scores["knn"].mean == pytest.approx(theirs.scores["knn"].mean, abs=0.01)
+    same, _ = judge(parts)
+    assert same == judged[0]
+
+
+def test_the_evaluation_set_is_named_by_data_seed_and_probes(tmp_path):
+    part = write_part(tmp_path / "g.parquet", range(40), False)
+    judgements = [
+        judge((part,))[0],
+        judge((dataclasses.replace(part, digest="other"),))[0],
+        judge((part,), settings=dataclasses.replace(QUICK, seed=1))[0],
+        judge((part,), settings=dataclasses.replace(QUICK, neighbours=5))[0],
+    ]
+    assert len({judgement.evaluation_set for judgement in judgements}) == 4
+
+
+@pytest.fixture(scope="module")
+def ink(tmp_path_factory):
+    """Factors of the digits: their mean brightness, and a coin for each."""
+    path = tmp_path_factory.mktemp("factors") / "factors.parquet"
+    images = load_digits().images[:450]
+    coins = np.random.default_rng(0).integers(0, 2, 450)
+    columns = {"file": [f"memory:{i}" for i in range(450)], "ink": images.mean((1, 2)), "coin": coins.astype(str)}
+    pq.write_table(pa.table(columns), path)
+    return FactorTable.read(str(path))
+
+
+def test_factors_are_told_at_every_layer_and_go_to_json_metrics_and_tables(parts, ink, judged):
+    model = untrained(TASK, ENCODER_SPEC, 0)
+    judgement, _ = evaluate(TASK, model, model, *parts, settings=QUICK, device="cpu", factors=ink)
+    assert all(list(row.factors) == ["ink", "coin"] for row in judgement.rows)
+    assert [row.scores for row in judgement.rows] == [row.scores for row in judged[0].rows]
+    brightness, coin = judgement.factors["ink"], judgement.factors["coin"]
+    assert (brightness.kind, brightness.guessing, coin.kind, coin.guessing) == ("quantity", 0, "name", 0.5)
+    assert brightness.known[PIXELS].score.mean > 0.95 and brightness.known[ENCODER].score.low > 0.2
+    for source in (ENCODER, RANDOM, PIXELS):
+        known = coin.known[source]
+        assert known.score.low < 0.5 < known.score.high
+        assert judgement.row(source, known.layer).factors["coin"] == known.score
+    assert Judgement.from_json(judgement.to_json()) == judgement
+    assert judgement.metrics()["judge/factors/ink/raw_pixels"] == brightness.known[PIXELS].score.mean
+    assert judgement.table()[0]["factor ink"] == pytest.approx(100 * judgement.rows[0].factors["ink"].mean)
+    line = judgement.factor_table()[0]
+    assert line["factor"] == "ink" and line["raw pixels"] == pytest.approx(100 * brightness.known[PIXELS].score.mean)
+    assert line["encoder layer"] == brightness.known[ENCODER].layer and line["encoder low"] < line["encoder high"]
+
+
+def test_factors_are_part_of_the_evaluation_set_and_need_no_labels(tmp_path, ink, judged, parts):
+    bare = write_part(tmp_path / "h.parquet", range(60), False)
+    start = untrained(TASK, ENCODER_SPEC, 0)
+    judgement, _ = evaluate(TASK, start, start, bare, settings=QUICK, device="cpu", factors=ink)
+    assert judgement.classes == () and judgement.factors["ink"].known[PIXELS].score.mean > 0.5
+    names = {evaluation_set(*parts, QUICK, factors) for factors in (None, ink, dataclasses.replace(ink, digest="x"))}
+    assert len(names) == 3 and judged[0].evaluation_set in names
+    strange = dataclasses.replace(ink, table=ink.table.slice(10))
+    with pytest.raises(ValueError, match="no row for 5 of 30 samples, first memory:0"):
+        evaluate(TASK, start, start, bare, settings=QUICK, device="cpu", factors=strange)
+
+
+def test_a_judgement_of_before_factors_is_read(judged):
+    data = json.loads(judged[0].to_json())
+    del data["factors"]
+    for row in data["rows"]:
+        del row["factors"]
+    assert Judgement.from_json(json.dumps(data)) == judged[0]
+
+
+def test_the_paired_gain_is_zero_on_itself_and_finds_which_of_two_is_better(parts, judged):
+    mine, _ = judged
+    for probe in ("linear", "knn", "1-label", "5-label"):
+        assert paired_gain(mine, mine, probe) == (0, 0, 0)
+    other, _ = judge(parts, seed=5)
+    gain = paired_gain(other, mine, "knn")
+    scores = [judgement.row(ENCODER, judgement.best).scores["knn"].mean for judgement in (other, mine)]
+    assert gain.mean == pytest.approx(100 * (scores[0] - scores[1]))
+    assert gain.low <= gain.mean <= gain.high
+    backwards = paired_gain(mine, other, "knn")
+    assert backwards.mean == pytest.approx(-gain.mean)
+
+
+def test_judgements_that_cannot_be_compared_are_refused(judged):
+    mine, _ = judged
+    with pytest.raises(ValueError, match="different evaluation sets"):
+        paired_gain(mine, dataclasses.replace(mine, evaluation_set="other"))
+    with pytest.raises(ValueError, match="no per-sample record of the probe 'svm'"):
+        paired_gain(mine, mine, "svm")
+
+
+def test_without_labels_the_label_free_measures_remain(tmp_path):
+    part = write_part(tmp_path / "c.parquet", range(200), False)
+    judgement, evidence = judge((part,))
+    assert judgement.best == "stage4" and judgement.classes == () and judgement.correct == {}
+    assert all(not row.scores and row.measures["rank_me"] >= 1 for row in judgement.rows)
+    assert any("no labelled set" in note for note in judgement.notes)
+    assert evidence.labels == () and len(evidence.queries) == 8
+    assert Judgement.from_json(judgement.to_json()) == judgement
+
+
+def test_the_supervised_reference_is_asked_for_held_out_labels_where_they_mean_the_same(parts, tmp_path):
+    def pretext(classes, *splits):
+        task = Supervised(canvas=SIDE, size=SIDE, classes=classes)
+        models = [untrained(task, ENCODER_SPEC, seed) for seed in (0, 0)]
+        judgement, evidence = evaluate(task, *models, *splits, settings=QUICK, device="cpu")
+        assert set(judgement.rows[0].scores) == {"linear", "knn", "1-label", "5-label"}
+        assert len(evidence.panel.captions) == min(256, judgement.samples["test"])
+        return judgement.pretext
+
+    assert pretext(10, *parts)["accuracy"].chance == 0.1
+    assert 0 < pretext(10, *parts)["accuracy"].mean < 0.4
+    assert pretext(11, *parts) == {}  # the model knows classes that are not here
+    some = write_part(tmp_path / "h.parquet", [0, 1, 2, 10, 11, 12], True)
+    assert pretext(10, parts[0], some) == {}  # the test split's third class need not be the model's
+
+
+def test_labels_that_cannot_judge_are_named(parts, tmp_path):
+    train, test = parts
+    bare = write_part(tmp_path / "d.parquet", range(20), False)
+    zeros = write_part(tmp_path / "e.parquet", [0, 10, 20], True)
+    with pytest.raises(ValueError, match="has none as a label"):
+        judge((bare, test))
+    with pytest.raises(ValueError, match="has only '0' as a label"):
+        judge((zeros, test))
+    with pytest.raises(ValueError, match="no labelled sample"):
+        judge((train, bare))
+    few = write_part(tmp_path / "f.parquet", [0, 1, 10, 11], True)
+    with pytest.raises(ValueError, match="has the class '2'"):
+        judge((few, test))
+
+
+def test_a_broken_encoder_does_not_pass_the_gate(parts):
+    model = untrained(TASK, ENCODER_SPEC, 0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    judgement, _ = evaluate(TASK, model, untrained(TASK, ENCODER_SPEC, 0), *parts, settings=QUICK, device="cpu")
+    assert "nearly the same features" in judgement.collapse
+    assert judgement.metrics()["judge/collapsed"] == 1
+
+
+def test_metrics_and_table_are_flat_and_name_every_row(judged):
+    judgement, _ = judged
+    metrics = judgement.metrics()
+    best = judgement.row(ENCODER, judgement.best)
+    assert metrics["judge/best/linear"] == best.scores["linear"].mean
+    assert metrics["judge/raw_pixels/knn"] == judgement.row(PIXELS).scores["knn"].mean
+    assert all(isinstance(value, float) for value in metrics.values())
+    table = judgement.table()
+    assert len(table) == len(judgement.rows) == 9
+    assert table[0]["linear"] == pytest.approx(100 * judgement.rows[0].scores["linear"].mean)
+
+
+def test_neighbours_are_real_pictures_of_the_training_part(parts, judged):
+    _, evidence = judged
+    assert evidence.found.shape == (8, 5, SIDE, SIDE, 3) and evidence.queries.shape == (8, SIDE, SIDE, 3)
+    known = {parts[0].shards.payload(i).tobytes() for i in range(len(parts[0].shards))}
+    assert all(picture.tobytes() in known for picture in evidence.found.reshape(-1, SIDE, SIDE, 3))
+    assert all(len(captions) == 6 for captions in evidence.captions)
+    assert evidence.captions[0][0] == "0" and len(evidence.labels) == len(evidence.features) == 150
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for wrong in (
+        {"draws": 1},
+        {"draws": 256},
+        {"neighbours": 0},
+        {"holdout": 1.0},
+        {"temperature": 0.0},
+        {"shots": (0,)},
+    ):
+        with pytest.raises(ValueError):
+            Settings(**wrong)
