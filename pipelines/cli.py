@@ -23,7 +23,7 @@ from pipelines import console
 from pipelines.console import Stopped
 
 app = typer.Typer(
-    help="Unlabelled images, video and audio in; a registered, judged encoder out.",
+    help="Unlabelled images, video and audio in; a registered, evaluated encoder out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,7 +50,7 @@ CorpusArgument = Annotated[str, typer.Argument(metavar="CORPUS", help="Corpus na
 
 @app.command()
 def quickstart(output: OutputOption = Output.table) -> None:
-    """Write the digits, pretrain on them, judge and register the encoder."""
+    """Write the digits, pretrain on them, evaluate and register the encoder."""
     from components.samples.digits import write_digits
     from components.storage.home import pretext_home
 
@@ -157,18 +157,18 @@ def pretrain(recipe: RecipeArgument, set_: SetOption = None) -> None:
 
 @app.command()
 def evaluate(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
-    """Judge the trained encoder of a recipe: probes, figures, report."""
+    """Evaluate the trained encoder of a recipe: probes, figures, report."""
     from pipelines.config import load_recipe
     from pipelines.local import evaluate_alone
-    from pipelines.summary import show_judgement
+    from pipelines.summary import show_evaluation
 
-    judgement, plan = evaluate_alone(load_recipe(recipe, set_ or ()))
-    show_judgement(judgement, plan, as_json=output is Output.json)
+    evaluation, plan = evaluate_alone(load_recipe(recipe, set_ or ()))
+    show_evaluation(evaluation, plan, as_json=output is Output.json)
 
 
 @app.command()
 def register(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
-    """Register the judged encoder of a recipe; it becomes champion only if it is better."""
+    """Register the evaluated encoder of a recipe; it becomes champion only if it is better."""
     from pipelines.config import load_recipe
     from pipelines.local import register_alone
     from pipelines.summary import show_registered
@@ -188,7 +188,7 @@ def compare(
     set_: SetOption = None,
     output: OutputOption = Output.table,
 ) -> None:
-    """Train and judge several recipes on one corpus, and show them side by side; a stopped comparison goes on."""
+    """Train and evaluate several recipes on one corpus, and show them side by side; a stopped comparison goes on."""
     from pipelines.compare import compare, load
     from pipelines.side_by_side import show_compared
 
@@ -203,7 +203,7 @@ def embed(
     source: Annotated[str, typer.Argument(help="Folder, glob, tar, Parquet file, a URI of one, or a corpus.")],
     model: Annotated[str, typer.Option("--model", help="models:/NAME@champion, models:/NAME/3, or a model folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write: uri, hash, embedding.")],
-    layer: Annotated[str | None, typer.Option(help="Layer to read; by default the one that judged best.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer to read; by default the one that evaluated best.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
     column: Annotated[str | None, typer.Option(help="Column of image bytes in Parquet sources.")] = None,
     tracking: Annotated[str | None, typer.Option(help="MLflow server; default as in a recipe.")] = None,

@@ -1,9 +1,9 @@
-"""Several recipes side by side: each trained with the same budget on the same corpus, judged by the same probes.
+"""Several recipes side by side: each trained with the same budget on the same corpus, evaluated by the same probes.
 
     names of recipes, or of a comparison (a file that lists recipes) -> Recipes -> runs as `pretext run` makes them,
     without registration -> Comparison -> table, figures, one page, an MLflow run above those of the recipes
 
-What was trained and judged before is not done again, so that the same command goes on where it was stopped.
+What was trained and evaluated before is not done again, so that the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines import local
 from pipelines.config import COMPARISONS, NAME, WRITTEN, Recipe, RecipeError, Section, find_recipe, load_recipe
 from pipelines.console import complain, say
 from pipelines.plan import Plan, plan
-from pipelines.session import StepError, held, started_by, stoppable
+from pipelines.session import StepError, locked, started_by, stoppable
 from pipelines.side_by_side import markdown
 from pipelines.source_map import SourceMap, YamlError
 from ssl_core.tasks import TASKS
@@ -51,7 +51,7 @@ class ComparisonFile(Section):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComparisonRequest:
     """What is to be compared.
 
     Attributes:
@@ -87,7 +87,7 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-def load(names: Sequence[str], budget: str | None = None, overrides: Sequence[str] = ()) -> Asked:
+def load(names: Sequence[str], budget: str | None = None, overrides: Sequence[str] = ()) -> ComparisonRequest:
     """Recipes by name or file, in order; a comparison stands for the recipes that it lists.
 
     Raises:
@@ -112,7 +112,7 @@ def load(names: Sequence[str], budget: str | None = None, overrides: Sequence[st
     timed = ["train.steps=null", f"train.seconds={seconds}"] if seconds else []
     recipes = tuple(load_recipe(name, [*overrides, *timed]) for name in listed)
     _check(recipes)
-    return Asked(title, seconds, recipes)
+    return ComparisonRequest(title, seconds, recipes)
 
 
 def _budget_of(text: str, source: SourceMap) -> tuple[str, float]:
@@ -198,7 +198,7 @@ def _listed(recipe: str, path: Path, where: str) -> str:
 
 
 def _check(recipes: Sequence[Recipe]) -> None:
-    """Raises RecipeError where two have one name, or train on unlike things, or are judged on other samples."""
+    """Raises RecipeError where two have one name, or train on unlike things, or are evaluated on other samples."""
     first, seen = recipes[0], set[str]()
     for recipe in recipes:
         if recipe.name in seen:
@@ -211,7 +211,7 @@ def _check(recipes: Sequence[Recipe]) -> None:
             if mine != theirs:
                 raise RecipeError(
                     f"{recipe.name} and {first.name} cannot be compared: {what} is {mine} and {theirs}; "
-                    "what is compared trains on one corpus and one kind of device, and is judged on the same samples"
+                    "what is compared trains on one corpus and one kind of device, and is evaluated on the same samples"
                 )
 
 
@@ -224,8 +224,8 @@ def _must_equal(recipe: Recipe, first: Recipe) -> Iterator[tuple[str, Any, Any]]
     yield "cluster.gpus", recipe.cluster.gpus, first.cluster.gpus
 
 
-def compare(asked: Asked) -> Compared:
-    """Train and judge all, or go on where it was stopped; then write what they show beside each other.
+def compare(request: ComparisonRequest) -> Compared:
+    """Train and evaluate all, or go on where it was stopped; then write what they show beside each other.
 
     Raises:
         StorageError, CorpusError: a corpus cannot be used.
@@ -233,18 +233,18 @@ def compare(asked: Asked) -> Compared:
         Stopped: by a signal; what was reached is kept.
     """
     began = time.monotonic()
-    with stoppable(), connect(asked.recipes[0].cluster.address):
-        for recipe in _first_of_each_source(asked.recipes):
+    with stoppable(), connect(request.recipes[0].cluster.address):
+        for recipe in _first_of_each_source(request.recipes):
             local.ingest_step(recipe)
-        runs = [(recipe, plan(recipe)) for recipe in (*asked.recipes, *_reference(asked.recipes))]
-        key = _key(asked.name, runs)
-        folder = pretext_home() / "comparisons" / f"{asked.name}-{key[:10]}"
-        with _record(asked, folder, key) as tracker:
+        runs = [(recipe, plan(recipe)) for recipe in (*request.recipes, *_reference(request.recipes))]
+        key = _key(request.name, runs)
+        folder = pretext_home() / "comparisons" / f"{request.name}-{key[:10]}"
+        with _record(request, folder, key) as tracker:
             contenders = []
             for number, (recipe, planned) in enumerate(runs, 1):
                 say(f"compare {number}/{len(runs)}: {recipe.name}")
                 contenders.append(_contend(recipe, planned, tracker))
-            comparison = _comparison(asked, runs[0][1], contenders)
+            comparison = _comparison(request, runs[0][1], contenders)
             answers = {planned.name: _answers(planned) for _, planned in runs}
             _publish(comparison, answers, folder, tracker)
     return Compared(comparison, folder, time.monotonic() - began)
@@ -300,13 +300,13 @@ def _views(recipe: Recipe) -> dict[str, Any]:
 
 
 def _key(name: str, runs: Sequence[tuple[Recipe, Plan]]) -> str:
-    """Of the comparison: of one name, the same runs, judged in the same way, are the same comparison."""
+    """Of the comparison: of one name, the same runs, evaluated in the same way, are the same comparison."""
     parts = [name, *([planned.key, recipe.plain()["evaluate"]] for recipe, planned in runs)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextmanager
-def _record(asked: Asked, folder: Path, key: str) -> Iterator[Tracker]:
+def _record(request: ComparisonRequest, folder: Path, key: str) -> Iterator[Tracker]:
     """The comparison's MLflow run, above those of its recipes; one process at a time works on it.
 
     Raises:
@@ -314,24 +314,24 @@ def _record(asked: Asked, folder: Path, key: str) -> Iterator[Tracker]:
     """
     from components.tracking.tracker import Tracker
 
-    tracking = asked.recipes[0].tracking
+    tracking = request.recipes[0].tracking
     how: dict[str, Any] = {"experiment": tracking.experiment, "uri": tracking.uri, "system_metrics": 0.0}
-    with held(folder.name, folder), Tracker(key, folder, name=folder.name, tags=started_by(), **how) as tracker:
-        names = {str(number): recipe.name for number, recipe in enumerate(asked.recipes, 1)}
-        tracker.params({"budget_seconds": asked.budget, "recipes": names})
+    with locked(folder.name, folder), Tracker(key, folder, name=folder.name, tags=started_by(), **how) as tracker:
+        names = {str(number): recipe.name for number, recipe in enumerate(request.recipes, 1)}
+        tracker.params({"budget_seconds": request.budget, "recipes": names})
         yield tracker
 
 
 def _contend(recipe: Recipe, planned: Plan, above: Tracker) -> Contender:
-    """Train and judge one; what fails of it is told in the table, and the others go on."""
+    """Train and evaluate one; what fails of it is told in the table, and the others go on."""
     from components.training.artefacts import ArtefactError
 
     who = Contender(recipe.name, recipe.task_name, _in_words(recipe.encoder.build()), planned.name, None)
     try:
         with local.at_work(recipe, planned, above.run_id) as (tracker, lease):
             local.pretrain_step(recipe, planned, tracker, lease)
-            judgement = local.judged_step(recipe, planned, tracker)
-            return replace(who, judgement=judgement, **_cost(tracker.points(), recipe.train.build().batch_size))
+            evaluation = local.reused_evaluation(recipe, planned, tracker)
+            return replace(who, evaluation=evaluation, **_cost(tracker.points(), recipe.train.build().batch_size))
     except (StepError, ArtefactError, ValueError) as error:
         complain(f"{recipe.name}: {error}")
         return replace(who, failure=str(error))
@@ -348,9 +348,9 @@ def _cost(points: Sequence[Logged], batch: int) -> dict[str, Any]:
     return {"steps": last, "seconds": ended, "rate": rate, "memory": int(memory * 2**20)}
 
 
-def _comparison(asked: Asked, planned: Plan, contenders: Sequence[Contender]) -> Comparison:
-    unit = "GPU-seconds" if asked.recipes[0].cluster.gpus else "CPU-seconds"
-    return Comparison(asked.name, planned.corpus, planned.version, asked.budget, unit, tuple(contenders))
+def _comparison(request: ComparisonRequest, planned: Plan, contenders: Sequence[Contender]) -> Comparison:
+    unit = "GPU-seconds" if request.recipes[0].cluster.gpus else "CPU-seconds"
+    return Comparison(request.name, planned.corpus, planned.version, request.budget, unit, tuple(contenders))
 
 
 def _in_words(spec: Any) -> str:
@@ -382,7 +382,7 @@ def _publish(comparison: Comparison, answers: Mapping[str, bytes], folder: Path,
 
 
 def _answers(planned: Plan) -> bytes:
-    """What the task saw and answered: the figure that judging the run has left in its folder."""
+    """What the task saw and answered: the figure that evaluating the run has left in its folder."""
     from components.tracking.tracker import logged_copy
 
     path = logged_copy(planned.folder, "figures/answers.png")

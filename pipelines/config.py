@@ -34,7 +34,7 @@ from components.corpus.corpus import CorpusError, corpus_uri
 from components.evaluation.evaluate import Settings
 from components.tracking.errors import shown
 from pipelines.source_map import SourceMap, YamlError
-from ssl_core.data.decode import Canon, Limits
+from ssl_core.data.decode import Limits, SampleFormat
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.task import PretextTask
 from ssl_core.tasks import TASKS
@@ -93,7 +93,7 @@ class Mirror(Section):
         return self
 
     def build(self) -> Any:
-        """The dataclass; its own `__post_init__` judges the values.
+        """The dataclass; its own `__post_init__` checks the values.
 
         Raises:
             ValueError: the dataclass refuses a value.
@@ -136,7 +136,7 @@ else:
 
 
 class LabelledSection(Section):
-    """A labelled corpus for judging; its images never train the encoder."""
+    """A labelled corpus for evaluating; its images never train the encoder."""
 
     name: str = Field(description="corpus name, path or URI")
     sources: tuple[str, ...] = Field(
@@ -159,9 +159,9 @@ class CorpusSection(Section):
     quality: int = Field(95, ge=1, le=100, description="JPEG quality of the `jpeg` payload")
     limits: mirror(Limits) = Field(default_factory=lambda: mirror(Limits)(), description="what a media file may cost")  # type: ignore[valid-type]
 
-    def canon(self) -> Canon:
+    def sample_format(self) -> SampleFormat:
         """How images are stored."""
-        return Canon(size=self.size, payload=self.payload, quality=self.quality)
+        return SampleFormat(size=self.size, payload=self.payload, quality=self.quality)
 
 
 def _well_named(section: Any) -> Any:
@@ -185,7 +185,7 @@ class ClusterSection(Section):
 
 
 class EvaluateSection(mirror(Settings)):  # type: ignore[misc]
-    """How the encoder is judged."""
+    """How the encoder is evaluated."""
 
     train: Annotated[LabelledSection, AfterValidator(_well_named)] | None = Field(
         None, description="labelled images that fit the probes; none: label-free measures only"
@@ -196,8 +196,8 @@ class EvaluateSection(mirror(Settings)):  # type: ignore[misc]
     factors: str | None = Field(
         None,
         min_length=1,
-        description="Parquet file of what is known of the judged images, such as hue: column `file` is the end of an "
-        "image's URI, the others are factors; {home} is the pretext home",
+        description="Parquet file of what is known of the evaluated images, such as hue: column `file` is the end of "
+        "an image's URI, the others are factors; {home} is the pretext home",
     )
 
     @model_validator(mode="after")

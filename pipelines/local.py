@@ -1,6 +1,6 @@
 """The pipeline in one process: ingest -> artefacts -> pretrain -> evaluate -> register, each step also alone.
 
-A step leaves what the next one needs in the run folder (model/, judgement.json, report.html), so that it can be
+A step leaves what the next one needs in the run folder (model/, evaluation.json, report.html), so that it can be
 repeated alone, and a run that was stopped goes on where it stood.
 """
 
@@ -21,16 +21,16 @@ import yaml
 
 from components.cluster.connect import connect
 from components.corpus.corpus import Corpus, CorpusError
-from components.evaluation.result import Judgement
+from components.evaluation.result import Evaluation
 from components.ingest.ingest import IngestReport, Progress, ingest
 from components.storage.home import pretext_home
 from pipelines.config import CorpusSection, LabelledSection, Recipe
 from pipelines.console import Bar, Stopped, duration, say
 from pipelines.plan import Plan, plan
-from pipelines.session import StepError, held, stoppable, tracked
+from pipelines.session import StepError, locked, stoppable, tracked
 from pipelines.summary import markdown
 from ssl_core.artefact import digests
-from ssl_core.data.decode import Canon, Limits
+from ssl_core.data.decode import Limits, SampleFormat
 
 if TYPE_CHECKING:
     from components.embed.embed import EmbedReport
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from components.training.run_folder import RunFolder
     from ssl_core.train.run import Run
 
-MODEL, JUDGEMENT, REPORT = "model", "judgement.json", "report.html"
+MODEL, EVALUATION, REPORT = "model", "evaluation.json", "report.html"
 """What the steps leave in the run folder."""
 
 
@@ -54,7 +54,7 @@ class Summary:
     Attributes:
         plan: the run's identity.
         ingested: corpus -> what was taken in.
-        judgement: of the encoder.
+        evaluation: of the encoder.
         registered: the model version; None where the recipe registers nothing.
         report: path of the HTML report.
         seconds: it all took.
@@ -62,7 +62,7 @@ class Summary:
 
     plan: Plan
     ingested: dict[str, IngestReport]
-    judgement: Judgement
+    evaluation: Evaluation
     registered: Registered | None
     report: Path
     seconds: float
@@ -82,9 +82,9 @@ def run_pipeline(recipe: Recipe) -> Summary:
         planned = plan(recipe)
         with at_work(recipe, planned) as (tracker, lease):
             pretrain_step(recipe, planned, tracker, lease)
-            judgement = evaluate_step(recipe, planned, tracker)
-            registered = register_step(recipe, planned, tracker, judgement) if recipe.register_ else None
-        return Summary(planned, ingested, judgement, registered, planned.folder / REPORT, time.monotonic() - began)
+            evaluation = evaluate_step(recipe, planned, tracker)
+            registered = register_step(recipe, planned, tracker, evaluation) if recipe.register_ else None
+        return Summary(planned, ingested, evaluation, registered, planned.folder / REPORT, time.monotonic() - began)
 
 
 def artefacts_alone(recipe: Recipe) -> tuple[dict[str, str], Plan]:
@@ -92,7 +92,7 @@ def artefacts_alone(recipe: Recipe) -> tuple[dict[str, str], Plan]:
     with stoppable():
         planned = plan(recipe)
         folder = run_folder(recipe, planned)
-        with held(f"run {planned.name}", planned.folder, None if folder.holds(MODEL) else folder) as lease:
+        with locked(f"run {planned.name}", planned.folder, None if folder.holds(MODEL) else folder) as lease:
             return digests(artefacts_step(recipe, planned, lease).task), planned
 
 
@@ -105,26 +105,26 @@ def pretrain_alone(recipe: Recipe) -> Plan:
         return planned
 
 
-def evaluate_alone(recipe: Recipe) -> tuple[Judgement, Plan]:
-    """Judge the encoder that the recipe has trained. Raises what `run_pipeline` raises."""
+def evaluate_alone(recipe: Recipe) -> tuple[Evaluation, Plan]:
+    """Evaluate the encoder that the recipe has trained. Raises what `run_pipeline` raises."""
     with stoppable():
         planned = plan(recipe)
         require_model(recipe, planned)
-        judged_with(recipe, planned)  # what is missing for it is told before the run's record is opened
+        evaluated_with(recipe, planned)  # what is missing for it is told before the run's record is opened
         with at_work(recipe, planned) as (tracker, _):
             return evaluate_step(recipe, planned, tracker), planned
 
 
 def register_alone(recipe: Recipe) -> Registered:
-    """Register the encoder that the recipe has trained and judged. Raises what `run_pipeline` raises."""
+    """Register the encoder that the recipe has trained and evaluated. Raises what `run_pipeline` raises."""
     if recipe.register_ is None:
         raise StepError("the recipe has no section `register`; add `register: {model: NAME}`")
     with stoppable():
         planned = plan(recipe)
         require_model(recipe, planned)
-        judgement = read_judgement(planned)
+        evaluation = read_evaluation(planned)
         with at_work(recipe, planned) as (tracker, _):
-            return register_step(recipe, planned, tracker, judgement)
+            return register_step(recipe, planned, tracker, evaluation)
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def at_work(recipe: Recipe, planned: Plan, above: str | None = None) -> Iterator
     folder = run_folder(recipe, planned)
     trained = folder.holds(MODEL)
     with (
-        held(f"run {planned.name}", planned.folder, None if trained else folder) as lease,
+        locked(f"run {planned.name}", planned.folder, None if trained else folder) as lease,
         tracked(recipe, planned, attempt=not trained, above=above) as tracker,
     ):
         yield tracker, lease
@@ -153,7 +153,7 @@ def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
             continue
         sources = [at_home(source) for source in section.sources]
         _require_samples(section.sources)
-        options: dict[str, Any] = {"canon": recipe.corpus.canon(), "limits": recipe.corpus.limits.build()}
+        options: dict[str, Any] = {"canon": recipe.corpus.sample_format(), "limits": recipe.corpus.limits.build()}
         if isinstance(section, LabelledSection):
             options["labels"] = section.labels
         else:
@@ -176,16 +176,18 @@ def at_home(text: str) -> str:
 
 
 def ingest_alone(
-    sources: list[str], corpus: str, canon: Mapping[str, Any], limits: Mapping[str, Any], **options: Any
+    sources: list[str], corpus: str, sample_format: Mapping[str, Any], limits: Mapping[str, Any], **options: Any
 ) -> IngestReport:
-    """Ingest by hand; a `canon` value of None is as in the corpus, or the default for a new one; so are limits."""
+    """Ingest by hand; of `sample_format`, None is as in the corpus, or the default for a new one; so are limits."""
     try:
-        known = dataclasses.asdict(Corpus.open(corpus).canon)
+        known = dataclasses.asdict(Corpus.open(corpus).sample_format)
     except CorpusError:
-        known = dataclasses.asdict(CorpusSection(name=corpus).canon())
-    form, cost = ({k: v for k, v in given.items() if v is not None} for given in (canon, limits))
+        known = dataclasses.asdict(CorpusSection(name=corpus).sample_format())
+    form, cost = ({k: v for k, v in given.items() if v is not None} for given in (sample_format, limits))
     with stoppable():
-        return ingest_watched(sources, corpus, canon=Canon(**known | form), limits=Limits(**cost), **options)
+        return ingest_watched(
+            sources, corpus, sample_format=SampleFormat(**known | form), limits=Limits(**cost), **options
+        )
 
 
 def ingest_watched(sources: list[str], corpus: str, **options: Any) -> IngestReport:
@@ -283,8 +285,8 @@ def _progress_note(point: Point) -> str:
     return f"step {point.step}/{point.steps}  " + ", ".join(shown)
 
 
-def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
-    """Judge the trained encoder beside its untrained self and raw pixels; writes the judgement and the report."""
+def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Evaluation:
+    """Evaluate the trained encoder beside its untrained self and raw pixels; writes the evaluation and the report."""
     from components.evaluation.evaluate import evaluate, untrained
     from components.reports import figures
     from components.reports.report import About, write_report
@@ -294,11 +296,11 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
         task, trained = load_model(folder)
     say(f"evaluate {planned.name}")
     start = untrained(task, recipe.encoder.build(), recipe.train.seed)
-    judgement, evidence = evaluate(task, trained, start, **judged_with(recipe, planned))
-    drawn = figures.draw(judgement, evidence, tracker.points())
+    evaluation, evidence = evaluate(task, trained, start, **evaluated_with(recipe, planned))
+    drawn = figures.draw(evaluation, evidence, tracker.points())
     for name, png in drawn.items():
         tracker.figure(name, png)
-    record_judgement(planned, tracker, judgement)
+    record_evaluation(planned, tracker, evaluation)
     for use, section in (("probe train", recipe.evaluate.train), ("probe test", recipe.evaluate.test)):
         if section is not None:
             corpus = Corpus.open(section.name)
@@ -313,55 +315,55 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
     }
     whole = yaml.safe_dump(recipe.plain(), sort_keys=False)
     where = (planned.name, planned.key, planned.corpus, planned.version, planned.digest, planned.samples)
-    page = write_report(judgement, drawn, About(*where, recipe=whole, model=model, facts=facts))
+    page = write_report(evaluation, drawn, About(*where, recipe=whole, model=model, facts=facts))
     tracker.html("report", page)
-    tracker.tag({"mlflow.note.content": markdown(judgement)})
+    tracker.tag({"mlflow.note.content": markdown(evaluation)})
     replace_text(planned.folder / REPORT, page)
-    return judgement
+    return evaluation
 
 
-def judged_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Judgement:
-    """The run's judgement where it has one by the same probes on the same samples, else `evaluate_step`."""
+def reused_evaluation(recipe: Recipe, planned: Plan, tracker: Tracker) -> Evaluation:
+    """The run's evaluation where it has one by the same probes on the same samples, else `evaluate_step`."""
     from components.evaluation.evaluate import evaluation_set
 
     with suppress(StepError):
-        known = read_judgement(planned)
-        if known.evaluation_set == evaluation_set(**judged_with(recipe, planned)):
-            say(f"evaluate {planned.name}: judged already")
+        known = read_evaluation(planned)
+        if known.evaluation_set == evaluation_set(**evaluated_with(recipe, planned)):
+            say(f"evaluate {planned.name}: evaluated already")
             return known
     return evaluate_step(recipe, planned, tracker)
 
 
-def record_judgement(planned: Plan, tracker: Tracker, judgement: Judgement) -> None:
-    """Into the run folder and MLflow; a judgement unlike the last one is the next step of the judge's curves."""
-    known, text = planned.folder / JUDGEMENT, judgement.to_json()
+def record_evaluation(planned: Plan, tracker: Tracker, evaluation: Evaluation) -> None:
+    """Into the run folder and MLflow; a evaluation unlike the last one is the next step of the evaluation's curves."""
+    known, text = planned.folder / EVALUATION, evaluation.to_json()
     if not known.exists() or known.read_bytes() != text.encode():
-        ordinal = len(list(planned.folder.glob("judgement.*.json")))
-        tracker.point(ordinal, time.time_ns() // 1_000_000, judgement.metrics())
-        replace_text(planned.folder / f"judgement.{ordinal}.json", text)
+        ordinal = len(list(planned.folder.glob("evaluation.*.json")))
+        tracker.point(ordinal, time.time_ns() // 1_000_000, evaluation.metrics())
+        replace_text(planned.folder / f"evaluation.{ordinal}.json", text)
         replace_text(known, text)
-    tracker.records("judgement", judgement.table())
-    if judgement.factors:
-        tracker.records("factors", judgement.factor_table())
+    tracker.records("evaluation", evaluation.table())
+    if evaluation.factors:
+        tracker.records("factors", evaluation.factor_table())
 
 
-def read_judgement(planned: Plan) -> Judgement:
-    """The last judgement of the run.
+def read_evaluation(planned: Plan) -> Evaluation:
+    """The last evaluation of the run.
 
     Raises:
-        StepError: it has not been judged.
+        StepError: it has not been evaluated.
     """
-    path = planned.folder / JUDGEMENT
+    path = planned.folder / EVALUATION
     if not path.exists():
-        raise StepError(f"run {planned.name} has not been judged; `pretext evaluate` comes first")
+        raise StepError(f"run {planned.name} has not been evaluated; `pretext evaluate` comes first")
     try:
-        return Judgement.from_json(path.read_text(encoding="utf-8"))
+        return Evaluation.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:  # undecodable bytes as well
         raise StepError(f"{path} is damaged ({error}); `pretext evaluate` writes it anew") from None
 
 
-def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Judgement) -> Registered:
-    """Register the encoder; it becomes champion only where it is surely better, judged on the same images."""
+def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, evaluation: Evaluation) -> Registered:
+    """Register the encoder; it becomes champion only where it is significantly better, evaluated on the same images."""
     from components.evaluation.evaluate import evaluate, untrained
     from components.registry.register import register
     from ssl_core.train.checkpoint import load_model, read_config
@@ -369,12 +371,12 @@ def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Ju
     section = recipe.register_
     assert section is not None, "callers check"
 
-    def rejudge(champion: Path) -> Judgement:
+    def reevaluate(champion: Path) -> Evaluation:
         say(f"evaluate the champion of {section.model} on this recipe's images")
         task, model = load_model(champion)
         _, encoder = read_config(champion)
         start = untrained(task, encoder, recipe.train.seed)
-        return evaluate(task, model, start, **judged_with(recipe, planned))[0]
+        return evaluate(task, model, start, **evaluated_with(recipe, planned))[0]
 
     if not tracker.flush() or tracker.run_id is None:
         raise StepError(f"nothing can be registered: {tracker.trouble}; `pretext register` tries again")
@@ -383,25 +385,25 @@ def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, judgement: Ju
         return register(
             folder,
             section.model,
-            judgement,
+            evaluation,
             run_key=planned.key,
             run_id=tracker.run_id,
             uri=recipe.tracking.uri,
             size=recipe.corpus.size,
             margin=section.margin,
             tags=tags | {"task": recipe.task_name, "code": planned.code},
-            rejudge=rejudge,
+            reevaluate=reevaluate,
         )
 
 
-def judged_with(recipe: Recipe, planned: Plan) -> dict[str, Any]:
+def evaluated_with(recipe: Recipe, planned: Plan) -> dict[str, Any]:
     """Samples, settings of the probes and factors, as `evaluate` and `evaluation_set` take them."""
     train, test = splits_of(recipe, planned)
     return {"train": train, "test": test, "settings": recipe.evaluate.build(), "factors": factors_of(recipe)}
 
 
 def splits_of(recipe: Recipe, planned: Plan) -> tuple[Split, Split | None]:
-    """What judges: both labelled corpora, or the unlabelled one."""
+    """What evaluates: both labelled corpora, or the unlabelled one."""
     from components.evaluation.evaluate import Split
     from ssl_core.data.shards import Shards
 
@@ -412,7 +414,7 @@ def splits_of(recipe: Recipe, planned: Plan) -> tuple[Split, Split | None]:
 
 
 def factors_of(recipe: Recipe) -> FactorTable | None:
-    """What is known of the judged samples, where the recipe names a file of it."""
+    """What is known of the evaluated samples, where the recipe names a file of it."""
     from components.evaluation.factors import FactorTable
 
     return FactorTable.read(at_home(recipe.evaluate.factors)) if recipe.evaluate.factors else None

@@ -59,15 +59,15 @@ def tracked(recipe: Recipe, planned: Plan, attempt: bool, above: str | None = No
 def close_dead_runs(uri: str | None) -> None:
     """Runs of ours that say RUNNING but show no sign of life become KILLED; where the tracker is away, next time."""
     from components.tracking.errors import TrackingError
-    from components.tracking.tracker import sweep
+    from components.tracking.tracker import close_stale_runs
 
     with suppress(TrackingError, Busy):
-        for run_id in sweep(uri):
+        for run_id in close_stale_runs(uri):
             say(f"closed MLflow run {run_id} as KILLED: it died without a word")
 
 
 @contextmanager
-def held(what: str, folder: Path, storage: RunFolder | None = None) -> Iterator[ExclusiveLease | None]:
+def locked(what: str, folder: Path, storage: RunFolder | None = None) -> Iterator[ExclusiveLease | None]:
     """One process of this machine at a time works on a folder; where it writes to `storage`, one of all machines.
 
     Raises:

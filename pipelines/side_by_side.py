@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from components.evaluation.comparison import Comparison, Line
     from pipelines.compare import Compared
 
-SHORT = {"accuracy": "acc.", "explained": "expl."}
+SHORT = {"accuracy": "acc.", "r2": "expl."}
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def grids(comparison: Comparison) -> Iterator[Grid]:
     if comparison.factors:
         columns = ["trained by", *comparison.factors]
         rows = [[Cell(line.title), *(_score(line, name, whole=True) for name in comparison.factors)] for line in lines]
-        guesses = [Cell(f"{100 * comparison.guessing[name]:.0f}") for name in comparison.factors]
-        title = f"What they know: accuracy of names, explained variance of quantities, in %; {MARKED}"
-        yield Grid(title, columns, [*rows, [Cell("guessing"), *guesses]])
+        guesses = [Cell(f"{100 * comparison.chance[name]:.0f}") for name in comparison.factors]
+        title = f"What they know: accuracy of names, R² of quantities, in %; {MARKED}"
+        yield Grid(title, columns, [*rows, [Cell("chance"), *guesses]])
 
 
 def markdown(comparison: Comparison) -> str:
@@ -89,8 +89,8 @@ def show_compared(compared: Compared, as_json: bool) -> None:
 
 def _title(comparison: Comparison) -> str:
     length = f"{comparison.budget:g} {comparison.unit} of training each" if comparison.budget else "own lengths"
-    judged = comparison.judgements
-    samples = f"; judged on {judged[0].samples['test']:,} samples" if judged else ""
+    evaluated = comparison.evaluations
+    samples = f"; evaluated on {evaluated[0].samples['test']:,} samples" if evaluated else ""
     corpus = f"{comparison.corpus} version {comparison.version}"
     return f"{corpus}, {length}{samples}\nAccuracy in % ± half of the 95 % interval; {MARKED}"
 

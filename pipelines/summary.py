@@ -15,7 +15,7 @@ from pipelines.console import duration, program
 
 if TYPE_CHECKING:
     from components.embed.embed import EmbedReport
-    from components.evaluation.result import Judgement, Known, Row
+    from components.evaluation.result import Evaluation, Known, Row
     from components.ingest.ingest import IngestReport
     from components.registry.register import Registered
     from pipelines.doctor import Finding
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from pipelines.plan import Plan
     from ssl_core.probes.intervals import Interval
 
-PROBES = ("linear", "knn", "1-label", "5-label")
+PROBES = ("linear", "knn", "1-shot", "5-shot")
 
 
 def show_summary(summary: Summary, as_json: bool) -> None:
     """A whole pipeline run: the table, the report, and how to go on."""
     registered = summary.registered
     if as_json:
-        data: dict[str, Any] = {"run": dataclasses.asdict(summary.plan), "judgement": summary.judgement.table()}
-        data |= {"factors": summary.judgement.factor_table()}
+        data: dict[str, Any] = {"run": dataclasses.asdict(summary.plan), "evaluation": summary.evaluation.table()}
+        data |= {"factors": summary.evaluation.factor_table()}
         data |= {"registered": dataclasses.asdict(registered) if registered else None, "seconds": summary.seconds}
         data |= {"ingested": {name: dataclasses.asdict(report) for name, report in summary.ingested.items()}}
         console.emit(data | {"report": summary.report})
         return
-    judgement_table(summary.judgement)
-    factor_table(summary.judgement)
+    evaluation_table(summary.evaluation)
+    factor_table(summary.evaluation)
     if registered:
         console.OUT.print(Text(promotion_sentence(registered)))
     lines = {"report": console.near(summary.report), "MLflow UI": f"{program()} ui"}
@@ -56,64 +56,64 @@ def show_artefacts(digests: Mapping[str, str], plan: Plan, as_json: bool) -> Non
         console.OUT.print(f"{plan.name}: its task needs no artefacts")
 
 
-def show_judgement(judgement: Judgement, plan: Plan, as_json: bool) -> None:
-    """The judge's table."""
+def show_evaluation(evaluation: Evaluation, plan: Plan, as_json: bool) -> None:
+    """The evaluation's table."""
     if as_json:
-        console.emit(judgement.table())
+        console.emit(evaluation.table())
         return
-    judgement_table(judgement)
-    factor_table(judgement)
+    evaluation_table(evaluation)
+    factor_table(evaluation)
     console.pairs(plan.name, {"report": plan.folder / "report.html", "next": f"{program()} register RECIPE"})
 
 
-def judgement_table(judgement: Judgement) -> None:
+def evaluation_table(evaluation: Evaluation) -> None:
     """The best layer beside its untrained self and raw pixels, with 95 % intervals; notes below."""
-    rows = judgement.headline()
+    rows = evaluation.headline()
     probes = [name for name in PROBES if any(name in row.scores for row in rows)]
     measures = [name for name in ("rank_me",) if any(name in row.measures for row in rows)]
     columns = ["representation", *probes, *(name.replace("rank_me", "RankMe") for name in measures)]
     cells = [[row.name, *(_score(row, name) for name in probes), *(_measure(row, m) for m in measures)] for row in rows]
-    samples = judgement.samples
-    title = f"Judged on {samples['test']:,} images by probes on {samples['train']:,} (accuracy in %, 95 % interval)"
-    console.table(title if probes else "Judged without labels", columns, cells, right=columns[1:])
+    samples = evaluation.samples
+    title = f"Evaluated on {samples['test']:,} images by probes on {samples['train']:,} (accuracy in %, 95 % interval)"
+    console.table(title if probes else "Evaluated without labels", columns, cells, right=columns[1:])
     where = "held-out" if probes else "training"
-    for name, value in judgement.pretext.items():
+    for name, value in evaluation.pretext.items():
         chance = f", chance {_pretext_value(name, value.chance)}" if value.chance is not None else ""
         console.OUT.print(Text(f"pretext {name} on {where} images: {_pretext_value(name, value.mean)}{chance}"))
-    for note in (*judgement.notes, *([judgement.collapse] if judgement.collapse else [])):
+    for note in (*evaluation.notes, *([evaluation.collapse] if evaluation.collapse else [])):
         console.OUT.print(Text(f"note: {note}", style="yellow"))
 
 
-def factor_table(judgement: Judgement) -> None:
+def factor_table(evaluation: Evaluation) -> None:
     """What the encoder knows of each factor beside its rivals; nothing where no factors are known."""
-    if judgement.factors:
-        columns, cells = _factor_cells(judgement)
-        title = "What the encoder knows (accuracy of names, explained variance of quantities, in %, 95 % interval)"
+    if evaluation.factors:
+        columns, cells = _factor_cells(evaluation)
+        title = "What the encoder knows (accuracy of names, R² of quantities, in %, 95 % interval)"
         console.table(title, columns, cells, right=columns[1:])
 
 
-def _factor_cells(judgement: Judgement) -> tuple[list[str], list[list[str]]]:
+def _factor_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Columns, and a row for each factor."""
-    sources = list(next(iter(judgement.factors.values())).known)
+    sources = list(next(iter(evaluation.factors.values())).known)
     rows = [
-        [name, *(_known(factor.known[source]) for source in sources), f"{100 * factor.guessing:.1f}"]
-        for name, factor in judgement.factors.items()
+        [name, *(_known(factor.known[source]) for source in sources), f"{100 * factor.chance:.1f}"]
+        for name, factor in evaluation.factors.items()
     ]
-    return ["factor", *sources, "guessing"], rows
+    return ["factor", *sources, "chance"], rows
 
 
 def _known(known: Known) -> str:
     return " ".join(filter(None, (_interval(known.score), known.layer)))
 
 
-def markdown(judgement: Judgement) -> str:
-    """The judge's tables as Markdown, for the run's description in MLflow."""
-    rows = judgement.headline()
+def markdown(evaluation: Evaluation) -> str:
+    """The evaluation's tables as Markdown, for the run's description in MLflow."""
+    rows = evaluation.headline()
     probes = [name for name in PROBES if any(name in row.scores for row in rows)]
     cells = [[row.name, *(_score(row, name) for name in probes), _measure(row, "rank_me")] for row in rows]
     tables = [markdown_table(["representation", *probes, "RankMe"], cells)]
-    if judgement.factors:
-        tables.append(markdown_table(*_factor_cells(judgement)))
+    if evaluation.factors:
+        tables.append(markdown_table(*_factor_cells(evaluation)))
     return "\n".join(tables) + "\nThe figures are in report.html.\n"
 
 

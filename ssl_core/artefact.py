@@ -85,7 +85,7 @@ def look_in(folder: Path) -> None:
         _FOLDERS.append(folder)
 
 
-def take(task: Any, folder: Path) -> None:
+def load_all(task: Any, folder: Path) -> None:
     """Reads all artefacts of a task, which may lie in this folder: the process then has them when the folder is gone.
 
     Raises:

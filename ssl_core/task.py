@@ -71,7 +71,7 @@ class PretextTask(Protocol):
     def loss(self, outputs: Any, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """[n], one loss per example, and metric name -> [n], one value per example and without gradient.
 
-        "accuracy" where the task has an answer; "explained", the share of the target's variance that the output
+        "accuracy" where the task has an answer; "r2", the share of the target's variance that the output
         explains (at most 1, 0 for the mean, negative for worse), where it has quantities or pixels instead.
         """
         ...
@@ -79,7 +79,7 @@ class PretextTask(Protocol):
     def chance(self, batch: int) -> dict[str, float]:
         """What a model that has learnt nothing reaches at best, for `batch` samples over all ranks.
 
-        A key for "accuracy" or "explained" at least; metrics without such a level are left out.
+        A key for "accuracy" or "r2" at least; metrics without such a level are left out.
         """
         ...
 

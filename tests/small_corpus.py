@@ -10,7 +10,7 @@ import pyarrow as pa
 from components.corpus import delta
 from components.corpus.corpus import Corpus
 from components.corpus.delta import DataFile
-from ssl_core.data.decode import Canon
+from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA, write_shard
 
 
@@ -31,7 +31,7 @@ def make_corpus(folder: Path, count: int = 64, size: int = 16) -> Corpus:
         "label": [None] * count,
         "batch": [1] * count,
     }
-    Corpus.create(str(folder), Canon(size=size))
+    Corpus.create(str(folder), SampleFormat(size=size))
     shard = folder / "ingest-0" / "part-0123456789abcdef.parquet"
     shard.parent.mkdir()
     write_shard(shard, pa.table(columns, schema=SCHEMA))

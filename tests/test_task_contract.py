@@ -109,7 +109,7 @@ def train(task, model, steps: int, n: int, batch_of, scramble: bool = False):
 
 
 def no_better(name: str, seen: float, chance: float, answers: int) -> bool:
-    """Whether a metric is at its chance level: a share within five standard errors, explained variance not above."""
+    """Whether a metric is at its chance level: a share within five standard errors, R² not above."""
     if name == "accuracy":
         return abs(seen - chance) < 5 * (chance * (1 - chance) / answers) ** 0.5
     return seen < chance + 0.02
@@ -244,7 +244,7 @@ def test_its_metrics_are_per_example_and_have_a_chance_level(task):
     inputs, targets = task.make_batch(scenes(task, 6), generator())
     outputs = model_of(task)(**inputs)
     loss, metrics = task.loss(outputs, targets)
-    assert set(task.chance(6)) <= set(metrics) and set(task.chance(6)) & {"accuracy", "explained"}
+    assert set(task.chance(6)) <= set(metrics) and set(task.chance(6)) & {"accuracy", "r2"}
     for value in metrics.values():
         assert value.shape == loss.shape and value.isfinite().all() and not value.requires_grad
 

@@ -13,7 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
-class Mailbox:
+class DriverChannel:
     """Async, so that waiting for a wish and waiting for post block nobody else."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Mailbox:
         self._settled.clear()
         self._arrived.set()
 
-    async def take(self, seconds: float) -> list[Any]:
+    async def receive(self, seconds: float) -> list[Any]:
         """What has arrived, waiting up to `seconds` for the first; each call says that the lot before is dealt with."""
         if not self._post:
             self._settled.set()
@@ -63,7 +63,7 @@ class Mailbox:
         return self._failure
 
 
-def open_mailbox() -> Any:
-    """A mailbox on this node that ends with the driver."""
+def open_driver_channel() -> Any:
+    """A channel on this node that ends with the driver."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
+    return ray.remote(DriverChannel).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()

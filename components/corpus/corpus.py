@@ -29,7 +29,7 @@ from components.corpus.delta import DataFile, stream_columns
 from components.storage.files import StorageError, absolute, download, is_remote, join, naming, open_file
 from components.storage.home import pretext_home
 from components.storage.locks import exclusive
-from ssl_core.data.decode import Canon
+from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA
 
 FORMAT = 1
@@ -100,7 +100,7 @@ class Corpus:
         if about.get("pretext") != FORMAT:
             raise CorpusError(f"{uri} is a Delta table, but not a corpus of this version of pretext.")
         self.modality: str = about["modality"]
-        self.canon = Canon(**about["canon"])
+        self.sample_format = SampleFormat(**about["canon"])
 
     @classmethod
     def open(cls, name_or_uri: str, version: int | None = None) -> Corpus:
@@ -120,7 +120,7 @@ class Corpus:
         return cls(uri, table)
 
     @classmethod
-    def create(cls, name_or_uri: str, canon: Canon, modality: str = "image") -> Corpus:
+    def create(cls, name_or_uri: str, sample_format: SampleFormat, modality: str = "image") -> Corpus:
         """The newest version of the corpus, made if there is none.
 
         Raises:
@@ -128,15 +128,15 @@ class Corpus:
             StorageError: its storage refuses.
         """
         uri = corpus_uri(name_or_uri)
-        about = {"pretext": FORMAT, "modality": modality, "canon": asdict(canon)}
+        about = {"pretext": FORMAT, "modality": modality, "canon": asdict(sample_format)}
         table = delta.open_table(uri) or delta.create_table(uri, SCHEMA, about)
         corpus = cls(uri, table)
         if corpus.modality != modality:
             raise CorpusError(f"Corpus {uri} holds samples of kind {corpus.modality}, not {modality}.")
-        if not _same(corpus.canon, canon):
+        if not _same(corpus.sample_format, sample_format):
             raise CorpusError(
-                f"Corpus {uri} stores {_said(corpus.canon)}, but {_said(canon)} is asked for: "
-                "ask for the same, or ingest into another corpus."
+                f"Corpus {uri} stores {_described(corpus.sample_format)}, but {_described(sample_format)} is asked "
+                "for: ask for the same, or ingest into another corpus."
             )
         return corpus
 
@@ -151,12 +151,12 @@ class Corpus:
     @property
     def size(self) -> int:
         """Short side of every sample, pixels."""
-        return self.canon.size
+        return self.sample_format.size
 
     @property
     def payload(self) -> str:
         """ "raw" or "jpeg"."""
-        return self.canon.payload
+        return self.sample_format.payload
 
     def at(self, version: int) -> Corpus:
         """The same corpus at another version; raises CorpusError where there is none."""
@@ -269,11 +269,11 @@ def _commit(entry: dict[str, Any]) -> Commit:
     return Commit(entry["version"], time, added, tuple(sources), entry.get("pretext.ingest", ""))
 
 
-def _same(one: Canon, other: Canon) -> bool:
+def _same(one: SampleFormat, other: SampleFormat) -> bool:
     quality = one.payload == "raw" or one.quality == other.quality
     return (one.size, one.payload) == (other.size, other.payload) and quality
 
 
-def _said(canon: Canon) -> str:
-    quality = f" of quality {canon.quality}" if canon.payload == "jpeg" else ""
-    return f"{canon.payload} images{quality} with short side {canon.size}"
+def _described(sample_format: SampleFormat) -> str:
+    quality = f" of quality {sample_format.quality}" if sample_format.payload == "jpeg" else ""
+    return f"{sample_format.payload} images{quality} with short side {sample_format.size}"

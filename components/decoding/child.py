@@ -1,7 +1,7 @@
 """The child process of `components.decoding.sandbox`: decodes one image file after the other and can do nothing else.
 
 Frames on stdin and stdout: two big-endian uint32 (length of the JSON, length of the data), the JSON, the data.
-The first frame brings limits and canon; the answer {"ready": true} follows once the process has locked itself in:
+The first frame brings limits and sample format; {"ready": true} follows once the process has locked itself in:
   no new file descriptor (so no file, no socket), no file growth, no core dump, no new privileges, its own network
   namespace where the kernel allows it, memory and CPU seconds bounded, and death together with its parent.
 Imports neither torch nor ray.
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL.Image
 
-from ssl_core.data.decode import Canon, Limits, Rejected, decode
+from ssl_core.data.decode import Limits, Rejected, SampleFormat, decode
 
 _HEADER = struct.Struct(">II")
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
@@ -39,21 +39,23 @@ def main(parent: int) -> None:
     _volunteer()
     requests, answers = _private_pipes()
     settings, _ = _receive(requests)
-    limits, canon = Limits(**settings["limits"]), Canon(**settings["canon"])
+    limits, sample_format = Limits(**settings["limits"]), SampleFormat(**settings["canon"])
     PIL.Image.MAX_IMAGE_PIXELS = limits.max_pixels
-    _rehearse(canon)
+    _rehearse(sample_format)
     _lock_in(limits)
     _die_with(parent)  # again: the kernel forgets it when credentials change
     _send(answers, {"ready": True})
     while True:
         _allow_cpu(limits.max_seconds)
         request, data = _receive(requests)
-        _send(answers, *_answer(request, data, limits, canon))
+        _send(answers, *_answer(request, data, limits, sample_format))
 
 
-def _answer(request: dict[str, Any], data: bytes, limits: Limits, canon: Canon) -> tuple[dict[str, Any], bytes]:
+def _answer(
+    request: dict[str, Any], data: bytes, limits: Limits, sample_format: SampleFormat
+) -> tuple[dict[str, Any], bytes]:
     try:
-        image = decode(data, limits, canon)
+        image = decode(data, limits, sample_format)
     except Rejected as rejected:
         return {"id": request["id"], "reason": rejected.reason.value, "message": rejected.message}, b""
     geometry = {"codec": image.codec, "height": image.height, "width": image.width}
@@ -85,7 +87,7 @@ def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
     return requests, answers
 
 
-def _rehearse(canon: Canon) -> None:
+def _rehearse(sample_format: SampleFormat) -> None:
     """Decode one tiny file of each format, so that every lazy import is done before files can no longer be opened."""
     pixels = PIL.Image.fromarray(np.zeros((8, 12, 3), np.uint8))
     exif = PIL.Image.Exif()
@@ -93,9 +95,9 @@ def _rehearse(canon: Canon) -> None:
     for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
         buffer = BytesIO()
         pixels.save(buffer, name, **({} if name in ("GIF", "BMP") else {"exif": exif}))
-        decode(buffer.getvalue(), Limits(), canon)
+        decode(buffer.getvalue(), Limits(), sample_format)
     with contextlib.suppress(Rejected):
-        decode(b"no picture", Limits(), canon)
+        decode(b"no picture", Limits(), sample_format)
 
 
 def _die_with(parent: int) -> None:

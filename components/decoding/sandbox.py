@@ -1,11 +1,11 @@
 """Decode hostile files in a child process that may crash, hang or eat memory without harm to this one.
 
-    with Sandbox(Limits(), Canon(size=256)) as sandbox:
+    with Sandbox(Limits(), SampleFormat(size=256)) as sandbox:
         image = sandbox.decode(data)        # or raises Rejected(reason, message)
 
 One persistent child per Sandbox (child.py). This side trusts nothing the child says: lengths, geometry
-and codes are checked against what limits and canon allow. A file whose child died is tried once more in a fresh child,
-since an operator, the OOM killer or the end of the thread that started it may have taken the first one.
+and codes are checked against what limits and sample format allow. A file whose child died is tried once more in a fresh
+child, since an operator, the OOM killer or the end of the thread that started it may have taken the first one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
-from ssl_core.data.decode import Canon, Image, Limits, Reason, Rejected, check_size
+from ssl_core.data.decode import Image, Limits, Reason, Rejected, SampleFormat, check_size
 
 _HEADER_BYTES = 8
 _MAX_TEXT = 8192
@@ -55,9 +55,9 @@ class Sandbox:
     process (also by SIGKILL) end it.
     """
 
-    def __init__(self, limits: Limits, canon: Canon) -> None:
+    def __init__(self, limits: Limits, sample_format: SampleFormat) -> None:
         self.limits = limits
-        self.canon = canon
+        self.sample_format = sample_format
         self._child: _Child | None = None
         self._lock = threading.Lock()
 
@@ -93,7 +93,7 @@ class Sandbox:
         if self._child is not None and not self._child.quiet():
             self.close()  # it died between two files: not this file's fault
         if self._child is None:
-            self._child = _Child(self.limits, self.canon)
+            self._child = _Child(self.limits, self.sample_format)
         try:
             return self._child.decode(data)
         except Rejected as rejected:
@@ -108,9 +108,9 @@ class Sandbox:
 class _Child:
     """One decoder process and the two pipes to it."""
 
-    def __init__(self, limits: Limits, canon: Canon) -> None:
-        self._limits, self._canon = limits, canon
-        self._longest = math.ceil(canon.size * limits.max_aspect) + 1
+    def __init__(self, limits: Limits, sample_format: SampleFormat) -> None:
+        self._limits, self._canon = limits, sample_format
+        self._longest = math.ceil(sample_format.size * limits.max_aspect) + 1
         self._files = 0
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-W", "ignore", "-c", _BOOT, str(os.getpid()), json.dumps(_search_path())],

@@ -31,13 +31,13 @@ import torch
 
 from components.corpus.corpus import Corpus, corpora, corpus_uri
 from components.decoding.sandbox import Sandbox
-from components.ingest.listing import found
+from components.ingest.listing import list_files
 from components.ingest.sources import Part, Taking, parts
 from components.ingest.stages import read_source
 from components.registry.export import Loaded, input_of, load_artifact
 from components.registry.fetch import fetch
 from components.storage.files import absolute, join, stat
-from ssl_core.data.decode import Canon, Image, Limits, Reason, Rejected
+from ssl_core.data.decode import Image, Limits, Reason, Rejected, SampleFormat
 from ssl_core.data.reader import Reader
 from ssl_core.data.shards import Shards
 from ssl_core.types import media
@@ -102,7 +102,7 @@ def embed(
 
     model_uri: models:/NAME@champion, models:/NAME/3, runs:/RUN/encoder, or a model folder.
     source: a corpus, by name, path or URI, or what `pretext ingest` takes: a folder, glob, tar, Parquet column or URI.
-    layer: of the encoder; by default the one the judge found best.
+    layer: of the encoder; by default the one the evaluation found best.
     progress: called with (embedded, refused) after every batch.
 
     Raises:
@@ -127,7 +127,7 @@ def embed(
         about = {"model": model_uri, "layer": loaded.layer}
         writer = stack.enter_context(_Output(Path(out), loaded.layers[loaded.layer], about))
         for batch in _batched(pictures, batch_size):
-            writer.take(batch, _vectors(loaded, batch, where))
+            writer.write(batch, _vectors(loaded, batch, where))
             if progress is not None:
                 progress(writer.rows, writer.refused)
     quarantine = writer.quarantine if writer.refused else None
@@ -183,17 +183,17 @@ def _from_files(
 ) -> Iterator[_Picture]:
     """In the order of the listing; `threads` sandboxes decode ahead."""
     side = input_of(loaded.task)[1].shape[-1]
-    canon = Canon(size=max(side, int(loaded.about.get("size", side))))
+    sample_format = SampleFormat(size=max(side, int(loaded.about.get("size", side))))
     own = threading.local()
 
     def picture(row: dict[str, Any]) -> _Picture:
         if not hasattr(own, "sandbox"):
-            own.sandbox = Sandbox(limits, canon)
+            own.sandbox = Sandbox(limits, sample_format)
             stack.callback(own.sandbox.close)
         return _decode(row, own.sandbox, limits, side)
 
     taking = Taking(labels=None, column=column, limits=limits)
-    rows = (row for part in cut for table in found(part, taking, _all, _none) for row in table.to_pylist())
+    rows = (row for part in cut for table in list_files(part, taking, _all, _none) for row in table.to_pylist())
     return _ahead(picture, rows, threads)
 
 
@@ -279,7 +279,7 @@ class _Output:
         """Files that could not be used."""
         return self.reasons.total()
 
-    def take(self, batch: list[_Picture], vectors: npt.NDArray[np.float32]) -> None:
+    def write(self, batch: list[_Picture], vectors: npt.NDArray[np.float32]) -> None:
         good = [picture for picture in batch if picture.pixels is not None]
         bad = [picture for picture in batch if picture.pixels is None]
         if good:

@@ -1,6 +1,6 @@
 """Several encoders side by side: the same samples, the same probes, the same budget.
 
-Contender (a recipe's run, judged) ... -> Comparison -> lines: tasks, supervised, random init, raw pixels
+Contender (a recipe's run, evaluated) ... -> Comparison -> lines: tasks, supervised, random init, raw pixels
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Judgement, Known, Row, best_row, in_percent
+from components.evaluation.result import ENCODER, PIXELS, RANDOM, Evaluation, Known, Row, best_row, in_percent
 from ssl_core.probes.intervals import Interval
 
 SUPERVISED = "supervised"
 """The task that learns from labels: the reference, not a contender."""
 MARKS = {"above": "▲", "below": "▽", "": ""}
-MARKED = "▲ surely above, ▽ below its own untrained network"
+MARKED = "▲ significantly above, ▽ below its own untrained network"
 """What the marks of `Line.standing` mean."""
 ALIKE = 0.005
 """Another number of threads moves a score by a sample or two: scores no further apart are of the same network."""
-HEADLINES = ("accuracy", "explained", "loss")
+HEADLINES = ("accuracy", "r2", "loss")
 """What is told of a pretext task, the first of these that it has."""
 
 
@@ -33,7 +33,7 @@ class Contender:
         task: key of TASKS.
         encoder: in a few words, such as "resnet18, width 0.25".
         run: name of the run.
-        judgement: of its encoder; None where there is none, and `failure` says why.
+        evaluation: of its encoder; None where there is none, and `failure` says why.
         steps: optimizer steps done.
         seconds: computing time of the training, CPU-seconds or GPU-seconds.
         rate: samples per second of computing time, once the training was under way.
@@ -45,7 +45,7 @@ class Contender:
     task: str
     encoder: str
     run: str
-    judgement: Judgement | None
+    evaluation: Evaluation | None
     steps: int = 0
     seconds: float = 0.0
     rate: float = 0.0
@@ -64,7 +64,7 @@ class Line:
         pretext: metric of the task, its value and chance, where it has one.
         contender: the run; None for raw pixels and untrained networks.
         below: probes and factors on which it is worse than its own untrained network.
-        above: those on which it is surely better: the intervals do not meet.
+        above: those on which it is significantly better: the intervals do not meet.
         factors: factor -> how well it is told, and by which layer.
     """
 
@@ -88,7 +88,7 @@ class Line:
         return self.scores.get(name)
 
     def standing(self, name: str) -> str:
-        """On a probe or a factor, against its own untrained network: "above" (surely), "below", or "" for neither."""
+        """On a probe or factor, against its untrained network: "above" (significantly), "below", or "" for neither."""
         return "below" if name in self.below else "above" if name in self.above else ""
 
 
@@ -113,29 +113,29 @@ class Comparison:
     contenders: tuple[Contender, ...]
 
     @property
-    def judged(self) -> tuple[Contender, ...]:
+    def evaluated(self) -> tuple[Contender, ...]:
         """Those that did not fail."""
-        return tuple(contender for contender in self.contenders if contender.judgement)
+        return tuple(contender for contender in self.contenders if contender.evaluation)
 
     @property
-    def judgements(self) -> tuple[Judgement, ...]:
+    def evaluations(self) -> tuple[Evaluation, ...]:
         """Those that there are."""
-        return tuple(contender.judgement for contender in self.contenders if contender.judgement)
+        return tuple(contender.evaluation for contender in self.contenders if contender.evaluation)
 
     @property
     def probes(self) -> tuple[str, ...]:
         """Names of the probes, in order."""
-        return tuple(dict.fromkeys(name for judgement in self.judgements for name in judgement.rows[0].scores))
+        return tuple(dict.fromkeys(name for evaluation in self.evaluations for name in evaluation.rows[0].scores))
 
     @property
     def factors(self) -> tuple[str, ...]:
         """Names of the factors, in order; none where none are known."""
-        return tuple(dict.fromkeys(name for judgement in self.judgements for name in judgement.factors))
+        return tuple(dict.fromkeys(name for evaluation in self.evaluations for name in evaluation.factors))
 
     @property
-    def guessing(self) -> Mapping[str, float]:
-        """Factor -> what guessing reaches."""
-        return {name: factor.guessing for first in self.judgements[:1] for name, factor in first.factors.items()}
+    def chance(self) -> Mapping[str, float]:
+        """Factor -> what chance reaches."""
+        return {name: factor.chance for first in self.evaluations[:1] for name, factor in first.factors.items()}
 
     def lines(self) -> list[Line]:
         """Tasks first, then supervised, untrained networks and raw pixels."""
@@ -160,24 +160,24 @@ class Comparison:
         return {_metric_name(name): value for name, value in flat.items()}
 
     def to_json(self) -> str:
-        """For a file: the table, and each contender without its judgement, which lies in its own run's folder."""
-        plain = asdict(replace(self, contenders=tuple(replace(one, judgement=None) for one in self.contenders)))
+        """For a file: the table, and each contender without its evaluation, which lies in its own run's folder."""
+        plain = asdict(replace(self, contenders=tuple(replace(one, evaluation=None) for one in self.contenders)))
         return json.dumps(plain | {"table": self.records()}, indent=1)
 
 
 def _line(contender: Contender) -> Line:
     kind = SUPERVISED if contender.task == SUPERVISED else "task"
-    judgement = contender.judgement
-    if judgement is None:
+    evaluation = contender.evaluation
+    if evaluation is None:
         return Line(contender.task, kind, None, contender=contender)
-    row, untrained = judgement.row(ENCODER, judgement.best), best_row(judgement.rows, RANDOM)
+    row, untrained = evaluation.row(ENCODER, evaluation.best), best_row(evaluation.rows, RANDOM)
     pairs = {
-        name: (factor.known[ENCODER].score, factor.known[RANDOM].score) for name, factor in judgement.factors.items()
+        name: (factor.known[ENCODER].score, factor.known[RANDOM].score) for name, factor in evaluation.factors.items()
     }
     if row and untrained:
         pairs |= {name: (score, untrained.scores[name]) for name, score in row.scores.items()}
-    told = next((name for name in HEADLINES if name in judgement.pretext), None)
-    value = judgement.pretext[told] if told else None
+    told = next((name for name in HEADLINES if name in evaluation.pretext), None)
+    value = evaluation.pretext[told] if told else None
     return Line(
         contender.task,
         kind,
@@ -186,7 +186,7 @@ def _line(contender: Contender) -> Line:
         contender,
         frozenset(name for name, (ours, theirs) in pairs.items() if ours.mean < theirs.mean),
         frozenset(name for name, (ours, theirs) in pairs.items() if ours.low > theirs.high),
-        {name: factor.known[ENCODER] for name, factor in judgement.factors.items()},
+        {name: factor.known[ENCODER] for name, factor in evaluation.factors.items()},
     )
 
 
@@ -194,11 +194,11 @@ def _rivals(contenders: Sequence[Contender], source: str) -> Iterator[Line]:
     """What the encoders must beat, once where several have the same: a network's untrained self, raw pixels."""
     found: list[tuple[Line, list[str]]] = []
     for contender in contenders:
-        judgement = contender.judgement
-        row = best_row(judgement.rows, source) if judgement else None
-        if judgement is None or row is None:
+        evaluation = contender.evaluation
+        row = best_row(evaluation.rows, source) if evaluation else None
+        if evaluation is None or row is None:
             continue
-        factors = {name: factor.known[source] for name, factor in judgement.factors.items()}
+        factors = {name: factor.known[source] for name, factor in evaluation.factors.items()}
         line = Line(source, source, row, factors=factors)
         same = next((tasks for other, tasks in found if _alike(line, other)), None)
         if same is None:

@@ -1,6 +1,6 @@
-"""Judging an encoder: never by its pretext loss, always beside its untrained self and the raw pixels.
+"""Evaluating an encoder: never by its pretext loss, always beside its untrained self and the raw pixels.
 
-    model, train split, test split -> features of every layer -> probes -> Judgement (JSON) and Evidence (for figures)
+    model, train split, test split -> features of every layer -> probes -> Evaluation (JSON) and Evidence (for figures)
 
 The best layer is chosen by leave-one-out kNN on the training split, so the test split decides nothing that it scores.
 Without a labelled set the label-free measures remain: RankMe, alignment, uniformity and the collapse gate.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from components.evaluation.factors import FactorTable, ask, notes, tell
+from components.evaluation.factors import FactorTable, match_factors, notes, score_factors
 from components.evaluation.features import (
     Features,
     Ids,
@@ -38,7 +38,7 @@ from components.evaluation.result import (
     PIXELS,
     RANDOM,
     Correct,
-    Judgement,
+    Evaluation,
     Pretext,
     Row,
     best_row,
@@ -53,7 +53,7 @@ from ssl_core.probes.rank import alignment, collapse, rank_me, uniformity
 from ssl_core.task import PretextTask, TaskModel
 from ssl_core.types import Panel, Raw, media
 
-__all__ = ["Evidence", "Judgement", "Settings", "Split", "evaluate", "evaluation_set", "paired_gain", "untrained"]
+__all__ = ["Evaluation", "Evidence", "Settings", "Split", "evaluate", "evaluation_set", "paired_gain", "untrained"]
 
 Pictures = npt.NDArray[np.uint8]
 _NEAR_CHANCE = 1.08
@@ -144,8 +144,8 @@ def evaluate(
     settings: Settings | None = None,
     device: torch.device | str | None = None,
     factors: FactorTable | None = None,
-) -> tuple[Judgement, Evidence]:
-    """Judge `model` beside `start`, its untrained self (see `untrained`).
+) -> tuple[Evaluation, Evidence]:
+    """Evaluate `model` beside `start`, its untrained self (see `untrained`).
 
     train, test: labelled corpora. Without `test`, train may be any corpus and only label-free measures are taken.
     device: the GPU if there is one, else the CPU.
@@ -158,7 +158,7 @@ def evaluate(
     settings = settings or Settings()
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     splits, ids, labels = _choose(train, test, settings, where)
-    asked = ask(factors, *(uris(*part) for part in zip(splits, ids))) if factors else None
+    targets = match_factors(factors, *(uris(*part) for part in zip(splits, ids))) if factors else None
     models = {ENCODER: encoder_layers(model.to(where)), RANDOM: encoder_layers(start.to(where)), PIXELS: pixels}
     if any(field.modality != "image" for field in media(task.sample).values()):
         del models[PIXELS]
@@ -167,14 +167,14 @@ def evaluate(
         for split, some_ids in zip(splits, ids)
     ]
     rows, right = _rows(features[0], features[1], labels, settings)
-    rows, known = tell(rows, features[0], features[1], asked, settings.seed) if asked else (rows, {})
+    rows, known = score_factors(rows, features[0], features[1], targets, settings.seed) if targets else (rows, {})
     chosen = best_row(rows, ENCODER)
     assert chosen is not None
     best = chosen.layer
     pretext, panel = _pretext(task, model, splits, ids[1], settings, where)
     layer = features[1][ENCODER].layers[best]
     gate = collapse(layer)
-    judgement = Judgement(
+    evaluation = Evaluation(
         rows=tuple(rows),
         best=best,
         samples={"train": len(ids[0]), "test": len(ids[1])},
@@ -187,7 +187,7 @@ def evaluate(
         correct={probe: Correct.of(value) for probe, value in right.get(best, {}).items()},
         factors=known,
     )
-    return judgement, _evidence(task, splits, ids, features, labels, best, panel)
+    return evaluation, _evidence(task, splits, ids, features, labels, best, panel)
 
 
 def _read(task: PretextTask, split: Split, ids: Ids, settings: Settings, device: torch.device) -> Iterator[Raw]:
@@ -216,8 +216,8 @@ def _check_labels(names: tuple[str, ...], test_labels: list[str]) -> None:
     if len(names) < 2:
         found = f"only {names[0]!r}" if names else "none"
         raise ValueError(
-            f"The labelled training corpus has {found} as a label; judging needs at least two classes. "
-            "Ingest it with labels, for example from one folder per class, or judge without a labelled set."
+            f"The labelled training corpus has {found} as a label; evaluating needs at least two classes. "
+            "Ingest it with labels, for example from one folder per class, or evaluate without a labelled set."
         )
     if not test_labels:
         raise ValueError("The labelled test corpus has no labelled sample; ingest it with labels.")
@@ -256,7 +256,7 @@ def _probe(x: Tensor, test_x: Tensor, labels: _Labels, settings: Settings) -> di
     near = knn(x, labels.train, test_x, classes=n, k=settings.neighbours, temperature=settings.temperature)
     answers = {"linear": linear[None], "knn": near[None]}
     for shots, chosen in labels.draws.items():
-        answers[f"{shots}-label"] = few_shot(x, labels.train, test_x, chosen, classes=n)
+        answers[f"{shots}-shot"] = few_shot(x, labels.train, test_x, chosen, classes=n)
     return {name: answer == labels.test for name, answer in answers.items()}
 
 

@@ -1,7 +1,7 @@
 """Factors of samples, such as a figure's hue, known from a Parquet file, and what each representation tells of them.
 
-    columns file | part | shape | hue | ...  -> FactorTable;  with the URIs of the judged samples -> Asked
-    Asked + features of every layer -> scores of each row and, for each source, of the layer that tells a factor best
+    columns file | part | shape | hue | ...  -> FactorTable;  with the URIs of the evaluated samples -> FactorTargets
+    FactorTargets + features of every layer -> scores of each row and, for each source, of its best layer for a factor
 
 `file` is the end of a sample's URI, by whole names: "train/arrow/000001.png" is .../shapes/train/arrow/000001.png, and
 a member of .../shapes.tar. All columns but `file` and `part` are factors: text and switches are names, numbers are
@@ -149,23 +149,23 @@ def kind_of(uri: str, field: pa.Field) -> tuple[Kind, float]:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Factors of the judged samples: the training part's are known, the test part's are asked.
+class FactorTargets:
+    """Factors of the evaluated samples: the training part's are known, the test part's are targets.
 
     Attributes:
         kinds: factor -> "name", "quantity" or "circle".
-        guessing: factor -> what guessing reaches.
+        chance: factor -> what chance reaches.
         train: factor -> numbers of names [n], or quantities [n, k].
         test: the same of the test part; -1 for a name that the training part has not.
     """
 
     kinds: Mapping[str, Kind]
-    guessing: Mapping[str, float]
+    chance: Mapping[str, float]
     train: Mapping[str, Tensor]
     test: Mapping[str, Tensor]
 
 
-def ask(table: FactorTable, train: Sequence[str], test: Sequence[str]) -> Asked:
+def match_factors(table: FactorTable, train: Sequence[str], test: Sequence[str]) -> FactorTargets:
     """The factors of the samples with these URIs.
 
     Raises:
@@ -176,20 +176,20 @@ def ask(table: FactorTable, train: Sequence[str], test: Sequence[str]) -> Asked:
             raise FactorsError(f"factors need at least {FEWEST[part]} {part} samples; there are {len(uris)}")
     rows = table.rows(train), table.rows(test)
     _check_apart(table, [*train, *test], [*rows[0], *rows[1]])
-    kinds, guessing, known, asked = {}, {}, {}, {}
+    kinds, chance, known, targets = {}, {}, {}, {}
     for name in table.names():
         kinds[name], period = kind_of(table.uri, table.table.schema.field(name))
         values = [_values(table, name, part) for part in rows]
         _check_varied(table.uri, name, kinds[name], values)
         if kinds[name] == "name":
             classes = sorted(set(values[0]))
-            guessing[name] = 1 / len(classes)
+            chance[name] = 1 / len(classes)
             number = {text: place for place, text in enumerate(classes)}
-            known[name], asked[name] = (torch.tensor([number.get(text, -1) for text in part]) for part in values)
+            known[name], targets[name] = (torch.tensor([number.get(text, -1) for text in part]) for part in values)
         else:
-            guessing[name] = 0.0
-            known[name], asked[name] = (_quantity(torch.tensor(part, dtype=torch.float64), period) for part in values)
-    return Asked(kinds, guessing, known, asked)
+            chance[name] = 0.0
+            known[name], targets[name] = (_quantity(torch.tensor(part, dtype=torch.float64), period) for part in values)
+    return FactorTargets(kinds, chance, known, targets)
 
 
 def _check_apart(table: FactorTable, uris: Sequence[str], rows: Sequence[int]) -> None:
@@ -214,7 +214,7 @@ def _values(table: FactorTable, name: str, rows: Sequence[int]) -> list[Any]:
 
 
 def _check_varied(uri: str, name: str, kind: Kind, values: Sequence[Sequence[Any]]) -> None:
-    """Of a name the training part must show two; explained variance needs some on the test part too."""
+    """Of a name the training part must show two; R² needs some on the test part too."""
     parts = zip(("training", "test"), values[:1] if kind == "name" else values)
     for part, found in parts:
         if len(set(found)) < 2:
@@ -228,10 +228,10 @@ def _quantity(values: Tensor, period: float) -> Tensor:
     return on_circle(values, period) if period else values.unsqueeze(1)
 
 
-def tell(
-    rows: Sequence[Row], train: Mapping[str, Features], test: Mapping[str, Features], asked: Asked, seed: int
+def score_factors(
+    rows: Sequence[Row], train: Mapping[str, Features], test: Mapping[str, Features], targets: FactorTargets, seed: int
 ) -> tuple[list[Row], dict[str, Factor]]:
-    """The rows with their scores of each factor, and who knows what: what `Judgement` holds.
+    """The rows with their scores of each factor, and who knows what: what `Evaluation` holds.
 
     train, test: source, as in `Row` -> features of both parts.
     """
@@ -241,19 +241,19 @@ def tell(
         if source == PIXELS:
             layers[""], test_layers[""] = without_copies(layers[""], test_layers[""])
         device = next(iter(layers.values())).device
-        train_y, test_y = ({name: y.to(device) for name, y in part.items()} for part in (asked.train, asked.test))
+        train_y, test_y = ({name: y.to(device) for name, y in part.items()} for part in (targets.train, targets.test))
         found = {layer: read_out(x, train_y, test_layers[layer], test_y, seed) for layer, x in layers.items()}
         chosen = best_layers(layers, train_y, seed)
         scores[source], known[source] = found, {name: Known(at, found[at][name]) for name, at in chosen.items()}
     factors = {
-        name: Factor(kind, asked.guessing[name], {source: each[name] for source, each in known.items()})
-        for name, kind in asked.kinds.items()
+        name: Factor(kind, targets.chance[name], {source: each[name] for source, each in known.items()})
+        for name, kind in targets.kinds.items()
     }
     return [replace(row, factors=scores[row.source][row.layer]) for row in rows], factors
 
 
 def notes(factors: Mapping[str, Factor]) -> Iterator[str]:
-    """What the encoder has surely lost, in a sentence for each rival that tells it better."""
+    """What the encoder has significantly lost, in a sentence for each rival that tells it better."""
     for rival in (RANDOM, PIXELS):
         lost = [
             name

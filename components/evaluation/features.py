@@ -26,7 +26,7 @@ _PIXEL_SIDE = 32
 
 @dataclass(frozen=True)
 class Split:
-    """Samples to judge with.
+    """Samples to evaluate with.
 
     Attributes:
         shards: of a corpus version.

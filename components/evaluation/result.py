@@ -1,6 +1,6 @@
-"""What the judge says of an encoder: plain data that goes to JSON and back, and the paired comparison of two of them.
+"""What an evaluation says of an encoder: plain data that goes to JSON and back, and the paired comparison of two.
 
-Row (encoder layer | random init | raw pixels) x (linear, kNN, few-shot, RankMe, alignment, uniformity) -> Judgement
+Row (encoder layer | random init | raw pixels) x (linear, kNN, few-shot, RankMe, alignment, uniformity) -> Evaluation
 Factor (shape, hue, ...) x (encoder | random init | raw pixels) -> how well each knows it, where factors are known
 """
 
@@ -25,13 +25,13 @@ Kind = Literal["name", "quantity", "circle"]
 
 @dataclass(frozen=True)
 class Row:
-    """One representation, judged.
+    """One representation, evaluated.
 
     Attributes:
         source: "encoder", "random init" (the same network untrained) or "raw pixels".
         layer: name of the layer; empty for raw pixels.
         dim: numbers per sample.
-        scores: "linear", "knn", "1-label", "5-label" -> accuracy in [0, 1] with its 95 % interval; no labels, none.
+        scores: "linear", "knn", "1-shot", "5-shot" -> accuracy in [0, 1] with its 95 % interval; no labels, none.
         measures: "rank_me", "alignment", "uniformity" -> value; one that cannot be measured is left out.
         train_knn: leave-one-out kNN accuracy on the training part, by which the best layer is chosen.
         factors: factor -> how well this layer tells it on the test part; empty where no factors are known.
@@ -80,13 +80,13 @@ class Factor:
 
     Attributes:
         kind: a name is scored by accuracy; a quantity, and a circle (such as an angle, as a point on it), by the
-            explained share of its variance, 1 at best.
-        guessing: what guessing reaches: 1 / classes of a name, 0 of a quantity.
+            R², 1 at best.
+        chance: what chance reaches: 1 / classes of a name, 0 of a quantity.
         known: source, as in `Row` -> how well it tells the factor.
     """
 
     kind: Kind
-    guessing: float
+    chance: float
     known: Mapping[str, Known]
 
 
@@ -115,8 +115,8 @@ class Correct:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """An encoder judged on a frozen evaluation set.
+class Evaluation:
+    """An encoder evaluated on a frozen evaluation set.
 
     Attributes:
         rows: every layer of the encoder from shallow to deep, then of the random init, then raw pixels.
@@ -153,20 +153,21 @@ class Judgement:
         return tuple(row for row in (best_row(self.rows, source) for source in (ENCODER, RANDOM, PIXELS)) if row)
 
     def metrics(self) -> dict[str, float]:
-        """Flat names for a tracker: "judge/encoder/stage4/linear" -> value; best layer also "judge/best/linear".
+        """Flat names for a tracker: "evaluation/encoder/stage4/linear" -> value; the best layer as
+        "evaluation/best/linear", too.
 
-        Factors are "judge/factors/hue/encoder" and so on.
+        Factors are "evaluation/factors/hue/encoder" and so on.
         """
         flat: dict[str, float] = {}
         for row in self.rows:
-            flat |= _flat("/".join(("judge", row.source.replace(" ", "_"), row.layer)).rstrip("/"), row)
+            flat |= _flat("/".join(("evaluate", row.source.replace(" ", "_"), row.layer)).rstrip("/"), row)
         best = self.row(ENCODER, self.best)
-        flat |= _flat("judge/best", best) if best else {}
-        flat |= {f"judge/pretext/{name}": value.mean for name, value in self.pretext.items()}
+        flat |= _flat("evaluation/best", best) if best else {}
+        flat |= {f"evaluation/pretext/{name}": value.mean for name, value in self.pretext.items()}
         for name, factor in self.factors.items():
             for source, known in factor.known.items():
-                flat[f"judge/factors/{name}/{source.replace(' ', '_')}"] = known.score.mean
-        return flat | {"judge/collapsed": float(bool(self.collapse))}
+                flat[f"evaluation/factors/{name}/{source.replace(' ', '_')}"] = known.score.mean
+        return flat | {"evaluation/collapsed": float(bool(self.collapse))}
 
     def table(self) -> list[dict[str, Any]]:
         """One flat record per row, for a table: accuracies in per cent with the bounds of their intervals."""
@@ -185,7 +186,7 @@ class Judgement:
         """One flat record per factor: for each source the layer, the score in per cent and its interval's bounds."""
         records = []
         for name, factor in self.factors.items():
-            record: dict[str, Any] = {"factor": name, "kind": factor.kind, "guessing": 100 * factor.guessing}
+            record: dict[str, Any] = {"factor": name, "kind": factor.kind, "chance": 100 * factor.chance}
             for source, known in factor.known.items():
                 record |= {f"{source} layer": known.layer} | in_percent(source, known.score)
             records.append(record)
@@ -196,11 +197,11 @@ class Judgement:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Judgement:
+    def from_json(cls, text: str) -> Evaluation:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: the text is no judgement, or one of another version of pretext.
+            ValueError: the text is no evaluation, or one of another version of pretext.
         """
         try:
             data = json.loads(text)
@@ -215,7 +216,7 @@ class Judgement:
             return cls(rows=rows, pretext=pretext, correct=correct, factors=factors, **tuples, **data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"This is no judgement that this version of pretext can read ({error}); "
+                f"This is no evaluation that this version of pretext can read ({error}); "
                 "`pretext evaluate` writes it anew."
             ) from error
 
@@ -226,24 +227,24 @@ def best_row(rows: Sequence[Row], source: str) -> Row | None:
     return max(reversed(mine), key=lambda row: row.train_knn or 0.0, default=None)
 
 
-def paired_gain(candidate: Judgement, champion: Judgement, probe: str = "linear") -> Interval:
+def paired_gain(candidate: Evaluation, champion: Evaluation, probe: str = "linear") -> Interval:
     """Candidate's accuracy minus champion's in percentage points, each at its best layer, on the same test samples.
 
     The 95 % interval is a paired bootstrap over test samples: what both get right or wrong cancels.
 
     Raises:
-        ValueError: they were judged on different evaluation sets, or one has no such probe.
+        ValueError: they were evaluated on different evaluation sets, or one has no such probe.
     """
     if candidate.evaluation_set != champion.evaluation_set:
         raise ValueError(
-            f"The two were judged on different evaluation sets ({candidate.evaluation_set} and "
-            f"{champion.evaluation_set}), so their difference means nothing; judge both in the same job."
+            f"The two were evaluated on different evaluation sets ({candidate.evaluation_set} and "
+            f"{champion.evaluation_set}), so their difference means nothing; evaluate both in the same job."
         )
-    for judged in (candidate, champion):
-        if probe not in judged.correct:
-            known = ", ".join(judged.correct) or "none: there was no labelled set"
+    for evaluated in (candidate, champion):
+        if probe not in evaluated.correct:
+            known = ", ".join(evaluated.correct) or "none: there was no labelled set"
             raise ValueError(f"There is no per-sample record of the probe {probe!r}; there is {known}.")
-    shares = [judged.correct[probe].shares() for judged in (candidate, champion)]
+    shares = [evaluated.correct[probe].shares() for evaluated in (candidate, champion)]
     return paired_bootstrap(100 * (shares[0] - shares[1]))
 
 
@@ -268,4 +269,4 @@ def _row(data: dict[str, Any]) -> Row:
 
 def _factor(data: dict[str, Any]) -> Factor:
     known = {source: Known(each["layer"], Interval(*each["score"])) for source, each in data["known"].items()}
-    return Factor(data["kind"], data["guessing"], known)
+    return Factor(data["kind"], data["chance"], known)

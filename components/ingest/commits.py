@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from components.corpus import delta
 from components.corpus.corpus import FORMAT, QUARANTINE
 from components.corpus.delta import DataFile
-from components.ingest.stages import Job, write_quarantine, write_rows
+from components.ingest.stages import IngestJob, write_quarantine, write_rows
 from components.storage.files import StorageError, join, naming, open_file, remove
-from components.storage.lease import Lease, held
+from components.storage.lease import Lease, is_held
 from ssl_core.data.shards import SCHEMA
 
 CONTENTS = ("uri", "source_size", "source_mtime", "hash")
@@ -28,17 +28,17 @@ Strip = Callable[[DataFile], DataFile | None]
 class Appender:
     """Appends one ingest's files to one table, and tells the index what others append meanwhile."""
 
-    def __init__(self, root: str, schema: pa.Schema, columns: tuple[str, ...], job: Job, lease: Lease) -> None:
+    def __init__(self, root: str, schema: pa.Schema, columns: tuple[str, ...], job: IngestJob, lease: Lease) -> None:
         self.root, self.rows = root, 0
         self._schema, self._columns, self._job, self._lease = schema, columns, job, lease
         self._accounted: set[str] = set()
         self._others = False
 
-    def learn(self) -> None:
+    def load_known(self) -> None:
         """Load the index with what the table holds and was not loaded yet."""
         table = delta.open_table(self.root)
         if table is not None:
-            self._learn(table)
+            self._load_new(table)
         self._others = False  # what was there before is dropped before it is read
 
     def append(self, files: list[DataFile], strip: Strip, info: Mapping[str, Any]) -> None:
@@ -49,13 +49,13 @@ class Appender:
         """
         table = delta.open_table(self.root) or delta.create_table(self.root, self._schema, {"pretext": FORMAT})
         while True:
-            done = self._learn(table)
+            done = self._load_new(table)
             files = [file for file in files if file.path not in done]
             if self._others:
                 files = [left for file in files if (left := strip(file)) is not None]
             if not files:
                 return
-            if not held(self._lease.record):
+            if not is_held(self._lease.record):
                 raise StorageError(
                     f"{self.root}: another ingest took this one for dead (asleep for ten minutes?); start it again."
                 )
@@ -67,13 +67,13 @@ class Appender:
             except delta.OvertakenError:
                 table.update_incremental()
 
-    def _learn(self, table: Any) -> set[str]:
+    def _load_new(self, table: Any) -> set[str]:
         """Paths of this ingest's own files in the log; what is not its own goes into the index."""
         files = delta.data_files(table)
         own = {file.path for file in files if file.path.startswith(f"{self._job.folder}/")}
         for file in files:
             if file.path not in own and file.path not in self._accounted:
-                self._job.ask("learn", join(self.root, file.path), self._columns)
+                self._job.call_index("load_file", join(self.root, file.path), self._columns)
                 self._accounted.add(file.path)
                 self._others = True
         return own
@@ -82,7 +82,7 @@ class Appender:
 class Committer:
     """Gathers what the tasks wrote and commits it every few seconds: a stopped ingest keeps what it had committed."""
 
-    def __init__(self, job: Job, lease: Lease, info: Mapping[str, Any], seconds: float) -> None:
+    def __init__(self, job: IngestJob, lease: Lease, info: Mapping[str, Any], seconds: float) -> None:
         self.shards = Appender(job.corpus, SCHEMA, CONTENTS, job, lease)
         self.refused = Appender(job.quarantine, QUARANTINE, FILES, job, lease)
         self._job, self._info, self._seconds = job, info, seconds
@@ -99,13 +99,13 @@ class Committer:
         """Files committed to quarantine."""
         return self.refused.rows
 
-    def learn(self, quarantine: bool) -> None:
+    def load_known(self, quarantine: bool) -> None:
         """Load the index with what is known; without the quarantine, its files are read again."""
-        self.shards.learn()
+        self.shards.load_known()
         if quarantine:
-            self.refused.learn()
+            self.refused.load_known()
 
-    def take(self, written: Mapping[str, Any]) -> None:
+    def add(self, written: Mapping[str, Any]) -> None:
         """A row of `WRITTEN`; commits when it is time."""
         file = DataFile(written["path"], written["rows"], written["size"])
         self._waiting[written["kind"]].append(file)
@@ -124,7 +124,7 @@ class Committer:
 
     def _without_held(self, file: DataFile) -> DataFile | None:
         rows = _table(join(self._job.corpus, file.path), ["hash"])
-        held = self._job.ask("held", rows["hash"].to_pylist())
+        held = self._job.call_index("holds", rows["hash"].to_pylist())
         if not any(held):
             return file
         left = _table(join(self._job.corpus, file.path)).filter(pc.invert(pa.array(held)))
@@ -135,7 +135,7 @@ class Committer:
     def _without_known(self, file: DataFile) -> DataFile | None:
         rows = _table(join(self._job.quarantine, file.path))
         uris, sizes, mtimes = (rows[name].to_pylist() for name in FILES)
-        known = self._job.ask("known", [(u, 0, s, m) for u, s, m in zip(uris, sizes, mtimes)])
+        known = self._job.call_index("known", [(u, 0, s, m) for u, s, m in zip(uris, sizes, mtimes)])
         if not any(known):
             return file
         left = rows.filter(pc.invert(pa.array(known)))

@@ -54,7 +54,7 @@ class DedupIndex:
         self._db.executemany("INSERT OR IGNORE INTO hashes VALUES (?)", hashes)
         self._db.execute("COMMIT")
 
-    def learn(self, uri: str, columns: Sequence[str]) -> None:
+    def load_file(self, uri: str, columns: Sequence[str]) -> None:
         """Load a committed Parquet file; `columns` are its names for uri, size, mtime and, where it has one, hash."""
         for table in stream_columns(uri, columns):
             values = [table[name].to_pylist() for name in columns]
@@ -71,7 +71,7 @@ class DedupIndex:
         self._db.execute("COMMIT")
         return answers
 
-    def held(self, hashes: Iterable[str]) -> list[bool]:
+    def holds(self, hashes: Iterable[str]) -> list[bool]:
         """Which contents the corpus holds by commits other than this ingest's."""
         return [self._holds(digest) for digest in hashes]
 

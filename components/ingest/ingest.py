@@ -26,10 +26,10 @@ from components.ingest.containers import ColumnError
 from components.ingest.dedup import DedupIndex
 from components.ingest.precheck import nothing_new
 from components.ingest.sources import Part, Taking, parts
-from components.ingest.stages import Job, decoded, listed, written
-from components.ingest.vacuum import folder_of, ingest_lease, sweep
+from components.ingest.stages import IngestJob, decoded, listed, written
+from components.ingest.vacuum import folder_of, ingest_lease, vacuum
 from components.storage.files import StorageError
-from ssl_core.data.decode import Canon, Limits
+from ssl_core.data.decode import Limits, SampleFormat
 from ssl_core.data.shards import SHARD_BYTES
 
 FILES_PER_TASK = 64
@@ -96,7 +96,7 @@ def ingest(
     sources: Sequence[str],
     corpus: str,
     *,
-    canon: Canon,
+    sample_format: SampleFormat,
     limits: Limits | None = None,
     labels: Literal["parent"] | None = None,
     column: str | None = None,
@@ -110,7 +110,7 @@ def ingest(
     Args:
         sources: folders, files, globs, tars, Parquet files, as paths or URIs.
         corpus: name, path or URI.
-        canon: form of the samples; an existing corpus must have the same.
+        sample_format: form of the samples; an existing corpus must have the same.
         limits: what one file may cost.
         labels: "parent" labels a sample with the name of the folder its file lies in.
         column: column of bytes in Parquet sources; None finds the only one.
@@ -126,26 +126,28 @@ def ingest(
     """
     began = time.monotonic()
     cut = parts(sources)
-    store = Corpus.create(corpus, canon)
+    store = Corpus.create(corpus, sample_format)
     taking = Taking(labels, column, limits or Limits())
     with ingest_lease(store.uri) as lease:
-        sweep(lease, [store.uri, store.quarantine_uri])
+        vacuum(lease, [store.uri, store.quarantine_uri])
         if not retry_quarantined and (counts := nothing_new(cut, store, taking)) is not None:
             return _report(store.uri, counts, 0, 0, began)
         with connect(), _index() as index:
             batch = Corpus.open(store.uri).version + 1
-            job = Job(store.uri, store.quarantine_uri, folder_of(lease), batch, store.canon, taking, index)
-            info = {"pretext.ingest": lease.id, "pretext.sources": _told(sources)}
+            job = IngestJob(
+                store.uri, store.quarantine_uri, folder_of(lease), batch, store.sample_format, taking, index
+            )
+            info = {"pretext.ingest": lease.id, "pretext.sources": _shown_sources(sources)}
             committer = Committer(job, lease, info, commit_seconds)
             with _clear_errors(job), _ticking(job, progress, began):
-                committer.learn(quarantine=not retry_quarantined)
-                for row in _pipeline(cut, job, rows_per_shard or _rows_per_shard(canon)):
-                    committer.take(row)
+                committer.load_known(quarantine=not retry_quarantined)
+                for row in _pipeline(cut, job, rows_per_shard or _rows_per_shard(sample_format)):
+                    committer.add(row)
                 committer.commit()
-            return _report(store.uri, job.ask("counts"), committer.added, committer.quarantined, began)
+            return _report(store.uri, job.call_index("counts"), committer.added, committer.quarantined, began)
 
 
-def _told(sources: Sequence[str]) -> list[str]:
+def _shown_sources(sources: Sequence[str]) -> list[str]:
     more = len(sources) - SOURCES_TOLD
     return [*sources[:SOURCES_TOLD], *([f"… and {more:,} more"] if more > 0 else [])]
 
@@ -157,10 +159,10 @@ def _report(uri: str, counts: Mapping[str, int], added: int, refused: int, began
     return IngestReport(version, seen, added, known, refused, skipped, vanished, seconds)
 
 
-def _rows_per_shard(canon: Canon) -> int:
+def _rows_per_shard(sample_format: SampleFormat) -> int:
     """By the size of a picture of the usual aspect."""
-    picture = canon.size * canon.size * 3 * 4 // 3
-    stored = picture if canon.payload == "raw" else max(1, picture // 8)
+    picture = sample_format.size * sample_format.size * 3 * 4 // 3
+    stored = picture if sample_format.payload == "raw" else max(1, picture // 8)
     return max(1, min(ROWS_PER_SHARD, SHARD_BYTES // stored))
 
 
@@ -178,7 +180,7 @@ def _index() -> Iterator[Any]:
         ray.kill(index)
 
 
-def _pipeline(cut: Sequence[Part], job: Job, rows_per_shard: int) -> Iterator[Mapping[str, Any]]:
+def _pipeline(cut: Sequence[Part], job: IngestJob, rows_per_shard: int) -> Iterator[Mapping[str, Any]]:
     """Rows of `WRITTEN`, as the files come to lie."""
     import ray
 
@@ -227,14 +229,14 @@ def _quiet_streaming() -> Iterator[None]:
 
 
 @contextmanager
-def _clear_errors(job: Job) -> Iterator[None]:
+def _clear_errors(job: IngestJob) -> Iterator[None]:
     """Raise a worker's storage error as what it was, without Ray's wrapping."""
     from ray.exceptions import RayError
 
     try:
         yield
     except RayError:
-        failure = job.ask("failure")
+        failure = job.call_index("failure")
         if failure is None:
             raise
         kind, message = failure
@@ -242,21 +244,21 @@ def _clear_errors(job: Job) -> Iterator[None]:
 
 
 @contextmanager
-def _ticking(job: Job, progress: Callable[[Progress], None] | None, began: float) -> Iterator[None]:
+def _ticking(job: IngestJob, progress: Callable[[Progress], None] | None, began: float) -> Iterator[None]:
     """Call `progress` while the block runs, and once at its end."""
     if progress is None:
         yield
         return
     done = threading.Event()
 
-    def tell() -> None:
-        counts = job.ask("counts")
+    def report() -> None:
+        counts = job.call_index("counts")
         seen, added, refused = (counts.get(name, 0) for name in ("seen", "added", "quarantined"))
         progress(Progress(seen, added, refused, time.monotonic() - began))
 
     def tick() -> None:
         while not done.wait(PROGRESS_SECONDS):
-            tell()
+            report()
 
     thread = threading.Thread(target=tick, name="ingest progress", daemon=True)
     thread.start()
@@ -265,4 +267,4 @@ def _ticking(job: Job, progress: Callable[[Progress], None] | None, began: float
     finally:
         done.set()
         thread.join()
-    tell()
+    report()

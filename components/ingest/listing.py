@@ -31,7 +31,7 @@ from components.ingest.sources import (
 from components.storage.files import text
 
 
-def found(part: Part, taking: Taking, fresh: Fresh, skipped: Skipped) -> Iterator[pa.Table]:
+def list_files(part: Part, taking: Taking, fresh: Fresh, skipped: Skipped) -> Iterator[pa.Table]:
     """The part's fresh files as stretches of rows of `FOUND`.
 
     Raises:
@@ -64,7 +64,7 @@ def _folder(part: Part, taking: Taking, fresh: Fresh, skipped: Skipped, visited:
         if inner.kind == "folder":
             yield from _folder(inner, taking, fresh, skipped, visited)
         elif inner.kind != "file":
-            yield from found(inner, taking, fresh, skipped)
+            yield from list_files(inner, taking, fresh, skipped)
         elif sidecar(inner.uri) and not inner.named:
             skipped(inner.uri)
         else:

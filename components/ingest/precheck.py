@@ -14,7 +14,7 @@ from components.corpus import delta
 from components.corpus.corpus import Corpus
 from components.ingest.commits import CONTENTS, FILES
 from components.ingest.dedup import DedupIndex
-from components.ingest.listing import found
+from components.ingest.listing import list_files
 from components.ingest.sources import Part, Taking
 from components.ingest.stages import read_source
 from components.storage.files import join
@@ -31,29 +31,29 @@ def nothing_new(cut: Sequence[Part], store: Corpus, taking: Taking) -> Mapping[s
     if not plain or store.count() > ROWS_LOOKED_UP:
         return None
     with closing(DedupIndex()) as index:
-        _learn(index, store)
+        _load_known(index, store)
         to_read, skipped = FILES_READ, functools.partial(index.note, "skipped")
         for number, part in enumerate(cut):
-            for table in found(part, taking, functools.partial(index.fresh, number), skipped):
+            for table in list_files(part, taking, functools.partial(index.fresh, number), skipped):
                 to_read -= len(table)
-                if to_read < 0 or index.counts()["seen"] > FILES_LOOKED_AT or not _held(table, index, taking):
+                if to_read < 0 or index.counts()["seen"] > FILES_LOOKED_AT or not _all_known(table, index, taking):
                     return None
         return index.counts()
 
 
-def _learn(index: DedupIndex, store: Corpus) -> None:
+def _load_known(index: DedupIndex, store: Corpus) -> None:
     for file in store.files():
-        index.learn(join(store.uri, file.path), CONTENTS)
+        index.load_file(join(store.uri, file.path), CONTENTS)
     refused = delta.open_table(store.quarantine_uri)
     for file in [] if refused is None else delta.data_files(refused):
-        index.learn(join(store.quarantine_uri, file.path), FILES)
+        index.load_file(join(store.quarantine_uri, file.path), FILES)
 
 
-def _held(files: pa.Table, index: DedupIndex, taking: Taking) -> bool:
+def _all_known(files: pa.Table, index: DedupIndex, taking: Taking) -> bool:
     for locator, reason in zip(files["locator"].to_pylist(), files["reason"].to_pylist()):
         if locator is None:  # it lies in a container
             return False
         data = None if reason else read_source(os.fsdecode(locator), taking.limits)
-        if data is None or not index.held([hashlib.sha256(data).hexdigest()])[0]:
+        if data is None or not index.holds([hashlib.sha256(data).hexdigest()])[0]:
             return False
     return True

@@ -23,10 +23,10 @@ from components.corpus.delta import DataFile
 from components.decoding.sandbox import Sandbox
 from components.ingest.containers import ColumnError
 from components.ingest.dedup import Listed
-from components.ingest.listing import found
+from components.ingest.listing import list_files
 from components.ingest.sources import Part, Taking, stretches
 from components.storage.files import StorageError, is_remote, join, naming, open_file, outgoing, stat
-from ssl_core.data.decode import Canon, Limits, Rejected
+from ssl_core.data.decode import Limits, Rejected, SampleFormat
 from ssl_core.data.shards import SCHEMA, SHARD_BYTES, write_shard
 
 DECODED = pa.schema(
@@ -55,7 +55,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Job:
+class IngestJob:
     """What every task of one ingest knows.
 
     Attributes:
@@ -63,7 +63,7 @@ class Job:
         quarantine: URI of its quarantine table.
         folder: of this ingest, in both.
         batch: ordinal of the ingest: the first version that may hold its rows.
-        canon: form of the samples.
+        sample_format: form of the samples.
         taking: how files are taken out of the sources.
         index: handle of the actor that holds the index.
     """
@@ -72,17 +72,17 @@ class Job:
     quarantine: str
     folder: str
     batch: int
-    canon: Canon
+    sample_format: SampleFormat
     taking: Taking
     index: Any
 
-    def ask(self, question: str, *values: Any) -> Any:
+    def call_index(self, question: str, *values: Any) -> Any:
         """The answer of the index."""
         import ray
 
         return ray.get(getattr(self.index, question).remote(*values))
 
-    def tell(self, **counts: int) -> None:
+    def count(self, **counts: int) -> None:
         """Count for the display of progress; repeated tasks count twice."""
         self.index.tally.remote(**counts)
 
@@ -96,25 +96,25 @@ class Job:
         try:
             yield
         except (StorageError, ColumnError) as error:
-            self.ask("fail", type(error).__name__, str(error))
+            self.call_index("fail", type(error).__name__, str(error))
             raise
 
 
-def listed(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
+def listed(batch: pa.Table, job: IngestJob) -> Iterator[pa.Table]:
     """Parts (column `number`, and `part` as JSON) -> rows of `FOUND`."""
     with job.reporting():
         for number, said in zip(batch["number"].to_pylist(), batch["part"].to_pylist()):
-            fresh: Callable[[Sequence[Listed]], Sequence[bool]] = functools.partial(job.ask, "fresh", number)
-            yield from found(Part(**json.loads(said)), job.taking, fresh, functools.partial(job.note, "skipped"))
+            fresh: Callable[[Sequence[Listed]], Sequence[bool]] = functools.partial(job.call_index, "fresh", number)
+            yield from list_files(Part(**json.loads(said)), job.taking, fresh, functools.partial(job.note, "skipped"))
 
 
-def decoded(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
+def decoded(batch: pa.Table, job: IngestJob) -> Iterator[pa.Table]:
     """Rows of `FOUND` -> rows of `DECODED`, without contents that are settled already."""
     with job.reporting():
         for stretch in stretches(_opened(batch, job), lambda file: len(file.data or b""), FILES_AT_ONCE, BYTES_AT_ONCE):
             rows = _canonical(stretch, job)
             bad = sum(row["reason"] is not None for row in rows)
-            job.tell(added=len(rows) - bad, quarantined=bad)
+            job.count(added=len(rows) - bad, quarantined=bad)
             yield pa.Table.from_pylist(rows, schema=DECODED)
 
 
@@ -126,7 +126,7 @@ class _File(NamedTuple):
     hash: str | None
 
 
-def _opened(batch: pa.Table, job: Job) -> Iterator[_File]:
+def _opened(batch: pa.Table, job: IngestJob) -> Iterator[_File]:
     for i in range(len(batch)):
         row = batch.slice(i, 1).to_pylist()[0]
         data = row.pop("data")
@@ -158,37 +158,37 @@ def read_source(uri: str, limits: Limits) -> bytes | None:
             return None
 
 
-def _canonical(stretch: Sequence[_File], job: Job) -> list[Row]:
+def _canonical(stretch: Sequence[_File], job: IngestJob) -> list[Row]:
     """A file stands for its content only once it decoded, so of two equal bad files both are put into quarantine."""
     hashed = [(f.hash, f.row["uri"], f.row["place"]) for f in stretch if f.hash]
-    settled = {claim for claim, done in zip(hashed, job.ask("settled", hashed)) if done}
+    settled = {claim for claim, done in zip(hashed, job.call_index("settled", hashed)) if done}
     rows = [_decode(f, job) for f in stretch if (f.hash, f.row["uri"], f.row["place"]) not in settled]
     claims = [(row["hash"], row["uri"], row.pop("place")) for row in rows]
     good = [claim for claim, row in zip(claims, rows) if row["reason"] is None]
-    won = {claim for claim, first in zip(good, job.ask("claim", good)) if first}
+    won = {claim for claim, first in zip(good, job.call_index("claim", good)) if first}
     return [row for claim, row in zip(claims, rows) if row["reason"] is not None or claim in won]
 
 
-def _decode(file: _File, job: Job) -> Row:
+def _decode(file: _File, job: IngestJob) -> Row:
     found = file.row
     row = {"hash": file.hash, "uri": found["uri"], "place": found["place"], "label": found["label"]}
     row |= {"source_size": found["size"], "source_mtime": found["mtime"], "batch": job.batch}
     if file.data is None:
         return row | {"reason": found["reason"], "message": found["message"]}
     try:
-        image = _sandbox(job.taking.limits, job.canon).decode(file.data)
+        image = _sandbox(job.taking.limits, job.sample_format).decode(file.data)
     except Rejected as refused:
         return row | {"reason": str(refused.reason), "message": refused.message}
     return row | asdict(image) | {"reason": None, "message": None}
 
 
 @functools.lru_cache(maxsize=1)
-def _sandbox(limits: Limits, canon: Canon) -> Sandbox:
+def _sandbox(limits: Limits, sample_format: SampleFormat) -> Sandbox:
     """One for each worker process, kept between tasks; its child ends with it."""
-    return Sandbox(limits, canon)
+    return Sandbox(limits, sample_format)
 
 
-def written(batch: pa.Table, job: Job) -> pa.Table:
+def written(batch: pa.Table, job: IngestJob) -> pa.Table:
     """Rows of `DECODED` -> the files they were written to (`WRITTEN`)."""
     refused = pc.is_valid(batch["reason"])
     good = batch.filter(pc.invert(refused)).select(SCHEMA.names).cast(SCHEMA)
@@ -208,9 +208,9 @@ def _shard_sized(rows: pa.Table) -> Iterator[pa.Table]:
     yield from (rows.slice(start, stop - start) for start, stop in pairwise(cuts) if stop > start)
 
 
-def write_rows(rows: pa.Table, job: Job) -> DataFile:
+def write_rows(rows: pa.Table, job: IngestJob) -> DataFile:
     """Write one shard, named by what is in it, into this ingest's folder."""
-    content = hashlib.sha256(json.dumps(asdict(job.canon), sort_keys=True).encode())
+    content = hashlib.sha256(json.dumps(asdict(job.sample_format), sort_keys=True).encode())
     for digest, label in zip(rows["hash"].to_pylist(), rows["label"].to_pylist()):
         content.update(f"{digest} {label!r}\n".encode())
     path = f"{job.folder}/part-{content.hexdigest()[:32]}.parquet"
@@ -225,7 +225,7 @@ def verdicts(bad: pa.Table) -> pa.Table:
     return pa.table({field.name: bad[names.get(field.name, field.name)] for field in QUARANTINE}).cast(QUARANTINE)
 
 
-def write_quarantine(rows: pa.Table, job: Job) -> DataFile:
+def write_quarantine(rows: pa.Table, job: IngestJob) -> DataFile:
     """Write rows of `QUARANTINE` into this ingest's folder of the quarantine table."""
     files = zip(rows["uri"].to_pylist(), rows["size"].to_pylist(), rows["mtime"].to_pylist())
     content = hashlib.sha256(repr(sorted(files)).encode()).hexdigest()

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from components.corpus import delta
 from components.storage.files import Entry, entries, is_remote, join, remove, stat
-from components.storage.lease import Lease, held, record_of
+from components.storage.lease import Lease, is_held, record_of
 
 RECORDS, PREFIX = "_ingests", "ingest-"
 
@@ -27,7 +27,7 @@ def folder_of(lease: Lease) -> str:
     return PREFIX + lease.id
 
 
-def sweep(lease: Lease, tables: Iterable[str]) -> None:
+def vacuum(lease: Lease, tables: Iterable[str]) -> None:
     """Remove what dead ingests left in these tables, and their records."""
     others = lease.others()
     for other in others:
@@ -71,7 +71,7 @@ def _sweep_table(table: str, records: str, living: set[str]) -> None:
 def _lives(folder: Entry, records: str, living: set[str]) -> bool:
     """A folder that is younger than the list of records has a record of its own by now: it is written first."""
     ingest = folder.uri.rsplit("/", 1)[1].removeprefix(PREFIX)
-    return ingest in living or held(record_of(records, ingest))
+    return ingest in living or is_held(record_of(records, ingest))
 
 
 def _sweep_log(table: str) -> None:

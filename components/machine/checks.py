@@ -39,11 +39,11 @@ def collective_backend() -> str:
 def decode_in_sandbox() -> str:
     """Decodes one image of each lossless and lossy kind in the limited child process."""
     from components.decoding.sandbox import Sandbox
-    from ssl_core.data.decode import Canon, Limits
+    from ssl_core.data.decode import Limits, SampleFormat
 
     picture = Image.fromarray(np.arange(12 * 9 * 3, dtype=np.uint8).reshape(12, 9, 3))
     kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-    with Sandbox(Limits(), Canon(size=8)) as sandbox:
+    with Sandbox(Limits(), SampleFormat(size=8)) as sandbox:
         for kind in kinds:
             coded = io.BytesIO()
             picture.save(coded, kind)

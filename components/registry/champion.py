@@ -1,8 +1,9 @@
 """The alias `champion`, moved by compare-and-set although MLflow's own write of an alias is a blind one.
 
-A promoter may write only while it holds the model's lock and still finds the champion it was judged against; afterwards
-it reads the alias back. The lock is a file beside an embedded database. On a server it is a registered model named
-<name>.promotion: creating it succeeds for one client only, and it carries the time at which others may take it away.
+A promoter may write only while it holds the model's lock and still finds the champion it was evaluated against;
+afterwards it reads the alias back. The lock is a file beside an embedded database. On a server it is a registered
+model named <name>.promotion: creating it succeeds for one client only, and it carries the time at which others may
+take it away.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def promote(
     margin: float = 0.0,
     collapse: str = "",
 ) -> Promotion:
-    """Decides by `components.registry.promotion` and acts on it; judged again where the champion changes meanwhile.
+    """Decides by `components.registry.promotion` and acts on it; evaluated again where the champion changes meanwhile.
 
     `gain_over(champion)`: the gain of `version` over that version; None where nobody has measured it.
     """
@@ -69,7 +70,9 @@ def promote(
         decision = promotion(version, champion, gain, margin, collapse)
         if not decision.promoted or set_champion(client, uri, name, version, champion):
             return decision
-    return Promotion("keep", f"the champion changed {ATTEMPTS} times while this version was judged; register it again")
+    return Promotion(
+        "keep", f"the champion changed {ATTEMPTS} times while this version was evaluated; register it again"
+    )
 
 
 @contextlib.contextmanager

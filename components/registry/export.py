@@ -3,7 +3,7 @@
     pretext/     config.json, model.safetensors, COMPLETE: the truth; `load_artifact` rebuilds the task's model from it
     data/        model.pt2: torch.export of uint8 [n, 3, h, w] -> float [n, d], n free; torch.export.load runs it
     MLmodel      signature and flavours, so that mlflow.pytorch.load_model and mlflow.pyfunc.load_model find data/
-    about.json   layer, input and what the judge said;  judgement.json  all that it said
+    about.json   layer, input and what its evaluation said;  evaluation.json  all that it said
 
 What torch.export.save writes is a zip of raw tensors, JSON and one pickle: the sample inputs, through torch.save. They
 are left out here, and torch.export.load does not miss them. (MLflow's extra check under
@@ -31,7 +31,7 @@ from ssl_core.task import PretextTask, TaskModel
 from ssl_core.train.checkpoint import load_model
 from ssl_core.types import Field, media
 
-PRETEXT, PT2, ABOUT, JUDGEMENT = "pretext", "data/model.pt2", "about.json", "judgement.json"
+PRETEXT, PT2, ABOUT, EVALUATION = "pretext", "data/model.pt2", "about.json", "evaluation.json"
 
 
 class Embedder(nn.Module):
@@ -100,7 +100,7 @@ def write_artifact(
     *,
     layer: str | None,
     about: Mapping[str, Any],
-    judgement: str | None = None,
+    evaluation: str | None = None,
     run_id: str | None = None,
     model_id: str | None = None,
 ) -> Path:
@@ -115,8 +115,8 @@ def write_artifact(
     dim = loaded.layers[loaded.layer]
     what = {"layer": loaded.layer, "layers": loaded.layers, "dim": dim, "input": {name: field.shape}}
     (out / ABOUT).write_text(json.dumps({**about, **what}, indent=1, sort_keys=True))
-    if judgement is not None:
-        (out / JUDGEMENT).write_text(judgement)
+    if evaluation is not None:
+        (out / EVALUATION).write_text(evaluation)
     _write_mlmodel(out, field.shape, dim, run_id, model_id)
     return out
 

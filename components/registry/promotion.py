@@ -23,11 +23,11 @@ class Promotion:
     """Whether a version becomes the champion.
 
     Attributes:
-        verdict: "promote"; "keep" leaves the champion; "judge" asks for a paired judgement against it first.
+        verdict: "promote"; "keep" leaves the champion; "evaluate" asks for a paired evaluation against it first.
         reason: one sentence for the person who asks why.
     """
 
-    verdict: Literal["promote", "keep", "judge"]
+    verdict: Literal["promote", "keep", "evaluate"]
     reason: str
 
     @property
@@ -49,10 +49,14 @@ def promotion(
     if champion is None:
         return Promotion("promote", "the first version of this model")
     if gain is None:
-        return Promotion("judge", f"not yet judged beside version {champion}")
+        return Promotion("evaluate", f"not yet evaluated beside version {champion}")
     if not all(math.isfinite(value) for value in (gain.mean, gain.low, gain.high)):
         return Promotion("keep", f"its gain over version {champion} is not a number")
     interval = f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
     if gain.low > margin:
-        return Promotion("promote", f"gains {interval} on version {champion}, surely more than the margin {margin:g}")
-    return Promotion("keep", f"gains {interval} on version {champion}, not surely more than the margin {margin:g}")
+        return Promotion(
+            "promote", f"gains {interval} on version {champion}, significantly more than the margin {margin:g}"
+        )
+    return Promotion(
+        "keep", f"gains {interval} on version {champion}, not significantly more than the margin {margin:g}"
+    )

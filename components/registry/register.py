@@ -1,6 +1,6 @@
-"""From a trained, judged model to a version in MLflow's registry, and to the alias `champion` if it earned it.
+"""From a trained, evaluated model to a version in MLflow's registry, and to the alias `champion` if it earned it.
 
-    model folder + judgement -> artifact (components.registry.export) -> logged model of the run -> version -> promotion
+    model folder + evaluation -> artifact (export.py) -> logged model of the run -> version -> promotion
 
 Repeating it is harmless: a run key has at most one version per model name, and what an earlier attempt left is reused.
 """
@@ -20,9 +20,9 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from components.evaluation.result import Judgement, paired_gain
+from components.evaluation.result import Evaluation, paired_gain
 from components.registry.champion import CHAMPION, TAKEN, champion_of, model_lock, promote
-from components.registry.export import ABOUT, JUDGEMENT, PRETEXT, write_artifact
+from components.registry.export import ABOUT, EVALUATION, PRETEXT, write_artifact
 from components.registry.fetch import LOGGED, fetch, output_of
 from components.registry.promotion import Gain, Promotion
 from components.tracking.delivery import RUN_KEY
@@ -59,23 +59,23 @@ class Registered:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is to be registered: model folder, what the judge said, where it comes from."""
+    """What is to be registered: model folder, what its evaluation said, where it comes from."""
 
     model: Path
-    judgement: Judgement
+    evaluation: Evaluation
     about: Mapping[str, Any]
 
     def headline(self) -> dict[str, float]:
-        """The judge's figures of the best layer: "linear", "knn", "rank_me" and so on."""
-        prefix = "judge/best/"
-        metrics = self.judgement.metrics().items()
+        """The evaluation's figures of the best layer: "linear", "knn", "rank_me" and so on."""
+        prefix = "evaluation/best/"
+        metrics = self.evaluation.metrics().items()
         return {key.removeprefix(prefix): value for key, value in metrics if key.startswith(prefix)}
 
 
 def register(
     model: Path,
     name: str,
-    judgement: Judgement,
+    evaluation: Evaluation,
     *,
     run_key: str,
     run_id: str,
@@ -83,14 +83,14 @@ def register(
     size: int | None = None,
     margin: float = 0.0,
     tags: Mapping[str, Any] | None = None,
-    rejudge: Callable[[Path], Judgement] | None = None,
+    reevaluate: Callable[[Path], Evaluation] | None = None,
 ) -> Registered:
-    """Registers the model folder of a run (`save_model`) under `name`; the encoder delivers the judgement's best layer.
+    """Registers the model folder of a run (`save_model`) under `name`; the encoder delivers the best layer.
 
     size: short side of the corpus' samples, from which the task cut its squares; files are embedded at that size.
     margin: percentage points that the lower bound of the gain must exceed for a promotion.
     tags: of the version, such as the corpus and its digest.
-    rejudge: judges the champion, given its model folder, where the two were judged on different evaluation sets.
+    reevaluate: evaluates the champion, given its model folder, where the two were evaluated on different sets.
 
     Raises:
         ValueError: the model cannot be exported, or the name is none.  DamagedError: the model folder is not whole.
@@ -100,17 +100,17 @@ def register(
     if not name or any(letter in name for letter in "/:%'"):
         raise ValueError(f"model name {name!r}: give a name without / : % and quotes")
     about = {"run_key": run_key, "run_id": run_id, **(tags or {}), **({"size": size} if size else {})}
-    candidate = Candidate(model, judgement, about)
+    candidate = Candidate(model, evaluation, about)
 
     def gain_over(champion: int) -> Gain | None:
-        return _gain(uri, name, champion, judgement, rejudge)
+        return _gain(uri, name, champion, evaluation, reevaluate)
 
     with answering(uri):
         with model_lock(client, uri, name, lease=UPLOAD_SECONDS):
             found = version_of_run(client, name, run_key)
             version = found or _create(client, name, candidate)
         number = int(version.version)
-        decision = promote(client, uri, name, number, gain_over, margin=margin, collapse=judgement.collapse)
+        decision = promote(client, uri, name, number, gain_over, margin=margin, collapse=evaluation.collapse)
         champion = champion_of(client, name)
         if decision.promoted or champion != number:
             why = f"{decision.verdict}: {decision.reason}"
@@ -130,7 +130,7 @@ def _create(client: MlflowClient, name: str, candidate: Candidate) -> ModelVersi
     about = {**candidate.about, "metrics": metrics}
     tags = {RUN_KEY: about["run_key"], **{f"metric.{key}": f"{value:.4f}" for key, value in metrics.items()}}
     tags |= {f"pretext.{key}": str(value) for key, value in candidate.about.items() if key not in ("run_key", "run_id")}
-    tags["pretext.evaluation_set"] = candidate.judgement.evaluation_set
+    tags["pretext.evaluation_set"] = candidate.evaluation.evaluation_set
     logged = _logged_model(client, candidate, about)
     try:
         client.create_registered_model(name, description="Encoder trained without labels by pretext.")
@@ -157,9 +157,9 @@ def _logged_model(client: MlflowClient, candidate: Candidate, about: Mapping[str
         artifact = write_artifact(
             candidate.model,
             Path(folder) / "model",
-            layer=candidate.judgement.best,
+            layer=candidate.evaluation.best,
             about=about,
-            judgement=candidate.judgement.to_json(),
+            evaluation=candidate.evaluation.to_json(),
             run_id=run_id,
             model_id=logged.model_id,
         )
@@ -173,19 +173,19 @@ def _gain(
     uri: str,
     name: str,
     champion: int,
-    judgement: Judgement,
-    rejudge: Callable[[Path], Judgement] | None,
+    evaluation: Evaluation,
+    reevaluate: Callable[[Path], Evaluation] | None,
 ) -> Gain | None:
     """Paired gain over the champion; None where the two cannot be compared."""
-    if GATE not in judgement.correct:
+    if GATE not in evaluation.correct:
         return None
     with tempfile.TemporaryDirectory(prefix="pretext-champion-") as folder:
         artifact = fetch(f"models:/{name}/{champion}", Path(folder), uri)
-        written = artifact / JUDGEMENT
-        theirs = Judgement.from_json(written.read_text()) if written.exists() else None
-        if theirs is None or theirs.evaluation_set != judgement.evaluation_set:
-            theirs = rejudge(artifact / PRETEXT) if rejudge else None
-    return paired_gain(judgement, theirs, GATE) if theirs is not None and GATE in theirs.correct else None
+        written = artifact / EVALUATION
+        theirs = Evaluation.from_json(written.read_text()) if written.exists() else None
+        if theirs is None or theirs.evaluation_set != evaluation.evaluation_set:
+            theirs = reevaluate(artifact / PRETEXT) if reevaluate else None
+    return paired_gain(evaluation, theirs, GATE) if theirs is not None and GATE in theirs.correct else None
 
 
 def _how_to_load(name: str) -> str:

@@ -21,9 +21,9 @@ SUPERVISED_COLOUR = "#009e73"
 def draw(comparison: Comparison) -> dict[str, bytes]:
     """All figures: name -> PNG. What there is no data for is left out."""
     figures: dict[str, bytes] = {}
-    if comparison.judged and comparison.probes:
+    if comparison.evaluated and comparison.probes:
         figures["probes"] = probes(comparison)
-    if comparison.judged and comparison.factors:
+    if comparison.evaluated and comparison.factors:
         figures["factors"] = factors(comparison)
     return figures
 
@@ -62,7 +62,7 @@ def _panel(axes: Axes, lines: Sequence[Line], pixels: Line | None, probe: str) -
 
 
 def _untrained(contender: Contender | None, probe: str) -> Interval | None:
-    row = best_row(contender.judgement.rows, RANDOM) if contender and contender.judgement else None
+    row = best_row(contender.evaluation.rows, RANDOM) if contender and contender.evaluation else None
     return row.scores.get(probe) if row else None
 
 
@@ -72,12 +72,12 @@ def _dots(axes: Axes, scores: Sequence[Interval | None], colour: str, marker: st
 
 
 def factors(comparison: Comparison) -> bytes:
-    """Rows encoders, columns factors: how well each is told, from guessing (white) to perfectly (blue)."""
+    """Rows encoders, columns factors: how well each is told, from chance (white) to perfectly (blue)."""
     lines = [line for line in comparison.lines() if line.factors]
     names = comparison.factors
     with house_figure(2.6 + 0.85 * len(names), 0.9 + 0.28 * len(lines)) as (figure, png):
         axes = figure.add_subplot()
-        values = np.array([[_share(line, name, comparison.guessing) for name in names] for line in lines])
+        values = np.array([[_share(line, name, comparison.chance) for name in names] for line in lines])
         axes.imshow(values, cmap=_blues(), vmin=0, vmax=1, aspect="auto")
         for i, line in enumerate(lines):
             for j, name in enumerate(names):
@@ -87,14 +87,14 @@ def factors(comparison: Comparison) -> bytes:
         axes.xaxis.tick_top()
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel(f"{MARKED}; white: no better than guessing", fontsize=8)
+        axes.set_xlabel(f"{MARKED}; white: no better than chance", fontsize=8)
     return png.getvalue()
 
 
-def _share(line: Line, name: str, guessing: Mapping[str, float]) -> float:
-    """Of the way from guessing to perfection."""
+def _share(line: Line, name: str, chance: Mapping[str, float]) -> float:
+    """Of the way from chance to perfection."""
     score = line.score(name)
-    return max(0.0, (score.mean - guessing[name]) / (1 - guessing[name])) if score else 0.0
+    return max(0.0, (score.mean - chance[name]) / (1 - chance[name])) if score else 0.0
 
 
 def _write_score(axes: Axes, x: int, y: int, line: Line, name: str, dark: bool) -> None:

@@ -18,7 +18,7 @@ HEADINGS = {
         "What each encoder knows, and is blind to",
         (
             "Each factor is read out linearly from the layer that tells it best on a held-out half of the training "
-            "part: accuracy of names, explained share of the variance of quantities, in per cent."
+            "part: accuracy of names, R², in per cent."
         ),
     ),
 }
@@ -30,11 +30,11 @@ def write_comparison(comparison: Comparison, figures: Mapping[str, bytes], answe
     return template("comparison.html").render(
         title=comparison.name,
         comparison=comparison,
-        samples=next((judgement.samples for judgement in comparison.judgements), None),
+        samples=next((evaluation.samples for evaluation in comparison.evaluations), None),
         columns=["Best layer", *(PROBES.get(name, name) for name in comparison.probes), *COLUMNS],
         rows=[{"line": line, "cells": list(_cells(line, comparison))} for line in lines],
         figures=[(name, *HEADINGS[name], data_uri(png)) for name, png in figures.items()],
-        answers=[(one, data_uri(answers[one.run])) for one in comparison.judged if answers.get(one.run)],
+        answers=[(one, data_uri(answers[one.run])) for one in comparison.evaluated if answers.get(one.run)],
         failed=[one for one in comparison.contenders if one.failure],
     )
 

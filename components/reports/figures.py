@@ -1,6 +1,6 @@
 """The pictures of a run, as PNG bytes, in one style whose colours the colour-blind tell apart too (Okabe & Ito 2008).
 
-Evidence -> what the task saw and said, nearest neighbours, embedding map;  Judgement -> layers;  points -> curves
+Evidence -> what the task saw and said, nearest neighbours, embedding map;  Evaluation -> layers;  points -> curves
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from components.evaluation.evaluate import Evidence
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Judgement
+from components.evaluation.result import ENCODER, PIXELS, RANDOM, Evaluation
 from components.tracking.tracker import Logged
 from ssl_core.probes.intervals import Interval
 from ssl_core.types import Panel
@@ -31,7 +31,7 @@ CLASSES = (
     *("#aa4499", "#44aa99", "#999933", "#882255", "#d55e00"),
 )
 """Tol's muted palette; the map also writes each class's name at its place, as ten colours are too many for anyone."""
-TITLES = {"linear": "Linear probe", "knn": "kNN", "1-label": "1 label per class", "5-label": "5 labels per class"}
+TITLES = {"linear": "Linear probe", "knn": "kNN", "1-shot": "1 label per class", "5-shot": "5 labels per class"}
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.dpi": 144,
@@ -61,11 +61,11 @@ _STYLE: dict[Any, Any] = {
 _MOST_ROWS = 8
 
 
-def draw(judgement: Judgement, evidence: Evidence, points: Sequence[Logged] = ()) -> dict[str, bytes]:
+def draw(evaluation: Evaluation, evidence: Evidence, points: Sequence[Logged] = ()) -> dict[str, bytes]:
     """All figures of a run: name -> PNG, in the order of a report. What there is no data for is left out."""
     figures = {
-        "layers": layers(judgement) if judgement.classes else None,
-        "factors": factors(judgement) if judgement.factors else None,
+        "layers": layers(evaluation) if evaluation.classes else None,
+        "factors": factors(evaluation) if evaluation.factors else None,
         "answers": answers(evidence.panel),
         "neighbours": nearest(evidence),
         "map": embedding_map(evidence),
@@ -74,13 +74,13 @@ def draw(judgement: Judgement, evidence: Evidence, points: Sequence[Logged] = ()
     return {name: png for name, png in figures.items() if png}
 
 
-def layers(judgement: Judgement) -> bytes:
+def layers(evaluation: Evaluation) -> bytes:
     """Accuracy of every probe at every layer, with 95 % intervals, beside the untrained network and raw pixels."""
-    probes = list(judgement.rows[0].scores)
+    probes = list(evaluation.rows[0].scores)
     with house_figure(3.1 * len(probes), 3.2) as (figure, png):
         for index, probe in enumerate(probes):
             axes = figure.add_subplot(1, len(probes), index + 1)
-            _layer_axes(axes, judgement, probe)
+            _layer_axes(axes, evaluation, probe)
             if index == 0:
                 axes.set_ylabel("accuracy, %")
         handles, names = figure.axes[0].get_legend_handles_labels()
@@ -88,19 +88,19 @@ def layers(judgement: Judgement) -> bytes:
     return png.getvalue()
 
 
-def _layer_axes(axes: Axes, judgement: Judgement, probe: str) -> None:
-    names = [row.layer for row in judgement.rows if row.source == ENCODER]
-    pixels = judgement.row(PIXELS)
+def _layer_axes(axes: Axes, evaluation: Evaluation, probe: str) -> None:
+    names = [row.layer for row in evaluation.rows if row.source == ENCODER]
+    pixels = evaluation.row(PIXELS)
     if pixels:
         score = pixels.scores[probe]
         axes.axhspan(100 * score.low, 100 * score.high, color=COLOURS[PIXELS], alpha=0.12, lw=0)
         axes.axhline(100 * score.mean, color=COLOURS[PIXELS], ls=(0, (4, 3)), lw=1.2, label=PIXELS)
     for source, shift in ((RANDOM, 0.09), (ENCODER, -0.09)):
-        rows = [row for row in judgement.rows if row.source == source]
+        rows = [row for row in evaluation.rows if row.source == source]
         _dots(axes, [row.scores[probe] for row in rows], source, shift)
-    best = judgement.row(ENCODER, judgement.best)
+    best = evaluation.row(ENCODER, evaluation.best)
     if best:
-        _mark(axes, names.index(judgement.best) - 0.09, best.scores[probe])
+        _mark(axes, names.index(evaluation.best) - 0.09, best.scores[probe])
     axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 6 else 60)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.grid(axis="x", visible=False)
@@ -137,23 +137,23 @@ def _mark(axes: Axes, x: float, score: Interval) -> None:
     )
 
 
-def factors(judgement: Judgement) -> bytes:
+def factors(evaluation: Evaluation) -> bytes:
     """How well each factor is told, with 95 % intervals, by the encoder, the untrained network and raw pixels."""
-    names = list(judgement.factors)
+    names = list(evaluation.factors)
     with house_figure(8.6, 1.0 + 0.4 * len(names)) as (figure, png):
         axes = figure.add_subplot()
         for source, shift in ((ENCODER, -0.22), (RANDOM, 0.0), (PIXELS, 0.22)):
-            scores = [(i + shift, judgement.factors[name].known.get(source)) for i, name in enumerate(names)]
+            scores = [(i + shift, evaluation.factors[name].known.get(source)) for i, name in enumerate(names)]
             style = {"fmt": MARKERS[source], "color": COLOURS[source], "ms": 5.5, "elinewidth": 1.4, "mew": 0.6}
             dots_across(axes, [(y, known.score) for y, known in scores if known], source, style)
-        for i, factor in enumerate(judgement.factors.values()):
-            label = "guessing" if i == 0 else ""
-            axes.vlines(100 * factor.guessing, i - 0.4, i + 0.4, color=INK, lw=1.2, ls=(0, (2, 2)), label=label)
+        for i, factor in enumerate(evaluation.factors.values()):
+            label = "chance" if i == 0 else ""
+            axes.vlines(100 * factor.chance, i - 0.4, i + 0.4, color=INK, lw=1.2, ls=(0, (2, 2)), label=label)
         axes.set_yticks(range(len(names)), names, color=INK)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(right=103)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("accuracy of names, explained variance of quantities, %")
+        axes.set_xlabel("accuracy of names, R² of quantities, %")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return png.getvalue()
 

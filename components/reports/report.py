@@ -1,6 +1,6 @@
 """The run as one HTML file: no request leaves it, and all that comes from outside is escaped.
 
-Judgement + figures (PNG) + About (what was run) -> templates/report.html -> the page
+Evaluation + figures (PNG) + About (what was run) -> templates/report.html -> the page
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Judgement, Row
+from components.evaluation.result import ENCODER, PIXELS, RANDOM, Evaluation, Row
 from ssl_core.probes.intervals import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
-PROBES = {"linear": "Linear probe", "knn": "kNN", "1-label": "1 label", "5-label": "5 labels"}
+PROBES = {"linear": "Linear probe", "knn": "kNN", "1-shot": "1 label", "5-shot": "5 labels"}
 MEASURES = {"rank_me": "RankMe", "alignment": "Alignment", "uniformity": "Uniformity"}
 FIGURES = {
     "layers": (
@@ -75,19 +75,19 @@ class About:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_report(judgement: Judgement, figures: Mapping[str, bytes], about: About) -> str:
+def write_report(evaluation: Evaluation, figures: Mapping[str, bytes], about: About) -> str:
     """The page, about as large as its pictures. `figures`: name -> PNG, as `figures.draw` returns them."""
     known = [name for name in FIGURES if name in figures]
     return template("report.html").render(
         title=about.title,
         about=about,
-        judgement=judgement,
-        verdict=_verdict(judgement),
-        cards=_cards(judgement),
-        headline=_table(judgement, judgement.headline()),
-        everything=_table(judgement, judgement.rows),
-        pretext=_pretext(judgement),
-        factors=_factors(judgement),
+        evaluation=evaluation,
+        verdict=_verdict(evaluation),
+        cards=_cards(evaluation),
+        headline=_table(evaluation, evaluation.headline()),
+        everything=_table(evaluation, evaluation.rows),
+        pretext=_pretext(evaluation),
+        factors=_factors(evaluation),
         figures=[(name, *FIGURES[name], data_uri(figures[name])) for name in known],
     )
 
@@ -114,37 +114,37 @@ def percent(score: Interval) -> tuple[str, str]:
     return f"{100 * score.mean:z.1f}", f"{100 * score.low:z.1f} – {100 * score.high:z.1f}"
 
 
-def _table(judgement: Judgement, rows: Sequence[Row]) -> dict[str, Any]:
+def _table(evaluation: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
     """Column titles and rows of cells; a cell is (text, interval, is it the column's best)."""
-    scores = list(judgement.rows[0].scores)
+    scores = list(evaluation.rows[0].scores)
     measures = [name for name in MEASURES if any(name in row.measures for row in rows)]
     top = {name: max(row.scores[name].mean for row in rows) for name in scores}
     body = []
     for row in rows:
         cells = [(*percent(row.scores[name]), row.scores[name].mean == top[name]) for name in scores]
         cells += [(f"{row.measures[name]:.2f}" if name in row.measures else "–", "", False) for name in measures]
-        chosen = row.source == ENCODER and row.layer == judgement.best
+        chosen = row.source == ENCODER and row.layer == evaluation.best
         body.append({"source": row.source, "layer": row.layer, "dim": row.dim, "cells": cells, "chosen": chosen})
     columns = [PROBES.get(name, name) for name in scores] + [MEASURES[name] for name in measures]
     return {"columns": columns, "body": body}
 
 
-def _factors(judgement: Judgement) -> list[dict[str, Any]]:
-    """A row for each factor: (text, interval, layer, is it the row's best) by source, and the guessing level."""
+def _factors(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """A row for each factor: (text, interval, layer, is it the row's best) by source, and the chance level."""
     rows = []
-    for name, factor in judgement.factors.items():
+    for name, factor in evaluation.factors.items():
         best = max(known.score.mean for known in factor.known.values())
         cells = {
             source: (*percent(known.score), known.layer, known.score.mean == best)
             for source, known in factor.known.items()
         }
-        rows.append({"name": name, "kind": factor.kind, "cells": cells, "guessing": f"{100 * factor.guessing:.1f}"})
+        rows.append({"name": name, "kind": factor.kind, "cells": cells, "chance": f"{100 * factor.chance:.1f}"})
     return rows
 
 
-def _cards(judgement: Judgement) -> list[dict[str, Any]]:
+def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Per probe the encoder's accuracy large, and a small track with it, its rivals and their intervals."""
-    rows = {row.source: row for row in judgement.headline()}
+    rows = {row.source: row for row in evaluation.headline()}
     cards = []
     for probe in rows[ENCODER].scores:
         value, interval = percent(rows[ENCODER].scores[probe])
@@ -166,13 +166,16 @@ def _track(source: str, score: Interval) -> dict[str, Any]:
     }
 
 
-def _verdict(judgement: Judgement) -> tuple[str, str]:
+def _verdict(evaluation: Evaluation) -> tuple[str, str]:
     """One sentence on top, and its tone: good, mixed, bad or plain."""
-    if judgement.collapse:
-        return "The representation has collapsed. " + judgement.collapse, "bad"
-    ours, *rivals = judgement.headline()
+    if evaluation.collapse:
+        return "The representation has collapsed. " + evaluation.collapse, "bad"
+    ours, *rivals = evaluation.headline()
     if not ours.scores:
-        return "Judged without labels: the representation has not collapsed; nothing is known of its accuracy.", "plain"
+        return (
+            "Evaluated without labels: the representation has not collapsed; nothing is known of its accuracy.",
+            "plain",
+        )
     better = [
         probe for probe, score in ours.scores.items() if all(score.mean > peer.scores[probe].mean for peer in rivals)
     ]
@@ -188,10 +191,10 @@ def _verdict(judgement: Judgement) -> tuple[str, str]:
     )
 
 
-def _pretext(judgement: Judgement) -> list[tuple[str, str, str, str]]:
+def _pretext(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
     """Metric, value, interval and chance, the accuracies in per cent."""
     lines = []
-    for name, value in judgement.pretext.items():
+    for name, value in evaluation.pretext.items():
         scale, unit, digits = (100, " %", 1) if name == "accuracy" else (1, "", 3)
         texts = [f"{scale * number:.{digits}f}" for number in (value.mean, value.low, value.high)]
         chance = "–" if value.chance is None else f"{scale * value.chance:.{digits}f}{unit}"

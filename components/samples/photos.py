@@ -23,7 +23,7 @@ TRAINED_ON = 0.7
 
 
 def write_photos(root: Path, counts: Mapping[str, int] = COUNTS, side: int = 64, seed: int = 0) -> dict[str, int]:
-    """Write square crops as PNG files: `unlabelled/` to pretrain on; `train/<photo>/`, `test/<photo>/` to judge with.
+    """Write square crops as PNG files: `unlabelled/` to pretrain on; `train/<photo>/`, `test/<photo>/` to test with.
 
     No pixel of a test crop is in another part. `crops.parquet` has a row for each: `file` (from the root on), `part`,
     `photo`, and the crop's `left`, `top` and `size` in px of the photo. Files that are already there are kept.

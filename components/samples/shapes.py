@@ -245,7 +245,7 @@ def _colour(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def write_shapes(root: Path, counts: Mapping[str, int] = COUNTS, side: int = 64, seed: int = 0) -> dict[str, int]:
-    """Write PNG files: `unlabelled/` to pretrain on; `train/<shape>/`, `test/<shape>/` to judge with; and the factors.
+    """Write PNG files: `unlabelled/` to pretrain on; `train/<shape>/`, `test/<shape>/` to test with; and the factors.
 
     No picture is in two parts. `factors.parquet` has a row for each: `file` (from the root on), `part`, and its factors
     as `draw` gives them. Files that are already there are kept, so that ingesting again finds nothing new.

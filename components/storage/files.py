@@ -160,7 +160,7 @@ def _pages(fs: Any, path: str) -> Iterator[list[dict[str, Any]]]:
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself; `stat` judges it
+    except OSError:  # a link to itself; `stat` decides
         return False
 
 
@@ -191,7 +191,7 @@ def _mtime(info: dict[str, Any]) -> int:
 
 
 def open_file(uri: str) -> IO[bytes]:
-    """The file for reading; FileNotFoundError passes as it is, for the caller to judge."""
+    """The file for reading; FileNotFoundError passes as it is, for the caller to evaluate."""
     if not is_remote(uri):
         return open(uri, "rb")
     fs, path = remote(uri)

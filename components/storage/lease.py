@@ -64,7 +64,7 @@ class Lease:
 
     Attributes:
         id: of the lease; sorts by the time at which it began.
-        record: URI of the record, by which other processes may ask whether it is `held`.
+        record: URI of the record, by which other processes may ask whether it `is_held`.
         lost: whether a renewal found the record gone.
     """
 
@@ -136,7 +136,7 @@ class Lease:
                 self._renew()
 
     def _renew(self) -> None:
-        self.lost = not held(self.record)
+        self.lost = not is_held(self.record)
         if not self.lost:
             self._write()
 
@@ -200,7 +200,7 @@ def record_of(folder: str, lease: str) -> str:
     return join(folder, f"{lease}.json")
 
 
-def held(record: str) -> bool:
+def is_held(record: str) -> bool:
     """Whether nobody took the process that left this record for dead."""
     return stat(record) is not None
 
@@ -211,7 +211,7 @@ def require(record: str) -> None:
     Raises:
         TakenOver: the record is gone.
     """
-    if not held(record):
+    if not is_held(record):
         raise TakenOver(
             f"{record} is gone: another process heard nothing from this one for {ExclusiveLease.DEAD_AFTER:g} s "
             "(asleep, or cut off from the storage?) and has taken over; this one stops"

@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric,
 from mlflow.exceptions import MlflowException
 
 from components.tracking.errors import TrackingError, explain
-from components.tracking.journal import Entry, Record, Spool, Unavailable, last_header
+from components.tracking.journal import Journal, JournalEntry, Record, Unavailable, last_header
 from components.tracking.stale_runs import oldest_run
 from components.tracking.store import connect_tracking, database_of
 
@@ -45,14 +45,14 @@ def now_ms() -> int:
 
 
 class MlflowRun:
-    """Receiver of a spool: adopts or creates the run that carries the spool's run key, and fills it.
+    """Receiver of a journal: adopts or creates the run that carries the journal's run key, and fills it.
 
     `attempt`: a new attempt sets the run RUNNING, beats its heart, and ignores the ends of attempts before it; without
     one the run's status is what the last end in the journal says.
     """
 
-    def __init__(self, uri: str, spool: Spool, attempt: bool) -> None:
-        self.uri, self.spool, self.attempt = uri, spool, attempt
+    def __init__(self, uri: str, journal: Journal, attempt: bool) -> None:
+        self.uri, self.journal, self.attempt = uri, journal, attempt
         self.client: MlflowClient | None = None
         self.run_id: str | None = None
         self.experiment_id: str | None = None
@@ -68,7 +68,7 @@ class MlflowRun:
             header = self._header()
             experiment = find_experiment(self.client, header["experiment"], self._artifacts())
             run = self._adopt(experiment, header)
-            if self.spool.owner != run.info.run_id:  # this folder never fed that run: see what it holds already
+            if self.journal.owner != run.info.run_id:  # this folder never fed that run: see what it holds already
                 self._known = _steps(self.client, run)
             if self.attempt and run.info.status != "RUNNING":
                 self.client.update_run(run.info.run_id, status="RUNNING")
@@ -77,11 +77,11 @@ class MlflowRun:
             if isinstance(error, SetupError) or getattr(error, "error_code", "") in DENIALS:
                 self.fatal = SetupError(sentence)
             raise Unavailable(sentence) from error
-        self.spool.bind(run.info.run_id)
+        self.journal.bind(run.info.run_id)
         self.experiment_id, self.run_id = experiment.experiment_id, run.info.run_id
         self.connected.set()
 
-    def take(self, entries: Sequence[Entry]) -> None:
+    def deliver(self, entries: Sequence[JournalEntry]) -> None:
         for kind, group in itertools.groupby(entries, key=lambda entry: entry.record.get("kind")):
             if kind == "point":
                 self._points([entry.record for entry in group])
@@ -98,9 +98,9 @@ class MlflowRun:
                 self._call(client.update_run, run_id, status="RUNNING")
 
     def _header(self) -> Record:
-        header = last_header(self.spool)
+        header = last_header(self.journal)
         if header is None:
-            raise SetupError(f"{self.spool.folder} does not say which run it belongs to; remove it")
+            raise SetupError(f"{self.journal.folder} does not say which run it belongs to; remove it")
         return header
 
     def _artifacts(self) -> str | None:
@@ -146,7 +146,7 @@ class MlflowRun:
             else:
                 self._refuse({"kind": what, **dict(items[0])}, error)
 
-    def _one(self, kind: str, entry: Entry) -> None:
+    def _one(self, kind: str, entry: JournalEntry) -> None:
         apply = {
             "params": self._params,
             "tags": self._tags,
@@ -182,7 +182,7 @@ class MlflowRun:
 
     def _file(self, record: Record) -> None:
         client, run_id = self._run()
-        path = self.spool.folder / record["path"]
+        path = self.journal.folder / record["path"]
         if not path.exists():
             raise FileNotFoundError(f"{path} is gone")
         log_it = client.log_artifacts if path.is_dir() else client.log_artifact
@@ -196,15 +196,17 @@ class MlflowRun:
         if table not in shown:
             self._call(client.set_tag, run_id, TABLES, json.dumps([*shown, table]))
 
-    def _end(self, entry: Entry) -> None:
-        if self.attempt and entry.start < self.spool.opened_at:
+    def _end(self, entry: JournalEntry) -> None:
+        if self.attempt and entry.start < self.journal.opened_at:
             return  # of an attempt before this one
         client, run_id = self._run()
         self._call(client.set_terminated, run_id, entry.record["status"], entry.record["time_ms"])
 
     def _refuse(self, record: Record, error: Exception) -> None:
-        log.warning("The tracker refused a record (%s); it is kept in %s", explain(error, self.uri), self.spool.folder)
-        self.spool.refuse(record, explain(error, self.uri))
+        log.warning(
+            "The tracker refused a record (%s); it is kept in %s", explain(error, self.uri), self.journal.folder
+        )
+        self.journal.refuse(record, explain(error, self.uri))
 
     def _call(self, do: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Calls MLflow. Raises MlflowException where it refuses for good, Unavailable for anything that may pass."""

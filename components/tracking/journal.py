@@ -1,12 +1,12 @@
 """A journal between a run and its tracker, so that an outage costs the training nothing and the record nothing.
 
-    append -> spool.jsonl -> a thread ships batches -> spool.ack (how far, and to which run)
+    append -> journal.jsonl -> a thread ships batches -> journal.ack (how far, and to which run)
 
 What holds, and why:
 - A record is written with one `write` before `append` returns, so it outlives the process; it is fsynced by a thread
   before it is shipped, at the latest every second or so, so a power cut costs at most the last second.
-- `spool.ack` is replaced atomically after the tracker took a batch. A crash in between sends that batch again with the
-  same time stamps, and MLflow's SQL stores keep one row per (run, key, time stamp, step, value): nothing is doubled.
+- `journal.ack` is replaced atomically after the tracker took a batch. A crash in between sends that batch again with
+  the same time stamps, and MLflow's SQL stores keep one row per (run, key, time stamp, step, value): no doubles.
 - Steps of a key only grow. A point at or below its key's highest step is one that a resumed run repeats: dropped.
 - A torn last line is one whose `append` never returned: cut off when the journal is opened.
 """
@@ -40,7 +40,7 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """A record, where its line starts, and the offset that is acknowledged once the tracker has it."""
 
     record: Record
@@ -48,14 +48,14 @@ class Entry:
     end: int
 
 
-class Spool:
+class Journal:
     """Append-only journal of one run in `folder`; one process at a time (raises `Busy` otherwise)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = acquire(folder / "spool.lock")
-        self._file = os.open(folder / "spool.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._lock = acquire(folder / "journal.lock")
+        self._file = os.open(folder / "journal.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._guard = threading.Lock()
         self.size = _repair(self._file)
         self.opened_at = self.size
@@ -73,7 +73,7 @@ class Spool:
             written = os.write(self._file, line)
             if written != len(line):  # disk full in the middle of a line: take the half back
                 os.ftruncate(self._file, self.size)
-                raise OSError(28, f"no space left to write {self.folder / 'spool.jsonl'}")
+                raise OSError(28, f"no space left to write {self.folder / 'journal.jsonl'}")
             self.size += written
             self._note(record)
 
@@ -83,7 +83,7 @@ class Spool:
         if fresh:
             self.append({"kind": "point", "step": step, "time_ms": time_ms, "metrics": fresh})
 
-    def pending(self) -> list[Entry]:
+    def pending(self) -> list[JournalEntry]:
         """The next unacknowledged records, about a megabyte of them, in the order of their arrival."""
         return self._read(self.acked)
 
@@ -108,7 +108,7 @@ class Spool:
 
     def refuse(self, record: Record, why: str) -> None:
         """Lays a record aside that the tracker will never take, so that the rest can pass."""
-        with (self.folder / "spool.refused.jsonl").open("a") as file:
+        with (self.folder / "journal.refused.jsonl").open("a") as file:
             file.write(json.dumps({"why": why, "record": record}) + "\n")
 
     def sync(self) -> None:
@@ -131,7 +131,7 @@ class Spool:
             for key in record["metrics"]:
                 self._highest[key] = max(record["step"], self._highest.get(key, -1))
 
-    def _read(self, offset: int) -> list[Entry]:
+    def _read(self, offset: int) -> list[JournalEntry]:
         with self._guard:
             limit = self.size
         length, data = CHUNK, b""
@@ -142,28 +142,28 @@ class Spool:
             length *= 2  # one record longer than the chunk
         return _entries(data, offset)
 
-    def scan(self, offset: int = 0) -> Iterator[Entry]:
+    def scan(self, offset: int = 0) -> Iterator[JournalEntry]:
         while entries := self._read(offset):
             yield from entries
             offset = entries[-1].end
 
     def _read_ack(self) -> tuple[str, int]:
         try:
-            state = json.loads((self.folder / "spool.ack").read_text())
+            state = json.loads((self.folder / "journal.ack").read_text())
             return str(state["owner"]), max(0, min(int(state["offset"]), self.size))
         except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: send all again, which doubles nothing
             return "", 0
 
     def _write_ack(self) -> None:
-        temporary = self.folder / "spool.ack.tmp"
+        temporary = self.folder / "journal.ack.tmp"
         temporary.write_text(json.dumps({"owner": self.owner, "offset": self.acked}))
-        temporary.replace(self.folder / "spool.ack")
+        temporary.replace(self.folder / "journal.ack")
 
 
-def last_header(spool: Spool) -> Record | None:
+def last_header(journal: Journal) -> Record | None:
     """The newest record that says whose journal this is: run_key, experiment, name, tags, time_ms."""
     found = None
-    for entry in spool.scan():
+    for entry in journal.scan():
         if entry.record.get("kind") == "run":
             found = entry.record
     return found
@@ -185,7 +185,7 @@ def _repair(file: int) -> int:
     return end
 
 
-def _entries(data: bytes, offset: int) -> list[Entry]:
+def _entries(data: bytes, offset: int) -> list[JournalEntry]:
     """Whole lines of `data`, which starts at `offset`. A line that a disk garbled becomes a record without a kind."""
     entries = []
     for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
@@ -193,7 +193,7 @@ def _entries(data: bytes, offset: int) -> list[Entry]:
             record = json.loads(line)
         except ValueError:
             record = {}
-        entries.append(Entry(record if _sound(record) else {}, offset, offset + len(line)))
+        entries.append(JournalEntry(record if _sound(record) else {}, offset, offset + len(line)))
         offset += len(line)
     return entries
 
@@ -209,13 +209,13 @@ def _sound(record: Any) -> bool:
 
 
 class Receiver(Protocol):
-    """The far end of a spool."""
+    """The far end of a journal."""
 
     def connect(self) -> None:
-        """Finds or makes the run and binds the spool to it; cheap once done. Raises Unavailable."""
+        """Finds or makes the run and binds the journal to it; cheap once done. Raises Unavailable."""
         ...
 
-    def take(self, entries: Sequence[Entry]) -> None:
+    def deliver(self, entries: Sequence[JournalEntry]) -> None:
         """Takes all of them, again if it must. Raises Unavailable to be asked later with the same entries."""
         ...
 
@@ -225,11 +225,11 @@ class Receiver(Protocol):
 
 
 class Shipper(threading.Thread):
-    """Carries a spool to its receiver: in order, in batches, with growing pauses while the receiver is away."""
+    """Carries a journal to its receiver: in order, in batches, with growing pauses while the receiver is away."""
 
     def __init__(
         self,
-        spool: Spool,
+        journal: Journal,
         receiver: Receiver,
         *,
         pause: float = 0.5,
@@ -237,8 +237,8 @@ class Shipper(threading.Thread):
         pulse_every: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(name="pretext-spool", daemon=True)
-        self.spool, self.receiver = spool, receiver
+        super().__init__(name="pretext-journal", daemon=True)
+        self.journal, self.receiver = journal, receiver
         self._pause, self._longest, self._pulse_every, self._clock = pause, longest_pause, pulse_every, clock
         self._stop_at: float | None = None
         self._wake = threading.Event()
@@ -255,7 +255,7 @@ class Shipper(threading.Thread):
         self._stop_at = self._clock() + seconds
         self._wake.set()
         self.join(seconds + 0.5)
-        return not self.is_alive() and self.spool.acked >= self.spool.size
+        return not self.is_alive() and self.journal.acked >= self.journal.size
 
     def _rest(self, pause: float) -> None:
         until = self._clock() + pause
@@ -267,22 +267,22 @@ class Shipper(threading.Thread):
 
     def _sync(self) -> None:
         with suppress(OSError):  # a full disk: the next append says so
-            self.spool.sync()
+            self.journal.sync()
 
     def _over(self) -> bool:
         if self._stop_at is None:
             return False
-        return self.spool.acked >= self.spool.size or self._clock() >= self._stop_at
+        return self.journal.acked >= self.journal.size or self._clock() >= self._stop_at
 
     def _once(self) -> float:
         """One batch and, when due, one pulse. Returns the pause before the next."""
         self._sync()
         try:
             self.receiver.connect()
-            entries = self.spool.pending()
+            entries = self.journal.pending()
             if entries:
-                self.receiver.take(entries)
-                self.spool.ack(entries[-1].end)
+                self.receiver.deliver(entries)
+                self.journal.ack(entries[-1].end)
             if self._clock() >= self._next_pulse:
                 self.receiver.pulse()
                 self._next_pulse = self._clock() + self._pulse_every
@@ -290,16 +290,16 @@ class Shipper(threading.Thread):
             return self._failed(error)
         if self.trouble:
             log.warning(
-                "The tracker is back; %s", "all is delivered" if not self.spool.left() else "delivering the rest"
+                "The tracker is back; %s", "all is delivered" if not self.journal.left() else "delivering the rest"
             )
         self.trouble, self._failures = None, 0
-        return 0.0 if entries and self.spool.acked < self.spool.size else self._pause
+        return 0.0 if entries and self.journal.acked < self.journal.size else self._pause
 
     def _failed(self, error: Exception) -> float:
         self._failures += 1
         if self.trouble is None:
             why = str(error) if isinstance(error, Unavailable) else repr(error)
-            log.warning("%s. The run goes on; its points wait in %s", why, self.spool.folder)
+            log.warning("%s. The run goes on; its points wait in %s", why, self.journal.folder)
         self.trouble = str(error) or type(error).__name__
         if self._stop_at is not None:
             return min(self._pause, 0.5)

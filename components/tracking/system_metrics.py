@@ -11,7 +11,7 @@ from typing import Any
 log = logging.getLogger("pretext.tracking")
 
 
-class Sampler(threading.Thread):
+class SystemMetrics(threading.Thread):
     """System metrics of this machine under MLflow's own names, through the journal like every other point."""
 
     def __init__(self, sink: Callable[[int, int, Mapping[str, float]], None], seconds: float) -> None:

@@ -22,12 +22,12 @@ from typing import Any, Literal
 
 from components.storage.lease import TakenOver
 from components.tracking.errors import answering, shown
-from components.tracking.journal import Shipper, Spool, last_header
+from components.tracking.journal import Journal, Shipper, last_header
 from components.tracking.stale_runs import is_stale
 from components.tracking.store import connect_tracking, database_of, quieten, tracking_uri, ui_command
-from components.tracking.system_metrics import Sampler
+from components.tracking.system_metrics import SystemMetrics
 
-__all__ = ["Tracker", "connect_tracking", "sweep", "tracking_uri", "ui_command"]
+__all__ = ["Tracker", "close_stale_runs", "connect_tracking", "tracking_uri", "ui_command"]
 
 log = logging.getLogger("pretext.tracking")
 
@@ -85,15 +85,15 @@ class Tracker:
             raise ValueError(f"run key {run_key!r}: letters, digits and _.:- only")
         self.uri = tracking_uri(uri)
         self.folder = Path(folder).absolute()
-        self._spool = Spool(self.folder / JOURNAL)
+        self._journal = Journal(self.folder / JOURNAL)
         self._closed: str | None = None
         self._lost = 0
         given = {key: value for key, value in (tags or {}).items() if value is not None}
         header = {"kind": "run", "run_key": run_key, "experiment": experiment, "name": name or run_key, "tags": given}
         self._introduce(header)
-        self._receiver, self._shipper = _start(self.uri, self._spool, attempt)
+        self._receiver, self._shipper = _start(self.uri, self._journal, attempt)
         self._await_answer(wait)
-        self._sampler = Sampler(self.point, system_metrics) if system_metrics else None
+        self._system_metrics = SystemMetrics(self.point, system_metrics) if system_metrics else None
 
     @property
     def run_id(self) -> str | None:
@@ -132,11 +132,11 @@ class Tracker:
 
     def point(self, step: int, time_ms: int, metrics: Mapping[str, float]) -> None:
         """Points of the curves at `step`; `time_ms` since the epoch. A (metric, step) logged before is dropped."""
-        self._guarded(lambda: self._spool.append_point(step, time_ms, metrics))
+        self._guarded(lambda: self._journal.append_point(step, time_ms, metrics))
 
     def points(self) -> list[Logged]:
         """All points of the run's journal, those of earlier attempts included, in the order they were logged."""
-        records = (record for record in self._spool.records() if record.get("kind") == "point")
+        records = (record for record in self._journal.records() if record.get("kind") == "point")
         return [Logged(record["step"], record["metrics"]) for record in records]
 
     def figure(self, name: str, png: bytes) -> None:
@@ -160,10 +160,10 @@ class Tracker:
 
     def flush(self, seconds: float = 60.0) -> bool:
         """Waits until the tracker has everything logged so far. False: it has not within `seconds`."""
-        deadline, target = time.monotonic() + seconds, self._spool.size
-        while self._spool.acked < target and time.monotonic() < deadline:
+        deadline, target = time.monotonic() + seconds, self._journal.size
+        while self._journal.acked < target and time.monotonic() < deadline:
             time.sleep(0.05)
-        return self._spool.acked >= target
+        return self._journal.acked >= target
 
     def close(self, status: Status | None = "FINISHED", seconds: float = 30.0) -> str:
         """Ends the run; None leaves its status. What is not taken within `seconds` waits in the folder for the next.
@@ -173,18 +173,18 @@ class Tracker:
         """
         if self._closed is not None:
             return self._closed
-        if self._sampler is not None:
-            self._sampler.stop()
+        if self._system_metrics is not None:
+            self._system_metrics.stop()
         if status == "FINISHED" or (status and self._receiver.attempt):
             self._append({"kind": "end", "status": status, "time_ms": time.time_ns() // 1_000_000})
         drained = self._shipper.drain(seconds)
-        left = 0 if drained else self._spool.left()
-        self._spool.close(in_use=self._shipper.is_alive())
+        left = 0 if drained else self._journal.left()
+        self._journal.close(in_use=self._shipper.is_alive())
         self._closed = ""
         if left or self._lost:
             lost = f" {self._lost} could not be written to disk and are lost." if self._lost else ""
             self._closed = (
-                f"{left} records of this run wait in {self._spool.folder} ({self.trouble}); "
+                f"{left} records of this run wait in {self._journal.folder} ({self.trouble}); "
                 f"the same command, run again, sends them.{lost}"
             )
             log.warning("%s", self._closed)
@@ -202,9 +202,9 @@ class Tracker:
 
     def _introduce(self, header: dict[str, Any]) -> None:
         """Writes whose journal this is; a changed experiment sends the whole of it there."""
-        before = last_header(self._spool)
+        before = last_header(self._journal)
         if before is not None and before["run_key"] != header["run_key"]:
-            self._spool.close()
+            self._journal.close()
             raise ValueError(
                 f"{self.folder} belongs to the run key {before['run_key']}, not {header['run_key']}; "
                 "give each run a folder of its own"
@@ -221,7 +221,7 @@ class Tracker:
             pass
         if self._receiver.fatal is not None:
             self._shipper.drain(0)
-            self._spool.close(in_use=self._shipper.is_alive())
+            self._journal.close(in_use=self._shipper.is_alive())
             raise self._receiver.fatal
 
     def _stage(self, artifact: str, content: bytes, kind: str = "file") -> None:
@@ -234,12 +234,12 @@ class Tracker:
             temporary.write_bytes(content)
             temporary.replace(path)
             to = artifact.rpartition("/")[0]
-            self._spool.append({"kind": kind, "path": f"{COPIES}/{artifact}", "to": to})
+            self._journal.append({"kind": kind, "path": f"{COPIES}/{artifact}", "to": to})
 
         self._guarded(write)
 
     def _append(self, record: dict[str, Any]) -> None:
-        self._guarded(lambda: self._spool.append(record))
+        self._guarded(lambda: self._journal.append(record))
 
     def _guarded(self, write: Callable[[], None]) -> None:
         try:
@@ -247,20 +247,20 @@ class Tracker:
         except OSError as error:  # the disk is full: the training may still get to its checkpoint
             self._lost += 1
             if self._lost == 1:
-                log.warning("Cannot write to %s (%s); the run goes on without its record", self._spool.folder, error)
+                log.warning("Cannot write to %s (%s); the run goes on without its record", self._journal.folder, error)
 
 
-def _start(uri: str, spool: Spool, attempt: bool) -> tuple[Any, Shipper]:
+def _start(uri: str, journal: Journal, attempt: bool) -> tuple[Any, Shipper]:
     quieten(server=database_of(uri) is None)
     from components.tracking.delivery import MlflowRun  # imports mlflow
 
-    receiver = MlflowRun(uri, spool, attempt)
-    shipper = Shipper(spool, receiver)
+    receiver = MlflowRun(uri, journal, attempt)
+    shipper = Shipper(journal, receiver)
     shipper.start()
     return receiver, shipper
 
 
-def sweep(uri: str | None = None, minutes: float = 15.0) -> list[str]:
+def close_stale_runs(uri: str | None = None, minutes: float = 15.0) -> list[str]:
     """Closes as KILLED our RUNNING runs whose heartbeat is older than `minutes`; returns their ids.
 
     Raises:

@@ -25,7 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
 from components.cluster.connect import connect, lacking_gpus
-from components.cluster.driver_channel import open_mailbox
+from components.cluster.driver_channel import open_driver_channel
 from components.corpus.corpus import Corpus, corpus_uri
 from components.storage.files import is_remote, join, read
 from components.storage.home import pretext_home
@@ -52,7 +52,7 @@ class ArtefactError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Job:
+class FitJob:
     """What the driver hands to the Ray task.
 
     Attributes:
@@ -63,7 +63,7 @@ class Job:
         seed: of the run.
         gpu: compute on one.
         home: the driver's pretext home, where a remote corpus is cached.
-        mailbox: actor handle of a `Mailbox`, for progress.
+        channel: actor handle of a `DriverChannel`, for progress.
         models: field of the task -> files of the saved model that it names.
     """
 
@@ -74,7 +74,7 @@ class Job:
     seed: int
     gpu: bool
     home: str
-    mailbox: Any
+    channel: Any
     models: Mapping[str, Mapping[str, bytes]]
 
 
@@ -134,7 +134,7 @@ def recorded(folder: RunFolder) -> dict[str, str]:
     return written
 
 
-def take(task: PretextTask, folder: RunFolder) -> None:
+def load_all(task: PretextTask, folder: RunFolder) -> None:
     """Reads the task's artefacts from the run's folder into this process.
 
     Raises:
@@ -142,7 +142,7 @@ def take(task: PretextTask, folder: RunFolder) -> None:
     """
     if artefact.fits(task):
         with folder.local_copy(ARTEFACTS) as kept:
-            artefact.take(task, kept or pretext_home() / ARTEFACTS)
+            artefact.load_all(task, kept or pretext_home() / ARTEFACTS)
 
 
 def _write(path: Path, digests: Mapping[str, str]) -> None:
@@ -168,13 +168,13 @@ def _made(
         if lacking:
             raise ArtefactError(lacking)
         models = {field: _files(uri, run, tracking) for field, uri in artefact.saved_models(run.task).items()}
-        mailbox, home = open_mailbox(), str(pretext_home())
-        job = Job(run.task, fields, corpus_uri(corpus), version, run.train.seed, gpus, home, mailbox, models)
+        channel, home = open_driver_channel(), str(pretext_home())
+        job = FitJob(run.task, fields, corpus_uri(corpus), version, run.train.seed, gpus, home, channel, models)
         # A whole CPU may never be free where a cluster of few is shared; the task takes all threads of its machine.
         fitting = ray.remote(fit).options(num_cpus=0.5, num_gpus=int(gpus)).remote(job)
         try:
             while not ray.wait([fitting], timeout=0.25)[0]:
-                for field, samples in ray.get(mailbox.take.remote(0.01))[-1:]:
+                for field, samples in ray.get(channel.receive.remote(0.01))[-1:]:
                     progress(field, samples)
             return cast(Mapping[str, Tensors], ray.get(fitting))
         except RayTaskError as error:
@@ -185,7 +185,7 @@ def _made(
         finally:
             if not ray.wait([fitting], timeout=0)[0]:  # to cancel a finished task can end this process (Ray 2.60)
                 ray.cancel(fitting, force=True)
-            ray.kill(mailbox)
+            ray.kill(channel)
 
 
 def _files(uri: str, run: Run, tracking: str | None) -> dict[str, bytes]:
@@ -207,7 +207,7 @@ def _files(uri: str, run: Run, tracking: str | None) -> dict[str, bytes]:
         return {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
 
 
-def fit(job: Job) -> dict[str, Tensors]:
+def fit(job: FitJob) -> dict[str, Tensors]:
     """The Ray task: field -> tensors on the CPU. The same job gives the same tensors on the same kind of machine."""
     os.environ["PRETEXT_HOME"] = job.home
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -224,7 +224,7 @@ def fit(job: Job) -> dict[str, Tensors]:
     return made
 
 
-def _with_models(job: Job, scratch: Path) -> PretextTask:
+def _with_models(job: FitJob, scratch: Path) -> PretextTask:
     """The task with folders of this machine where it names saved models."""
     for field, files in job.models.items():
         (scratch / field).mkdir()
@@ -233,7 +233,7 @@ def _with_models(job: Job, scratch: Path) -> PretextTask:
     return cast(PretextTask, replace(cast(Any, job.task), **{field: str(scratch / field) for field in job.models}))
 
 
-def _batches(job: Job, field: str, shards: Shards, digest: str, device: torch.device) -> Generator[Raw, None, None]:
+def _batches(job: FitJob, field: str, shards: Shards, digest: str, device: torch.device) -> Generator[Raw, None, None]:
     """The corpus in random order without end; tells the driver how much was read."""
     samples, told = 0, time.monotonic()
     size = min(BATCH, len(shards))
@@ -242,7 +242,7 @@ def _batches(job: Job, field: str, shards: Shards, digest: str, device: torch.de
             samples += size
             if time.monotonic() - told > 0.5:
                 told = time.monotonic()
-                job.mailbox.post.remote((field, samples))
+                job.channel.post.remote((field, samples))
             yield batch.raw
 
 

@@ -28,7 +28,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from components.cluster.connect import connect, lacking_gpus
-from components.cluster.driver_channel import open_mailbox
+from components.cluster.driver_channel import open_driver_channel
 from components.corpus.corpus import corpus_uri
 from components.storage.files import join
 from components.storage.home import pretext_home
@@ -100,21 +100,21 @@ def pretrain(
         wrong = repair(folder, run.train.keep)
         if wrong:
             log.info("repaired Ray's snapshot of %s, which was %s", folder.uri, wrong)
-        mailbox = open_mailbox()
-        training = Training(run, corpus_uri(corpus), version, folder, held.record, str(pretext_home()), mailbox)
+        channel = open_driver_channel()
+        training = Training(run, corpus_uri(corpus), version, folder, held.record, str(pretext_home()), channel)
         fit = _Fit(_trainer(training, workers, gpus, max_failures))
         try:
-            with _asked_to_stop() as asked:
-                outcome = _Driver(mailbox, fit, sink, asked.reasons, held).watch()
+            with _stop_requests() as request:
+                outcome = _Driver(channel, fit, sink, request.reasons, held).watch()
         finally:  # workers that still wait for this driver shall not wait for ever
             with suppress(ray.exceptions.RayError):
-                ray.kill(mailbox)
+                ray.kill(channel)
         if outcome.status != "FINISHED":
             require(held.record)
-    if outcome.status == "FAILED" and asked.signal is not None:
+    if outcome.status == "FAILED" and request.signal is not None:
         log.error("%s", outcome.reason)  # what hears the signal will not tell it
     if outcome.status != "KILLED":
-        asked.ask_again()
+        request.raise_again()
     return outcome
 
 
@@ -162,9 +162,9 @@ class _Driver:
     """Hands on points, passes a wish to stop, and says how it ended."""
 
     def __init__(
-        self, mailbox: Any, fit: _Fit, sink: Callable[[Point], None], reasons: list[str], lease: ExclusiveLease
+        self, channel: Any, fit: _Fit, sink: Callable[[Point], None], reasons: list[str], lease: ExclusiveLease
     ) -> None:
-        self.mailbox, self.fit, self.sink, self.reasons, self.lease = mailbox, fit, sink, reasons, lease
+        self.channel, self.fit, self.sink, self.reasons, self.lease = channel, fit, sink, reasons, lease
         self.last = Point(0, 0, {}, 0)
         self.outcome: Outcome | None = None
         self.asked_at: float | None = None
@@ -172,18 +172,18 @@ class _Driver:
     def watch(self) -> Outcome:
         """Until the workers are done, or do not answer a wish to stop."""
         while self.fit.is_alive() and not self._out_of_grace():
-            self._empty_mailbox(0.25)
+            self._receive(0.25)
             if self.lease.lost and not self.reasons:
                 self.reasons.append("taken over by another driver")
             if self.reasons and self.asked_at is None:
                 self.asked_at = time.monotonic()
                 log.warning("%s: a checkpoint is written first; a second signal does not wait for it", self.reasons[0])
-                ray.get(self.mailbox.ask_to_stop.remote(self.reasons[0]))
-        self._empty_mailbox(0.01)
+                ray.get(self.channel.ask_to_stop.remote(self.reasons[0]))
+        self._receive(0.01)
         return self._verdict()
 
-    def _empty_mailbox(self, seconds: float) -> None:
-        for item in ray.get(self.mailbox.take.remote(seconds)):
+    def _receive(self, seconds: float) -> None:
+        for item in ray.get(self.channel.receive.remote(seconds)):
             if "status" in item:
                 self.outcome = Outcome(**item)
             elif item["step"] > self.last.step:  # a restarted group repeats the steps since its checkpoint
@@ -196,7 +196,7 @@ class _Driver:
     def _verdict(self) -> Outcome:
         if self.outcome:  # whatever befell Ray after rank 0 had said its last word
             return self.outcome
-        failure = ray.get(self.mailbox.failure.remote())
+        failure = ray.get(self.channel.failure.remote())
         if failure or self.fit.error:
             return self._ended("FAILED", failure or sentence(self.fit.error))
         if self.reasons:
@@ -210,35 +210,35 @@ class _Driver:
 
 
 @dataclass
-class _Asked:
+class _StopRequest:
     """Why to stop, and the signal that said so."""
 
     reasons: list[str] = field(default_factory=list)
     signal: int | None = None
 
-    def ask_again(self) -> None:
+    def raise_again(self) -> None:
         """The signal did not stop the training, which ended otherwise; what comes after it shall hear it."""
         if self.signal is not None:
             signal.raise_signal(self.signal)
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[_Asked]:
+def _stop_requests() -> Iterator[_StopRequest]:
     """Collects the signals that ask to stop; a second one of them interrupts as usual."""
-    asked = _Asked()
+    request = _StopRequest()
 
     def note(number: int, frame: Any) -> None:
-        if asked.reasons:
+        if request.reasons:
             raise KeyboardInterrupt
-        asked.reasons.append(f"stopped by {signal.Signals(number).name}")
-        asked.signal = number
+        request.reasons.append(f"stopped by {signal.Signals(number).name}")
+        request.signal = number
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield request
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -17,7 +17,7 @@ from components.storage.lease import ExclusiveLease
 from ssl_core import folder
 from ssl_core.folder import MARKER, DamagedError
 from ssl_core.train import checkpoint
-from ssl_core.train.team import State
+from ssl_core.train.ranks import Checkpoint
 
 MODEL, ARTEFACTS = "model", "artefacts"
 
@@ -51,7 +51,7 @@ class RunFolder:
             self.remove(name)
         return kept
 
-    def newest(self) -> State | None:
+    def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole to the last byte, falling back to the ones before it."""
         if not self.remote:
             return checkpoint.load_newest(Path(self.uri))

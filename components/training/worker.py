@@ -24,8 +24,8 @@ from ssl_core.data.reader import ReadError
 from ssl_core.data.shards import Shards
 from ssl_core.train import checkpoint
 from ssl_core.train.loop import pretrain
+from ssl_core.train.ranks import Checkpoint
 from ssl_core.train.run import Run
-from ssl_core.train.team import State
 
 FINAL = (
     ValueError,
@@ -51,7 +51,7 @@ class Training:
         folder: the run's folder.
         lease: record of the driver's lease of that folder; nothing is written there once it is gone.
         home: the driver's pretext home, where a remote corpus is cached.
-        mailbox: actor handle of the run's `Mailbox`.
+        channel: actor handle of the run's `DriverChannel`.
     """
 
     run: Run
@@ -60,18 +60,18 @@ class Training:
     folder: RunFolder
     lease: str
     home: str
-    mailbox: Any
+    channel: Any
 
 
 def work(config: dict[str, Training]) -> None:
     """The `train_loop_per_worker`: trains, and posts points and outcome from rank 0."""
     training = config["training"]
-    if ray.get(training.mailbox.failure.remote()):
+    if ray.get(training.channel.failure.remote()):
         return
     try:
         _train(training)
     except FINAL as error:
-        ray.get(training.mailbox.fail.remote(str(error) or type(error).__name__))
+        ray.get(training.channel.fail.remote(str(error) or type(error).__name__))
         if ray.train.get_context().get_world_size() > 1:
             raise  # the others may wait for this one; Ray ends them all, and the next group returns at once
 
@@ -81,7 +81,7 @@ def _train(training: Training) -> None:
     context, device = ray.train.get_context(), _device()
     rank = context.get_world_rank()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
-    artefacts.take(training.run.task, training.folder)
+    artefacts.load_all(training.run.task, training.folder)
     corpus = Corpus.open(training.corpus, training.version)
     outcome = pretrain(
         training.run,
@@ -91,11 +91,11 @@ def _train(training: Training) -> None:
         rank=rank,
         world=context.get_world_size(),
         device=device,
-        on_point=lambda point: training.mailbox.post.remote(asdict(point)),
-        stop=_listen(training.mailbox) if rank == 0 else str,
+        on_point=lambda point: training.channel.post.remote(asdict(point)),
+        stop=_listen(training.channel) if rank == 0 else str,
     )
     if rank == 0:
-        ray.get(training.mailbox.post.remote(asdict(outcome)))
+        ray.get(training.channel.post.remote(asdict(outcome)))
 
 
 def _device() -> torch.device:
@@ -107,13 +107,13 @@ def _device() -> torch.device:
     return device
 
 
-def _listen(mailbox: Any) -> Callable[[], str]:
+def _listen(channel: Any) -> Callable[[], str]:
     """The loop's `stop`: a thread waits for the driver's wish, so that asking costs nothing."""
     heard: list[str] = []
 
     def wait() -> None:
         try:
-            heard.append(ray.get(mailbox.stop_asked.remote()))
+            heard.append(ray.get(channel.stop_asked.remote()))
         except ray.exceptions.RayError:
             return  # the driver is gone, and Ray ends this process with it
 
@@ -125,16 +125,16 @@ class ReportingStore:
     """The loop's store in the run's folder; tells Ray Train of every checkpoint, which then keeps the newest ones."""
 
     def __init__(self, training: Training, rank: int) -> None:
-        self.folder, self.lease, self.mailbox, self.rank = training.folder, training.lease, training.mailbox, rank
+        self.folder, self.lease, self.channel, self.rank = training.folder, training.lease, training.channel, rank
 
-    def newest(self) -> State | None:
+    def newest(self) -> Checkpoint | None:
         return self.folder.newest()
 
-    def keep(self, step: int, state: State) -> None:
+    def keep(self, step: int, state: Checkpoint) -> None:
         reported = None
         if self.rank == 0:
             # Workers outlive a killed driver by seconds. A checkpoint of theirs would hide the points that nobody took.
-            ray.get(self.mailbox.settle.remote())
+            ray.get(self.channel.settle.remote())
             require(self.lease)
             name = checkpoint.name_of(step)
             self.folder.put(name, lambda path: checkpoint.save(path, *state))

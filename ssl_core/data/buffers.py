@@ -28,7 +28,7 @@ class Buffers:
         self._idle = sys.getrefcount(lone[0])
         self._stream = torch.Stream(device) if device.type == "cuda" else None
 
-    def take(self) -> Bytes:
+    def acquire(self) -> Bytes:
         """An array that nobody else holds, contents undefined; it returns to the pool when its last view is gone."""
         with self._lock:
             for number in range(len(self._pool)):

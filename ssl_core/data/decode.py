@@ -5,7 +5,7 @@ and only then pixels. Only the seven formats named in `_FORMATS` are reachable: 
 `decode` keeps to the limits it can see (bytes, pixels, aspect); seconds and memory need the child process of
 `components.decoding.sandbox`, which calls this function.
 
-What comes out is RGB uint8 with short side exactly `Canon.size`, aspect kept:
+What comes out is RGB uint8 with short side exactly `SampleFormat.size`, aspect kept:
   antialiased bicubic down (JPEG by DCT scaling to no less than twice the size first), bicubic up; EXIF orientation
   applied; alpha and transparent colours composited over white; 16-bit greys scaled from [0, 65535], float and 32-bit
   greys from [0, 1] (float only), [0, 255] or [0, 65535], the first that holds all values, else from their own minimum
@@ -123,7 +123,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Canon:
+class SampleFormat:
     """The one form in which a corpus stores its images.
 
     Attributes:
@@ -138,11 +138,11 @@ class Canon:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 8192:
-            raise ValueError(f"canon.size must be between 1 and 8192 pixels, got {self.size}.")
+            raise ValueError(f"sample_format.size must be between 1 and 8192 pixels, got {self.size}.")
         if self.payload not in ("raw", "jpeg"):
-            raise ValueError(f'canon.payload must be "raw" or "jpeg", got {self.payload!r}.')
+            raise ValueError(f'sample_format.payload must be "raw" or "jpeg", got {self.payload!r}.')
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"canon.quality must be between 1 and 100, got {self.quality}.")
+            raise ValueError(f"sample_format.quality must be between 1 and 100, got {self.quality}.")
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Image:
     width: int
 
 
-def decode(data: bytes, limits: Limits, canon: Canon) -> Image:
+def decode(data: bytes, limits: Limits, sample_format: SampleFormat) -> Image:
     """The canonical sample of an image file; raises `Rejected` and nothing else, whatever the bytes are.
 
     Two exceptions to 'nothing else': KeyboardInterrupt and friends, and an ImportError, which is our fault.
@@ -163,7 +163,7 @@ def decode(data: bytes, limits: Limits, canon: Canon) -> Image:
     check_size(len(data), limits)
     name, plugin = _recognise(data)
     try:
-        return _decode(data, name, plugin, limits, canon)
+        return _decode(data, name, plugin, limits, sample_format)
     except (Rejected, ImportError):
         raise
     except MemoryError as error:
@@ -182,19 +182,21 @@ def check_size(length: int, limits: Limits) -> None:
         raise Rejected(Reason.TOO_LARGE, f"The file is over max_bytes = {limits.max_bytes:,} bytes.")
 
 
-def _decode(data: bytes, name: str, plugin: Callable[[BytesIO], ImageFile], limits: Limits, canon: Canon) -> Image:
+def _decode(
+    data: bytes, name: str, plugin: Callable[[BytesIO], ImageFile], limits: Limits, sample_format: SampleFormat
+) -> Image:
     if announced := _announced(name, data):
         _check_pixels(name, announced, limits)
     if name == "WebP" and len(data) < int.from_bytes(data[4:8], "little") + 8:
         raise Rejected(Reason.TRUNCATED, "The WebP is shorter than its header says.")
     with plugin(BytesIO(data)) as image:
         _check_pixels(name, image.size, limits)
-        size = _canonical_size(image.size, canon.size)
+        size = _canonical_size(image.size, sample_format.size)
         if isinstance(image, JpegImageFile):
             image.draft(image.mode, (2 * size[0], 2 * size[1]))
         image.load()
         pixels = _oriented(image, _resized(image, size))
-    return _pack(pixels, canon)
+    return _pack(pixels, sample_format)
 
 
 def _recognise(data: bytes) -> tuple[str, Callable[[BytesIO], ImageFile]]:
@@ -324,12 +326,12 @@ def _oriented(image: ImageFile, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np
     return np.asarray(PIL.Image.fromarray(pixels).transpose(method))
 
 
-def _pack(pixels: npt.NDArray[np.uint8], canon: Canon) -> Image:
+def _pack(pixels: npt.NDArray[np.uint8], sample_format: SampleFormat) -> Image:
     height, width = pixels.shape[:2]
-    if canon.payload == "raw":
+    if sample_format.payload == "raw":
         return Image(pixels.tobytes(), "raw", height, width)
     payload = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), quality=canon.quality, colorspace="RGB", colorsubsampling="420"
+        np.ascontiguousarray(pixels), quality=sample_format.quality, colorspace="RGB", colorsubsampling="420"
     )
     return Image(payload, "jpeg", height, width)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ssl_core.data.layout import CODECS
 from ssl_core.data.mapping import Bytes
-from ssl_core.data.order import Ints, draw
 from ssl_core.data.shards import Places, Shards
+from ssl_core.data.shuffle import Ints, draw
 from ssl_core.types import Field
 
 Crop = Callable[[Bytes, int, int, int, int, Bytes], None]

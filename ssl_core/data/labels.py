@@ -6,8 +6,8 @@ import numpy as np
 
 from ssl_core.data import numbers
 from ssl_core.data.mapping import Bytes
-from ssl_core.data.order import Ints
 from ssl_core.data.shards import Shards
+from ssl_core.data.shuffle import Ints
 from ssl_core.types import Field
 
 

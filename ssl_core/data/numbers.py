@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ssl_core.data.mapping import Bytes
-from ssl_core.data.order import Ints
 from ssl_core.data.shards import Shards
+from ssl_core.data.shuffle import Ints
 from ssl_core.types import Field
 
 BYTES = 8

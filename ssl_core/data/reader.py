@@ -22,8 +22,8 @@ from ssl_core.data import images, labels, numbers
 from ssl_core.data.buffers import Buffers, hand_over
 from ssl_core.data.images import ReadError
 from ssl_core.data.mapping import Bytes
-from ssl_core.data.order import Cursor, Ints, permutation
 from ssl_core.data.shards import Shards
+from ssl_core.data.shuffle import Cursor, Ints, permutation
 from ssl_core.types import Field, Modality
 
 __all__ = ["Batch", "Cursor", "ReadError", "Reader"]
@@ -210,7 +210,7 @@ class Reader:
         raw = {}
         for name, field in self._sample.items():
             fetcher = FETCHERS[field.modality]
-            out = self._buffers[name].take()[: len(planned.ids)]
+            out = self._buffers[name].acquire()[: len(planned.ids)]
             fetcher.fetch(self._shards, planned.ids, field, planned.key, out)
             raw[name] = fetcher.view(self._buffers[name].deliver(out))
         return Batch(raw, planned.ids, planned.after)

@@ -99,20 +99,20 @@ class Weighted(NamedTuple):
 
 
 def regress(outputs: Tensor, targets: Tensor | Weighted) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a task about quantities or pixels answers in `loss`: mean squared error [n] and "explained" [n]."""
+    """What a task about quantities or pixels answers in `loss`: mean squared error [n] and "r2" [n]."""
     values, weights = targets if isinstance(targets, Weighted) else (targets, targets.new_ones(()))
     error = _sums((outputs - values).square(), weights)
     counted = _sums(weights.expand_as(values), weights.new_ones(())).clamp_min(1e-6)
-    return error / counted, {"explained": _explained(error.detach(), values, weights)}
+    return error / counted, {"r2": _explained(error.detach(), values, weights)}
 
 
-def explained(outputs: Tensor, targets: Tensor | Weighted) -> Tensor:
+def r_squared(outputs: Tensor, targets: Tensor | Weighted) -> Tensor:
     """[n], whose mean is the share of the targets' variance over the batch that the outputs explain.
 
     1 for the targets themselves, 0 for their mean over the batch, taken place by place, or where nothing varies.
     """
     with torch.no_grad():
-        return regress(outputs, targets)[1]["explained"]
+        return regress(outputs, targets)[1]["r2"]
 
 
 def _explained(error: Tensor, values: Tensor, weights: Tensor) -> Tensor:

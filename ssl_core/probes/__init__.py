@@ -1,1 +1,1 @@
-"""Judging a representation without its pretext task; see README.md."""
+"""Evaluating a representation without its pretext task; see README.md."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_core.nn.heads import Weighted, explained
+from ssl_core.nn.heads import Weighted, r_squared
 from ssl_core.probes import logistic
 from ssl_core.probes.ridge import Ridge
 from ssl_core.task import PretextTask
@@ -175,7 +175,7 @@ class Audit:
 
     Attributes:
         cue: the low-level signal.
-        chance: what guessing achieves with the countermeasure on: accuracy, or explained variance of quantities.
+        chance: what chance achieves with the countermeasure on: accuracy, or R² of quantities.
         open_chance: the same with the countermeasure off, where switching it changes the answers' number.
         closed: what the cue-only probe achieves with the countermeasure on.
         opened: and with it off.
@@ -192,18 +192,18 @@ def audit(task: Any, shortcut: Shortcut, fit: Raw, test: Raw, seed: int = 0) -> 
     """Try a shortcut with its countermeasure on and off. `fit` trains the cue's probe, `test` scores it."""
     off = replace(task, **shortcut.off)
     n = len(next(iter(test.values())))
-    (chance, open_chance) = (_guessing(each, n) for each in (task, off))
+    (chance, open_chance) = (_chance(each, n) for each in (task, off))
     closed, opened = (cue_probe(each, shortcut.cue, fit, test, seed) for each in (task, off))
     return Audit(shortcut.cue, chance, open_chance, closed, opened)
 
 
-def _guessing(task: PretextTask, n: int) -> float:
+def _chance(task: PretextTask, n: int) -> float:
     chance = task.chance(n)
-    return chance["accuracy"] if "accuracy" in chance else chance["explained"]
+    return chance["accuracy"] if "accuracy" in chance else chance["r2"]
 
 
 def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -> float:
-    """Accuracy, or explained variance, on `test` of answering the task from the cue alone.
+    """Accuracy, or R², on `test` of answering the task from the cue alone.
 
     Where targets are classes: softmax regression on the cue's features, fitted on `fit`; where they are quantities or
     pixels: ridge regression. Where the answer is which
@@ -247,7 +247,7 @@ def _regression(fit_x: Tensor, fit_y: Tensor | Weighted, x: Tensor, y: Tensor | 
         counts = _by_pixel(weights.expand_as(values))[:, :1].double()
         predicted = Ridge.of(fit_x, counts).fit(_by_pixel(values), 1.0)(x)
         predicted = predicted.view(-1, *values.shape[2:], values.shape[1]).movedim(-1, 1)
-    return float(explained(predicted.reshape(-1, *values.shape[1:]).float(), y).mean())
+    return float(r_squared(predicted.reshape(-1, *values.shape[1:]).float(), y).mean())
 
 
 def _by_pixel(x: Tensor) -> Tensor:

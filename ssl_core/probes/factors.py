@@ -2,7 +2,7 @@
 
     features of the training part, factors there -> probes -> factors of the test part, and how sure the score is
 
-A name is scored by accuracy, a quantity by the explained share of its variance: 1 for the quantity itself, 0 for its
+A name is scored by accuracy, a quantity by the R²: 1 for the quantity itself, 0 for its
 mean. What comes round again, such as an angle, is a point on a circle. All quantities of one layer share one
 decomposition of its features.
 """

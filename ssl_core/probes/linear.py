@@ -87,7 +87,7 @@ def _choose(x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, classes: int) 
 def draw_shots(labels: Tensor, classes: int, shots: int, draws: int, seed: int) -> Tensor:
     """[draws, rows] indices with `shots` random samples of each class; all that a smaller class has.
 
-    A function of labels and seed alone, so that every representation is judged on the same draws.
+    A function of labels and seed alone, so that every representation is evaluated on the same draws.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + shots)
     members = [torch.nonzero(labels.cpu() == label).flatten() for label in range(classes)]

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from ssl_core import artefact
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.words import Bags, Teacher, WordHead, fit_words, match_bags
+from ssl_core.nn.visual_words import Bags, Teacher, WordHead, fit_words, match_bags
 from ssl_core.ops import images
 from ssl_core.ops.mixing import cutmix
 from ssl_core.ops.views import check_views, views_of
@@ -153,7 +153,7 @@ class BagOfWords:
         return match_bags(outputs)
 
     def chance(self, batch: int) -> dict[str, float]:
-        return {"explained": 0.0}
+        return {"r2": 0.0}
 
     def show(self, inputs: dict[str, Tensor], outputs: Bags, targets: None) -> Panel:
         views, originals = (images.denormalise(inputs[name]) for name in ("views", "originals"))

@@ -8,7 +8,7 @@ Most of a photograph is nearly grey, and so is the safe answer. Rare colours the
 prior over the corpus that is an artefact. The annealed mean, between the mean and the mode, decodes the answer.
 
 Grey pictures say nothing and are left out. A cell's colour is that of its light, averaged: JPEG stores colours at half
-the resolution, and lenses shift them by a pixel or so. The encoder never sees colours, also where it is judged.
+the resolution, and lenses shift them by a pixel or so. The encoder never sees colours, also where it is evaluated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ssl_core import artefact
 from ssl_core.nn.dense import DenseHead
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.heads import Weighted, explained
+from ssl_core.nn.heads import Weighted, r_squared
 from ssl_core.ops import images, lab
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
@@ -149,10 +149,10 @@ class Colorization:
         logs = outputs.movedim(1, -1).log_softmax(-1)
         each = -(true.shares * logs.gather(-1, true.bins)).sum(-1) * self.weights(logs.device)[true.bins[..., 0]]
         decoded = lab.annealed_mean(logs.detach().movedim(-1, 1), self.temperature)
-        return each.mean((1, 2)) * counts.flatten(), {"explained": explained(decoded, Weighted(targets, counts))}
+        return each.mean((1, 2)) * counts.flatten(), {"r2": r_squared(decoded, Weighted(targets, counts))}
 
     def chance(self, batch: int) -> dict[str, float]:
-        return {"explained": 0.0}
+        return {"r2": 0.0}
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
         lightness = inputs["lightness"].float().add(1).mul(50)

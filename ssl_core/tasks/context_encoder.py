@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ssl_core.nn.decoders import ChannelwiseLinear, PixelDecoder, last_map
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.heads import Weighted, explained
+from ssl_core.nn.heads import Weighted, r_squared
 from ssl_core.ops import images
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
@@ -138,7 +138,7 @@ class ContextEncoder:
         weights = self._weights(targets.weights)
         error = (pixels - targets.values).square().mean(1, keepdim=True)
         painting = (error * weights).sum((1, 2, 3)) / (weights > 0).sum((1, 2, 3)).clamp_min(1)
-        metrics = {"explained": explained(pixels, targets)}
+        metrics = {"r2": r_squared(pixels, targets)}
         if not isinstance(outputs, Contest):
             return painting, metrics
         contest = F.softplus(-outputs.real) + F.softplus(outputs.painted)
@@ -152,15 +152,15 @@ class ContextEncoder:
         return holes + 10 * (around - holes)
 
     def chance(self, batch: int) -> dict[str, float]:
-        return {"explained": 0.0}
+        return {"r2": 0.0}
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor | Contest, targets: Weighted) -> Panel:
         pixels = outputs.pixels if isinstance(outputs, Contest) else outputs
-        share = explained(pixels, targets).tolist()
+        share = r_squared(pixels, targets).tolist()
         painted = torch.where(targets.weights > 0, pixels, targets.values)
         columns = {"seen": inputs["images"], "painted": painted, "true": targets.values}
         shown = {title: images.denormalise(pictures) for title, pictures in columns.items()}
-        return Panel(shown, [f"{100 * part:.0f} % explained" for part in share])
+        return Panel(shown, [f"{100 * part:.0f} % R²" for part in share])
 
 
 class PaintingModel(TaskModel):

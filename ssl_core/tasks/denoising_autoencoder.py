@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ssl_core.nn.decoders import PixelDecoder, last_map
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.heads import Weighted, explained, regress
+from ssl_core.nn.heads import Weighted, r_squared, regress
 from ssl_core.ops import images
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
@@ -118,14 +118,14 @@ class DenoisingAutoencoder:
             each = F.binary_cross_entropy_with_logits(outputs, clean, reduction="none")
             loss = (each * weights).flatten(1).sum(1) / (3 * weights.flatten(1).sum(1)).clamp_min(1e-6)
         squared = (restored - clean).square().flatten(1).mean(1).clamp_min(1e-10)
-        return loss, {"explained": explained(restored, targets), "psnr": -10 * squared.log10()}
+        return loss, {"r2": r_squared(restored, targets), "psnr": -10 * squared.log10()}
 
     def _restored(self, outputs: Tensor) -> Tensor:
         """Outputs as pictures, without gradient."""
         return outputs.detach().sigmoid() if self.error == "cross_entropy" else outputs.detach()
 
     def chance(self, batch: int) -> dict[str, float]:
-        return {"explained": 0.0}
+        return {"r2": 0.0}
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Weighted) -> Panel:
         captions = [f"{value:.1f} dB" for value in self.loss(outputs, targets)[1]["psnr"].tolist()]

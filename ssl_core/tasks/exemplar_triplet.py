@@ -130,7 +130,7 @@ class ExemplarTriplet:
         return images.shown_standardised(x) if self.standardise else images.denormalise(x)
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
-        return ExemplarModel(encoder(Field("image", (3, self.size, self.size))), self)
+        return TripletModel(encoder(Field("image", (3, self.size, self.size))), self)
 
     def loss(self, outputs: Tensor, targets: None) -> tuple[Tensor, dict[str, Tensor]]:
         """One per crop. Accuracy: whether its nearest other crop, on all ranks, shows the same image."""
@@ -155,7 +155,7 @@ class ExemplarTriplet:
         return Panel({"crop": crops[:n], "another of it": crops[n : 2 * n], "nearest": crops[nearest]}, captions)
 
 
-class ExemplarModel(TaskModel):
+class TripletModel(TaskModel):
     """Encoder and a linear embedding, which is thrown away after training."""
 
     def __init__(self, encoder: Encoder, task: ExemplarTriplet) -> None:

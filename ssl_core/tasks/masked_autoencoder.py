@@ -125,14 +125,14 @@ class MaskedAutoencoder:
         return regress(outputs, targets)
 
     def chance(self, batch: int) -> dict[str, float]:
-        return {"explained": 0.0}
+        return {"r2": 0.0}
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Weighted) -> Panel:
         answer, target = (
             images.denormalise(patches.join(rows.float(), self.patch)) for rows in (outputs, targets.values)
         )
-        explained = regress(outputs, targets)[1]["explained"]
-        captions = [f"{100 * share:.0f} % explained" for share in explained.tolist()]
+        r2 = regress(outputs, targets)[1]["r2"]
+        captions = [f"{100 * share:.0f} % R²" for share in r2.tolist()]
         return Panel({"seen": images.denormalise(inputs["images"]), "answer": answer, "target": target}, captions)
 
 

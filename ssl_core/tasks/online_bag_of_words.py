@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.momentum import follow, rising_momentum, slow_copy
-from ssl_core.nn.words import Bags, LateWords, WordsToWeights, inner, match_bags
+from ssl_core.nn.visual_words import Bags, LateWords, WordsToWeights, inner, match_bags
 from ssl_core.ops import images, patches
 from ssl_core.ops.views import check_views, views_of
 from ssl_core.task import EncoderFactory, TaskModel
@@ -206,7 +206,7 @@ class OnlineBagOfWords:
         return loss, {name: torch.stack([found[name] for found in metrics]).mean(0) for name in metrics[0]}
 
     def chance(self, batch: int) -> dict[str, float]:
-        return {"explained": 0.0}
+        return {"r2": 0.0}
 
     def show(self, inputs: dict[str, Tensor], outputs: Answers, targets: None) -> Panel:
         n = len(inputs["originals"])

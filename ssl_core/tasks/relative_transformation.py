@@ -157,7 +157,7 @@ class RelativeTransformation:
         return regress(outputs, targets)
 
     def chance(self, batch: int) -> dict[str, float]:
-        return {"explained": 0.0}
+        return {"r2": 0.0}
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
         captions = [

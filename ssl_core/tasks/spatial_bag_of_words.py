@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ssl_core import artefact
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.words import Bags, Teacher, WordHead, fit_words, match_bags
+from ssl_core.nn.visual_words import Bags, Teacher, WordHead, fit_words, match_bags
 from ssl_core.ops import colour, images
 from ssl_core.ops.mixing import cutmix
 from ssl_core.task import EncoderFactory, TaskModel
@@ -149,7 +149,7 @@ class SpatialBagOfWords:
         return match_bags(outputs)
 
     def chance(self, batch: int) -> dict[str, float]:
-        return {"explained": 0.0}
+        return {"r2": 0.0}
 
     def show(self, inputs: dict[str, Tensor], outputs: Bags, targets: None) -> Panel:
         views, originals = (images.denormalise(inputs[name]) for name in ("views", "originals"))

@@ -2,7 +2,7 @@
 
 Two networks of half the width: one sees how light each pixel is (L of Lab) and says its colour (a and b), the other
 sees the colours and says how light. Side by side they have seen the whole picture, and neither has seen its own answer.
-So the encoder, unlike that of colorization, knows colours, and no input is left out where it is judged.
+So the encoder, unlike that of colorization, knows colours, and no input is left out where it is evaluated.
 
 Nothing may pass between the halves, or one would copy from the other: they share no layer, and each norm counts over
 the channels of one half alone. Answers are classes, each true value one class, all of the same weight, as in the paper:
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ssl_core.nn.dense import DenseHead
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.heads import explained
+from ssl_core.nn.heads import r_squared
 from ssl_core.ops import images, lab
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
@@ -92,8 +92,8 @@ class SplitBrain:
             each = (said - _scaled(targets.clone())).square().sum(1) / 2
         found = self.decoded({name: value.detach() for name, value in outputs.items()})
         parts = {"explained_colours": slice(1, 3), "explained_lightness": slice(0, 1)}
-        metrics = {name: explained(found[:, part], targets[:, part]) for name, part in parts.items()}
-        return each.mean((1, 2)), {"explained": torch.stack([*metrics.values()]).mean(0), **metrics}
+        metrics = {name: r_squared(found[:, part], targets[:, part]) for name, part in parts.items()}
+        return each.mean((1, 2)), {"r2": torch.stack([*metrics.values()]).mean(0), **metrics}
 
     def decoded(self, outputs: dict[str, Tensor]) -> Tensor:
         """Outputs to Lab [n, 3, cells, cells]: where they are classes, to their mean."""
@@ -105,7 +105,7 @@ class SplitBrain:
         return torch.cat([mean, lab.annealed_mean(ab, 1.0)], 1)
 
     def chance(self, batch: int) -> dict[str, float]:
-        return dict.fromkeys(("explained", "explained_colours", "explained_lightness"), 0.0)
+        return dict.fromkeys(("r2", "explained_colours", "explained_lightness"), 0.0)
 
     def show(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], targets: Tensor) -> Panel:
         seen = inputs["lab"].float().mul(50)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ssl_core.nn.decoders import PixelDecoder, last_map
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.heads import explained
+from ssl_core.nn.heads import r_squared
 from ssl_core.ops import images
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
@@ -109,7 +109,7 @@ class VariationalAutoencoder:
         kl = (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
         loss = each.flatten(1).mean(1) + beta * kl / targets[0].numel()
         active = (mean.detach().var(0, correction=0) > ACTIVE).sum().float().expand(len(mean))
-        metrics = {"kl": kl.detach(), "active_units": active, "explained": explained(self._restored(pixels), targets)}
+        metrics = {"kl": kl.detach(), "active_units": active, "r2": r_squared(self._restored(pixels), targets)}
         return loss, metrics
 
     def _restored(self, pixels: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class VariationalAutoencoder:
         return pixels.detach().sigmoid() if self.likelihood == "bernoulli" else pixels.detach()
 
     def chance(self, batch: int) -> dict[str, float]:
-        return {"explained": 0.0}
+        return {"r2": 0.0}
 
     def show(self, inputs: dict[str, Tensor], outputs: Answer, targets: Tensor) -> Panel:
         captions = [f"divergence {value:.1f} nats" for value in self.loss(outputs, targets)[1]["kl"].tolist()]

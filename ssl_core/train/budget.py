@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ssl_core.data.reader import Batch
-from ssl_core.train.team import Team
+from ssl_core.train.ranks import Ranks
 
 WARM = 3
 """Steps that a trial does not count: the first ones allocate, compile and fill caches."""
@@ -27,18 +27,18 @@ RESERVE = 0.03
 class Clock:
     """Computing time since it was made, on top of what an earlier attempt at the run had used."""
 
-    def __init__(self, team: Team, used: float = 0.0) -> None:
-        self.team, self.used = team, used
+    def __init__(self, ranks: Ranks, used: float = 0.0) -> None:
+        self.ranks, self.used = ranks, used
         self.began = self._now()
 
     def read(self) -> float:
         """Seconds that all workers have used, as this one measures its own."""
-        return self.used + (self._now() - self.began) * self.team.world
+        return self.used + (self._now() - self.began) * self.ranks.world
 
     def _now(self) -> float:
-        if self.team.device.type != "cuda":
+        if self.ranks.device.type != "cuda":
             return time.process_time()
-        torch.cuda.synchronize(self.team.device)
+        torch.cuda.synchronize(self.ranks.device)
         return time.perf_counter()
 
 
@@ -48,7 +48,7 @@ def steps_within(seconds: float, clock: Clock, step: Callable[[Batch], None], ba
     Args:
         seconds: the whole budget.
         clock: started with the run.
-        step: one step of a learner that is thrown away afterwards.
+        step: one step of a train_state that is thrown away afterwards.
         batches: the run's own, without end.
 
     Raises:
@@ -58,10 +58,10 @@ def steps_within(seconds: float, clock: Clock, step: Callable[[Batch], None], ba
         step(next(batches))
     each = _timed(clock, step, batches, 1)
     fewest, most = TRIAL
-    count = clock.team.share(max(fewest, min(most, int(SHARE * seconds / max(each, 1e-9)))))
+    count = clock.ranks.share(max(fewest, min(most, int(SHARE * seconds / max(each, 1e-9)))))
     each = _timed(clock, step, batches, count)
     steps = int((seconds - clock.read()) * (1 - RESERVE) / max(each, 1e-9))
-    steps = clock.team.share(steps)
+    steps = clock.ranks.share(steps)
     if steps < 1:
         raise ValueError(
             f"train.seconds is {seconds:g}, but a step takes {each:.2g} s and trying how many fit took all of it; "

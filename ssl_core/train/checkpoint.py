@@ -4,7 +4,7 @@
     <folder>/{model.safetensors, config.json, COMPLETE, and the task's artefacts: <digest>.safetensors}
 
 A model's config.json names the task with its fields and the encoder's spec; `load_model` rebuilds both and fills in the
-weights. The judge, the registry and the user's own code read it; nothing here is pickled.
+weights. The evaluation, the registry and the user's own code read it; nothing here is pickled.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def load_model(
     """
     verify(folder)
     task, encoder = read_config(folder, tasks)
-    artefact.take(task, folder)
+    artefact.load_all(task, folder)
     model = task.build(encoder.build)
     _fill(model, read_tensors(folder / WEIGHTS), folder)
     return task, model.to(device).eval()

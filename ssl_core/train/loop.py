@@ -1,6 +1,6 @@
 """The training loop, without Ray: one process, torchrun, a test or a notebook can run it.
 
-    reader -> batch -> make_batch -> model -> loss per example -> mean -> optimizer     (learner.py)
+    reader -> batch -> make_batch -> model -> loss per example -> mean -> optimizer     (train_state.py)
     every log_every steps a Point, every check_every a look for collapse, every checkpoint_every a checkpoint
 
 `components.training.pretrain` hosts it in Ray Train.
@@ -21,12 +21,12 @@ from ssl_core.data.reader import Batch, Reader
 from ssl_core.data.shards import Shards
 from ssl_core.train import checkpoint
 from ssl_core.train.budget import Clock, steps_within
-from ssl_core.train.learner import Learner
+from ssl_core.train.collapse import CollapseCheck, all_finite
 from ssl_core.train.memory import keep_freed_memory, peak_memory
 from ssl_core.train.optim import lr_schedule
+from ssl_core.train.ranks import Checkpoint, Ranks
 from ssl_core.train.run import Run
-from ssl_core.train.team import State, Team
-from ssl_core.train.watch import CollapseWatch, all_finite
+from ssl_core.train.train_state import TrainState
 
 PROBE_SAMPLES = 256
 """Samples that a look for collapse takes from the batch at hand."""
@@ -69,11 +69,11 @@ class Outcome:
 class Store(Protocol):
     """Where checkpoints live. `Folder` is the local one; a remote one is in components."""
 
-    def newest(self) -> State | None:
+    def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint; rank 0 only."""
         ...
 
-    def keep(self, step: int, state: State) -> None:
+    def keep(self, step: int, state: Checkpoint) -> None:
         """Stores a checkpoint; all ranks call it, rank 0's state counts."""
         ...
 
@@ -88,10 +88,10 @@ class Folder:
     def __init__(self, path: Path, keep: int, rank: int = 0) -> None:
         self.path, self.kept, self.rank = path, keep, rank
 
-    def newest(self) -> State | None:
+    def newest(self) -> Checkpoint | None:
         return checkpoint.load_newest(self.path)
 
-    def keep(self, step: int, state: State) -> None:
+    def keep(self, step: int, state: Checkpoint) -> None:
         if self.rank == 0:
             checkpoint.save(self.path / checkpoint.name_of(step), *state)
             checkpoint.prune(self.path, self.kept)
@@ -128,32 +128,34 @@ def pretrain(
     Raises:
         ValueError: run, corpus and ranks do not fit together; the message says how to mend it.
     """
-    team = Team.join(rank, world, device)
-    if team.device.type == "cpu":
+    ranks = Ranks.join(rank, world, device)
+    if ranks.device.type == "cpu":
         keep_freed_memory()
-    state = team.share_state(store.newest() if rank == 0 else None)
-    clock = Clock(team, state[1].get("compute_seconds", 0.0) if state else 0.0)
-    steps = _steps(run, shards, digest, team, state, clock)
-    learner = Learner(run, team)
-    watch = CollapseWatch(run.train, _resume(learner, state, digest))
-    learner.wrap()
-    with _reader(run, shards, digest, learner) as reader:
+    state = ranks.share_state(store.newest() if rank == 0 else None)
+    clock = Clock(ranks, state[1].get("compute_seconds", 0.0) if state else 0.0)
+    steps = _steps(run, shards, digest, ranks, state, clock)
+    train_state = TrainState(run, ranks)
+    collapse_check = CollapseCheck(run.train, _resume(train_state, state, digest))
+    train_state.wrap()
+    with _reader(run, shards, digest, train_state) as reader:
         steps = steps or run.train.epochs * reader.steps_per_epoch
-        training = _Training(learner, watch, store, digest, steps, reader.steps_per_epoch, on_point, stop, clock)
+        training = _Training(
+            train_state, collapse_check, store, digest, steps, reader.steps_per_epoch, on_point, stop, clock
+        )
         return training.go(reader)
 
 
-def _steps(run: Run, shards: Shards, digest: str, team: Team, state: State | None, clock: Clock) -> int | None:
+def _steps(run: Run, shards: Shards, digest: str, ranks: Ranks, state: Checkpoint | None, clock: Clock) -> int | None:
     """Of the whole run; None where its epochs decide. A budget's are in the checkpoint, or found out anew."""
     if run.train.seconds is None:
         return run.train.steps
     if state is not None:
         return int(state[1]["steps"])
-    learner = Learner(run, team)
-    learner.wrap()
-    with _reader(run, shards, digest, learner) as reader:
+    train_state = TrainState(run, ranks)
+    train_state.wrap()
+    with _reader(run, shards, digest, train_state) as reader:
         # a learning rate of 0 does the same work, and the weights cannot go astray in it
-        return steps_within(run.train.seconds, clock, lambda batch: learner.step(batch, 0.0), iter(reader))
+        return steps_within(run.train.seconds, clock, lambda batch: train_state.step(batch, 0.0), iter(reader))
 
 
 class _Training:
@@ -161,8 +163,8 @@ class _Training:
 
     def __init__(
         self,
-        learner: Learner,
-        watch: CollapseWatch,
+        train_state: TrainState,
+        collapse_check: CollapseCheck,
         store: Store,
         digest: str,
         steps: int,
@@ -171,41 +173,41 @@ class _Training:
         stop: Callable[[], str],
         clock: Clock,
     ) -> None:
-        self.learner, self.watch, self.store, self.digest = learner, watch, store, digest
+        self.train_state, self.collapse_check, self.store, self.digest = train_state, collapse_check, store, digest
         self.compute = clock
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.on_point, self.stop = on_point, stop
-        self.run, self.team = learner.run, learner.team
+        self.run, self.ranks = train_state.run, train_state.ranks
         self.lr = lr_schedule(self.run.optim, self.run.train, steps, steps_per_epoch)
         self.checked: dict[str, float] = {}
-        self.clock = (time.perf_counter(), learner.step_count)
+        self.clock = (time.perf_counter(), train_state.step_count)
 
     def go(self, reader: Reader) -> Outcome:
         """Steps until the end, a stop or a failure."""
         batches = iter(reader)
-        if self.run.train.seconds is not None and self.learner.step_count == 0:
+        if self.run.train.seconds is not None and self.train_state.step_count == 0:
             self._save()  # the number of steps that was found: another trial could find another one
-        while self.learner.step_count < self.steps:
+        while self.train_state.step_count < self.steps:
             batch = next(batches)
-            self.learner.step(batch, self.lr(self.learner.step_count))
+            self.train_state.step(batch, self.lr(self.train_state.step_count))
             trouble = self._after_step(batch)
             if trouble:
                 return self._outcome("FAILED", trouble)
-            if self.team.any(bool(reason := self.stop())) and self.learner.step_count < self.steps:
+            if self.ranks.any(bool(reason := self.stop())) and self.train_state.step_count < self.steps:
                 return self._stopped(reason)
-        if self.team.rank == 0:
+        if self.ranks.rank == 0:
             self.store.publish(self._write_model)
         return self._outcome("FINISHED", "")
 
     def _stopped(self, reason: str) -> Outcome:
         if not self._save():
             return self._outcome("FAILED", self._nan_sentence("weights"))
-        reasons = [said for said in self.team.gather(reason) if said]
+        reasons = [said for said in self.ranks.gather(reason) if said]
         return self._outcome("KILLED", reasons[0])
 
     def _after_step(self, batch: Batch) -> str:
         """Points, checks and checkpoints that are due; a sentence if the run must not go on."""
-        step, last = self.learner.step_count, self.learner.step_count == self.steps
+        step, last = self.train_state.step_count, self.train_state.step_count == self.steps
         train = self.run.train
         if train.check_every and step % train.check_every == 0 and self._collapsed(batch):
             return self._collapse_sentence()
@@ -217,69 +219,70 @@ class _Training:
 
     def _log(self) -> bool:
         """Sends a point; false where a mean is NaN or infinite."""
-        learner, now = self.learner, time.perf_counter()
-        means = learner.meter.read(self.team)
-        seconds, steps = now - self.clock[0], learner.step_count - self.clock[1]
-        self.clock = (now, learner.step_count)
+        train_state, now = self.train_state, time.perf_counter()
+        means = train_state.meter.read(self.ranks)
+        seconds, steps = now - self.clock[0], train_state.step_count - self.clock[1]
+        self.clock = (now, train_state.step_count)
         metrics = {
             **means,
             **self.checked,
-            "lr": self.lr(learner.step_count - 1),
-            "epoch": learner.step_count / self.steps_per_epoch,
+            "lr": self.lr(train_state.step_count - 1),
+            "epoch": train_state.step_count / self.steps_per_epoch,
             "samples_per_s": steps * self.run.train.batch_size / seconds,
             "compute_seconds": self.compute.read(),
-            "peak_memory_mib": peak_memory(self.team.device) / 2**20,
-            "seconds_left": (self.steps - learner.step_count) * seconds / max(1, steps),
+            "peak_memory_mib": peak_memory(self.ranks.device) / 2**20,
+            "seconds_left": (self.steps - train_state.step_count) * seconds / max(1, steps),
         }
         self.checked = {}
-        if self.team.rank == 0:
-            self.on_point(Point(learner.step_count, time.time_ns() // 10**6, metrics, self.steps))
+        if self.ranks.rank == 0:
+            self.on_point(Point(train_state.step_count, time.time_ns() // 10**6, metrics, self.steps))
         return all(math.isfinite(value) for value in means.values())
 
     def _collapsed(self, batch: Batch) -> bool:
         """Rank 0 looks, all agree."""
-        if self.team.rank == 0:
+        if self.ranks.rank == 0:
             raw = {name: value[:PROBE_SAMPLES] for name, value in batch.raw.items()}
-            with self.learner.autocast():
-                self.checked = self.watch.look(self.learner.model, raw)
-        return self.team.any(self.watch.collapsed)
+            with self.train_state.autocast():
+                self.checked = self.collapse_check.check(self.train_state.model, raw)
+        return self.ranks.any(self.collapse_check.collapsed)
 
     def _save(self) -> bool:
         """Writes a checkpoint, unless a weight is NaN or infinite on some rank."""
-        learner = self.learner
-        if self.team.any(not all_finite(learner.model.state_dict().values())):
+        train_state = self.train_state
+        if self.ranks.any(not all_finite(train_state.model.state_dict().values())):
             return False
-        tensors, meta = learner.capture()
-        meta |= {"corpus": self.digest, "steps": self.steps, "failed_checks": self.watch.failures}
+        tensors, meta = train_state.capture()
+        meta |= {"corpus": self.digest, "steps": self.steps, "failed_checks": self.collapse_check.failures}
         meta |= {"compute_seconds": self.compute.read()}
-        self.store.keep(learner.step_count, (tensors, meta))
+        self.store.keep(train_state.step_count, (tensors, meta))
         return True
 
     def _write_model(self, folder: Path) -> None:
-        run, learner = self.run, self.learner
-        notes = {"step": learner.step_count, "corpus": self.digest, "averaged": learner.average is not None}
-        checkpoint.save_model(folder, run.task, run.encoder, learner.weights(), notes)
+        run, train_state = self.run, self.train_state
+        notes = {"step": train_state.step_count, "corpus": self.digest, "averaged": train_state.ema is not None}
+        checkpoint.save_model(folder, run.task, run.encoder, train_state.weights(), notes)
 
     def _outcome(self, status: Literal["FINISHED", "KILLED", "FAILED"], reason: str) -> Outcome:
-        return Outcome(status, self.learner.step_count, self.steps, reason)
+        return Outcome(status, self.train_state.step_count, self.steps, reason)
 
     def _nan_sentence(self, what: str) -> str:
         return (
-            f"The {what} became NaN or infinite before step {self.learner.step_count}; lower optim.lr, set optim.clip, "
-            "lengthen the warm-up or use train.precision fp32. The last checkpoint is from before that."
+            f"The {what} became NaN or infinite before step {self.train_state.step_count}; lower optim.lr, set "
+            "optim.clip, lengthen the warm-up or use train.precision fp32. The last checkpoint is from before that."
         )
 
     def _collapse_sentence(self) -> str:
         train = self.run.train
         return (
-            f"The representation has collapsed at step {self.learner.step_count}: {train.collapse_checks} checks in a "
-            f"row found its spread below {train.collapse_std:g} or its effective rank below {train.collapse_rank:g}. "
-            "Change the task's settings or the learning rate; train.check_every 0 trains on regardless."
+            f"The representation has collapsed at step {self.train_state.step_count}: {train.collapse_checks} checks "
+            f"in a row found its spread below {train.collapse_std:g} or its effective rank below "
+            f"{train.collapse_rank:g}. Change the task's settings or the learning rate; train.check_every 0 trains on "
+            "regardless."
         )
 
 
-def _resume(learner: Learner, state: State | None, digest: str) -> int:
-    """Restores the learner; returns the failed checks so far."""
+def _resume(train_state: TrainState, state: Checkpoint | None, digest: str) -> int:
+    """Restores the train_state; returns the failed checks so far."""
     if state is None:
         return 0
     meta: dict[str, Any] = state[1]
@@ -288,21 +291,21 @@ def _resume(learner: Learner, state: State | None, digest: str) -> int:
             f"The checkpoint was trained on another corpus version (digest {meta['corpus'][:12]}, now {digest[:12]}); "
             "give this run another name or delete the checkpoints."
         )
-    learner.restore(state)
+    train_state.restore(state)
     return int(meta["failed_checks"])
 
 
-def _reader(run: Run, shards: Shards, digest: str, learner: Learner) -> Reader:
-    team = learner.team
+def _reader(run: Run, shards: Shards, digest: str, train_state: TrainState) -> Reader:
+    ranks = train_state.ranks
     return Reader(
         shards,
         run.task.sample,
         seed=run.train.seed,
         digest=digest,
-        batch_size=run.train.batch_size // team.world,
-        rank=team.rank,
-        world=team.world,
-        start=learner.cursor,
+        batch_size=run.train.batch_size // ranks.world,
+        rank=ranks.rank,
+        world=ranks.world,
+        start=train_state.cursor,
         threads=run.train.reader_threads,
-        device=team.device,
+        device=ranks.device,
     )

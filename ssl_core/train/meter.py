@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ssl_core.train.team import Team
+from ssl_core.train.ranks import Ranks
 
 
 class Meter:
@@ -25,9 +25,9 @@ class Meter:
             self.sums[name] = self.sums[name] + total if name in self.sums else total
             self.counts[name] = self.counts.get(name, 0) + value.numel()
 
-    def read(self, team: Team) -> dict[str, float]:
+    def read(self, ranks: Ranks) -> dict[str, float]:
         """Means over all ranks, and starts anew; the only place that waits for the device. All ranks call it."""
-        totals = team.sum(self.packed())
+        totals = ranks.sum(self.packed())
         self.sums, self.counts, names = {}, {}, list(self.sums)
         return {name: (totals[0, i] / totals[1, i]).item() for i, name in enumerate(names)}
 

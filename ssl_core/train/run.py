@@ -102,7 +102,7 @@ class Train:
         precision: bf16 computes under autocast with float32 weights; fp32 does not.
         channels_last: memory order of images and convolutions; faster on most hardware.
         compile: torch.compile of the model; off, because it is slower on CPUs and for short runs.
-        ema: decay per step of the running average of the weights that is judged and saved; 0 keeps none.
+        ema: decay per step of the running average of the weights that is evaluated and saved; 0 keeps none.
         sync_bn: batch norm statistics over all workers; GPUs only.
         checkpoint_every: steps between checkpoints; one more is written at the end and on SIGTERM.
         keep: newest checkpoints that are kept.

@@ -18,9 +18,9 @@ import numpy as np
 import PIL.Image
 
 from components.decoding.sandbox import Sandbox
-from ssl_core.data.decode import Canon, Limits, decode
+from ssl_core.data.decode import Limits, SampleFormat, decode
 
-CANON = Canon(256)
+CANON = SampleFormat(256)
 
 
 def photo(height: int, width: int, seed: int) -> bytes:

@@ -5,7 +5,7 @@
 The quickstart's own recipe in one process: 1,347 images to learn from, 450 held out (scikit-learn's train_test_split
 with test_size=450, random_state=SPLIT). The recipe's settings were chosen on split 0, so the other splits are the
 cleaner figures. The number of steps is measured to fit the budget, which counts all threads and that measurement too.
-Raw pixels and the random init are judged in the same run; the library's row was measured elsewhere, with the same
+Raw pixels and the random init are evaluated in the same run; the library's row was measured elsewhere, with the same
 budget and sizes. Exits 1 unless the encoder is above all peers on both few-label rows.
 """
 
@@ -29,18 +29,18 @@ from ssl_core.train.checkpoint import load_model
 from ssl_core.train.loop import Folder, Point, pretrain
 from ssl_core.train.run import Run
 
-PROBES = ("linear", "knn", "1-label", "5-label")
-LIBRARY = {"linear": 98.7, "knn": 94.7, "1-label": 54.4, "5-label": 82.1}
+PROBES = ("linear", "knn", "1-shot", "5-shot")
+LIBRARY = {"linear": 98.7, "knn": 94.7, "1-shot": 54.4, "5-shot": 82.1}
 """A well-known library's SimCLR."""
 TRIAL_STEPS = 40
 
 
 def corpus(folder: Path, out: Path, recipe: Recipe) -> Split:
     """The images of a folder, decoded as ingest does it, as one shard; labels are the names of their folders."""
-    rows, canon = [], recipe.corpus.canon()
+    rows, sample_format = [], recipe.corpus.sample_format()
     for path in sorted(folder.rglob("*.png")):
         data = path.read_bytes()
-        image = decode(data, Limits(), canon)
+        image = decode(data, Limits(), sample_format)
         label = path.parent.name if path.parent != folder else None
         place = {"uri": str(path), "source_size": len(data), "source_mtime": 0, "batch": 0}
         pixels = {"payload": image.payload, "codec": image.codec, "height": image.height, "width": image.width}
@@ -90,7 +90,7 @@ def main() -> int:
         spent += train(run, unlabelled, root / "run", steps)[0]
         task, model = load_model(root / "run" / "model")
         start = untrained(task, run.encoder, run.train.seed)
-        judgement, _ = evaluate(task, model, start, labelled, held_out, device="cpu")
+        evaluation, _ = evaluate(task, model, start, labelled, held_out, device="cpu")
 
     epochs = steps * run.train.batch_size / len(unlabelled.shards)
     print(
@@ -98,13 +98,13 @@ def main() -> int:
     )
     print(f"{run.encoder.name} width {run.encoder.width:g}, {spent:.0f} of {budget:g} CPU-seconds; 20 draws\n")
     print(f"{'':28}" + "".join(f"{probe:>22}" for probe in PROBES))
-    for row in judgement.headline():
+    for row in evaluation.headline():
         cells = [row.scores[probe] for probe in PROBES]
         print(f"{row.name:28}" + "".join(f"{100 * m:8.1f} [{100 * lo:4.1f}, {100 * hi:5.1f}]" for m, lo, hi in cells))
     print(f"{'a library, measured earlier':28}" + "".join(f"{LIBRARY[probe]:8.1f}{'':14}" for probe in PROBES))
-    ours, *rivals = judgement.headline()
+    ours, *rivals = evaluation.headline()
     gains = {}
-    for probe in ("1-label", "5-label"):
+    for probe in ("1-shot", "5-shot"):
         peer = max([LIBRARY[probe], *(100 * rival.scores[probe].mean for rival in rivals)])
         gains[probe] = 100 * ours.scores[probe].mean / peer
     print("\n" + ", ".join(f"{probe}: {gain:.2f} times the best peer" for probe, gain in gains.items()))

@@ -32,24 +32,25 @@ from PIL import Image
 
 from components.cluster import connect as cluster
 from components.corpus.corpus import Corpus
-from ssl_core.data.decode import Canon, Limits, decode
+from ssl_core.data.decode import Limits, SampleFormat, decode
 
-CANON = Canon(size=8)
+FORMAT = SampleFormat(size=8)
 NEW_FILES = 24
 INGEST = f"""
 import sys
 from components.ingest.commits import Committer
 from components.ingest.ingest import ingest
-from ssl_core.data.decode import Canon
+from ssl_core.data.decode import SampleFormat
 
 class Announced(Committer):
-    def learn(self, quarantine):
+    def load_known(self, quarantine):
         print("at work", flush=True)
-        super().learn(quarantine)
+        super().load_known(quarantine)
 
 import components.ingest.ingest
 components.ingest.ingest.Committer = Announced
-report = ingest(sys.argv[2:], sys.argv[1], canon=Canon(size={CANON.size}), rows_per_shard=8, commit_seconds=0)
+form = SampleFormat(size={FORMAT.size})
+report = ingest(sys.argv[2:], sys.argv[1], sample_format=form, rows_per_shard=8, commit_seconds=0)
 print(report, flush=True)
 """
 
@@ -137,7 +138,7 @@ def verify(corpus: Corpus, good: dict[str, bytes], bad: set[str]) -> dict[str, i
     for table in corpus.columns(["hash", "payload"]):
         payloads += zip(table["hash"].to_pylist(), table["payload"].to_pylist())
     counts = Counter(digest for digest, _ in payloads)
-    wrong = sum(decode(good[h], Limits(), CANON).payload != payload for h, payload in payloads if h in good)
+    wrong = sum(decode(good[h], Limits(), FORMAT).payload != payload for h, payload in payloads if h in good)
     refused = Counter(corpus.quarantined()["uri"].to_pylist())
     named = {Path(corpus.uri) / file.path for file in corpus.files()}
     root = Path(corpus.uri)

@@ -25,7 +25,7 @@ from PIL import Image
 import components.ingest.ingest
 from components.cluster import connect as cluster
 from components.ingest.ingest import ingest
-from ssl_core.data.decode import Canon
+from ssl_core.data.decode import SampleFormat
 
 SIZE = 256
 ROWS_PER_SHARD = (16 << 20) // (SIZE * SIZE * 3)
@@ -73,7 +73,10 @@ def measure(root: Path, count: int) -> dict[str, float]:
     with Peak() as peak:
         began = time.monotonic()
         report = ingest(
-            [str(source)], str(root / f"corpus-{count}"), canon=Canon(size=SIZE), rows_per_shard=ROWS_PER_SHARD
+            [str(source)],
+            str(root / f"corpus-{count}"),
+            sample_format=SampleFormat(size=SIZE),
+            rows_per_shard=ROWS_PER_SHARD,
         )
         seconds = time.monotonic() - began
     assert report.added == count

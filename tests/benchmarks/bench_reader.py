@@ -26,7 +26,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_core.data.decode import Canon, Limits, decode
+from ssl_core.data.decode import Limits, SampleFormat, decode
 from ssl_core.data.reader import Reader
 from ssl_core.data.shards import SCHEMA, SHARD_BYTES, Shards, write_shard
 from ssl_core.types import Field
@@ -55,11 +55,11 @@ def write_photos(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def ingest(paths: list[Path], folder: Path, canon: Canon) -> Shards:
+def ingest(paths: list[Path], folder: Path, sample_format: SampleFormat) -> Shards:
     """The decoder and the writer of an ingest, in this process."""
     folder.mkdir()
     with ThreadPoolExecutor(WORKERS) as pool:
-        images = list(pool.map(lambda path: decode(path.read_bytes(), Limits(), canon), paths))
+        images = list(pool.map(lambda path: decode(path.read_bytes(), Limits(), sample_format), paths))
     return write([(image.payload, image.codec, image.height, image.width) for image in images], folder)
 
 
@@ -158,7 +158,9 @@ def main() -> None:
         paths = write_photos(folder / "photos", arguments.images)
         size = statistics.median(path.stat().st_size for path in paths)
         print(f"{len(paths)} JPEGs of 500x375, median {size / 1e3:.0f} kB; {torch.get_num_threads()} cores", flush=True)
-        corpora = {payload: ingest(paths, folder / payload, Canon(SHORT, payload)) for payload in ("raw", "jpeg")}
+        corpora = {
+            payload: ingest(paths, folder / payload, SampleFormat(SHORT, payload)) for payload in ("raw", "jpeg")
+        }
         report(measure(paths, corpora, arguments.repetitions))
         print(f"Reader, 16 px raw      {small_images(folder / 'small'):8,.0f} images/s")
 

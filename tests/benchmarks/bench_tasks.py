@@ -2,12 +2,12 @@
 
     python tests/benchmarks/bench_tasks.py [TASK ...] [--repetitions 7] [--precision bf16]
 
-Ours is `Learner.step` on a batch of bytes as the reader delivers it: make_batch, forward, loss, backward, update. The
-peer is plain torch: the same encoder with a linear layer of 1000 answers, cross-entropy, backward, update by the same
-optimizer; same precision, channels_last. It gets as many views of the same size, as ready float tensors: it pays for no
-crop and no colour. How many is not looked up but watched, at the first layer of every encoder in the task's model
-during a step: four turns are four views, a MAE's quarter of the tokens is a quarter of the tokens, two halves of a
-split brain are two encoders of half the width. Views that an encoder sees without gradient (MoCo's keys, the teachers
+Ours is `TrainState.step` on a batch of bytes as the reader delivers it: make_batch, forward, loss, backward, update.
+The peer is plain torch: the same encoder with a linear layer of 1000 answers, cross-entropy, backward, update by the
+same optimizer; same precision, channels_last. It gets as many views of the same size, as ready float tensors: it pays
+for no crop and no colour. How many is not looked up but counted, at the first layer of every encoder in the task's
+model during a step: four turns are four views, a MAE's quarter of the tokens is a quarter of the tokens, two halves of
+a split brain are two encoders of half the width. Views that an encoder sees without gradient (MoCo's keys, the teachers
 of the bags of words) are a forward pass without gradient for the peer, too. In image_position the tokens look at a
 quarter of each other and the peer's at all, so that it can be faster than its peer.
 
@@ -42,8 +42,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_core import artefact
-from ssl_core.data.order import Cursor
 from ssl_core.data.reader import Batch
+from ssl_core.data.shuffle import Cursor
 from ssl_core.nn.decoders import PatchDecoder, PixelDecoder
 from ssl_core.nn.dense import DenseHead
 from ssl_core.nn.encoders import Encoder, EncoderSpec
@@ -52,11 +52,11 @@ from ssl_core.nn.encoders.vit import ViT
 from ssl_core.nn.frozen import packed
 from ssl_core.task import PretextTask
 from ssl_core.tasks import TASKS
-from ssl_core.train.learner import Learner
 from ssl_core.train.memory import keep_freed_memory
 from ssl_core.train.optim import make_optimizer
+from ssl_core.train.ranks import Ranks
 from ssl_core.train.run import Optim, Run, Train
-from ssl_core.train.team import Team
+from ssl_core.train.train_state import TrainState
 from ssl_core.types import Field
 
 TARGET, WARM, CLASSES, LR = 0.7, 2, 1000, 0.03
@@ -145,18 +145,18 @@ class SmallestDecoder(nn.Module):
         return self.picture + mean.view(-1, *[1] * (self.picture.ndim - 1))
 
 
-def exclude_decoders(learner: Learner, batch: Batch) -> list[str]:
+def exclude_decoders(train_state: TrainState, batch: Batch) -> list[str]:
     """Puts the smallest decoder in place of every decoder of the model; their names."""
-    names = [name for name, module in learner.model.named_modules() if isinstance(module, DECODERS)]
+    names = [name for name, module in train_state.model.named_modules() if isinstance(module, DECODERS)]
     shapes: dict[str, Tensor] = {}
     for name in names:
-        module = learner.model.get_submodule(name)
+        module = train_state.model.get_submodule(name)
         module.register_forward_hook(lambda _, __, out, name=name: shapes.update({name: out.detach()}))
-    learner.step(batch, LR)
+    train_state.step(batch, LR)
     for name in names:
         owner, _, attribute = name.rpartition(".")
-        setattr(learner.model.get_submodule(owner), attribute, SmallestDecoder(shapes[name]))
-    learner.optimizer = make_optimizer(learner.run.optim, learner.model)
+        setattr(train_state.model.get_submodule(owner), attribute, SmallestDecoder(shapes[name]))
+    train_state.optimizer = make_optimizer(train_state.run.optim, train_state.model)
     return names
 
 
@@ -172,11 +172,11 @@ class Seen(NamedTuple):
     """A ViT's blocks got `sets` sets of so many tokens."""
 
 
-def watch(learner: Learner, batch: Batch) -> list[Seen]:
+def watch(train_state: TrainState, batch: Batch) -> list[Seen]:
     """All passes of all encoders in one step."""
     seen: list[Seen] = []
     hooks = []
-    for module in learner.model.modules():
+    for module in train_state.model.modules():
         if isinstance(module, ResNet | ViT):
             first = module.stem if isinstance(module, ResNet) else module.patches
 
@@ -192,7 +192,7 @@ def watch(learner: Learner, batch: Batch) -> list[Seen]:
                 seen[-1] = seen[-1]._replace(sets=sets, tokens=tokens - int(vit.cls is not None))
 
             hooks.append(module.blocks[0].register_forward_pre_hook(count))
-    learner.step(batch, LR)
+    train_state.step(batch, LR)
     for hook in hooks:
         hook.remove()
     return seen
@@ -274,13 +274,13 @@ def measure(name: str, repetitions: int, precision: str, folder: Path) -> Result
     torch.manual_seed(0)
     task = fitted(TASKS[name](**case.fields), case.encoder, folder)
     optim, train = Optim(lr=LR), Train(steps=1, batch_size=case.batch, precision=precision)  # type: ignore[arg-type]
-    learner = Learner(Run(task, case.encoder, optim, train), Team.join(0, 1, "cpu"))
+    train_state = TrainState(Run(task, case.encoder, optim, train), Ranks.join(0, 1, "cpu"))
     batch = random_batch(task, case.batch)
-    decoders = exclude_decoders(learner, batch)
-    passes = watch(learner, batch)
+    decoders = exclude_decoders(train_state, batch)
+    passes = watch(train_state, batch)
     peer = Peer(passes, case.encoder, optim, precision)
     works: list[Callable[[], Any]] = [
-        lambda: learner.step(batch, LR),
+        lambda: train_state.step(batch, LR),
         peer.step,
         lambda: task.make_batch(batch.raw, torch.Generator().manual_seed(0)),
     ]

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from ssl_core.data.decode import Canon
+from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import Shards
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.ops.images import IMAGENET_MEAN, IMAGENET_STD
@@ -186,7 +186,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "photos").mkdir()
         paths = write_photos(folder / "photos", arguments.images)
-        ingest(paths, folder / "raw", Canon(CANVAS))
+        ingest(paths, folder / "raw", SampleFormat(CANVAS))
         shard_files = sorted((folder / "raw").iterdir())
         ours, theirs = [], []
         for _ in range(arguments.repetitions):

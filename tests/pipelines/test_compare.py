@@ -31,9 +31,9 @@ def test_any_other_budget_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in COMPARISONS.glob("*.yaml")))
 def test_the_built_in_comparisons_can_be_made(name: str) -> None:
-    asked = load([name])
-    assert asked.budget == 100 and len(asked.recipes) > 10
-    assert all(recipe.train.build().seconds == 100 and recipe.train.build().steps is None for recipe in asked.recipes)
+    request = load([name])
+    assert request.budget == 100 and len(request.recipes) > 10
+    assert all(recipe.train.build().seconds == 100 and recipe.train.build().steps is None for recipe in request.recipes)
     assert load([name], "2m").recipes[0].train.build().seconds == 120
 
 
@@ -67,8 +67,8 @@ def test_a_comparison_file_lists_recipes_beside_it_and_its_wrong_keys_are_named_
     variant(tmp_path, "first")
     listed = tmp_path / "all.yaml"
     listed.write_text("name: all\nbudget: 1m\nrecipes:\n  - first.yaml\n")
-    asked = load([str(listed)])
-    assert (asked.name, asked.budget, [recipe.name for recipe in asked.recipes]) == ("all", 60, ["first"])
+    request = load([str(listed)])
+    assert (request.name, request.budget, [recipe.name for recipe in request.recipes]) == ("all", 60, ["first"])
     assert load([str(listed)], "5s").budget == 5
     listed.write_text("name: all\nbudgets: 1m\nrecipes: [first.yaml]\n")
     with pytest.raises(RecipeError, match=r"all\.yaml:2: `budgets`.*name, budget, recipes"):
@@ -152,7 +152,7 @@ def test_the_supervised_reference_is_recorded_where_the_others_are(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_comparison_judges_all_but_what_fails_and_trains_nothing_that_is_trained(tmp_path: Path) -> None:
+def test_a_comparison_evaluates_all_but_what_fails_and_trains_nothing_that_is_trained(tmp_path: Path) -> None:
     bad = variant(tmp_path, "bad", **{"lr: 0.05": "lr: 1.0e+30"})
     rotation = variant(tmp_path, "turned")
     vae = variant(
@@ -162,7 +162,7 @@ def test_a_comparison_judges_all_but_what_fails_and_trains_nothing_that_is_train
     comparison = done.comparison
     first, failed, *others = comparison.contenders
     others = [first, *others]
-    assert failed.judgement is None and "became NaN" in failed.failure
+    assert failed.evaluation is None and "became NaN" in failed.failure
     assert "bad failed:" in markdown(comparison)
     assert [(one.recipe, one.task, one.failure) for one in others] == [
         ("turned", "rotation", ""),
@@ -182,20 +182,20 @@ def test_a_comparison_judges_all_but_what_fails_and_trains_nothing_that_is_train
     assert parent.data.metrics["turned/linear"] == comparison.metrics()["turned/linear"]
     assert parent.info.status == "FINISHED"
 
-    before = {path: path.stat().st_mtime_ns for path in (pretext_home() / "runs").glob("*/judgement.json")}
+    before = {path: path.stat().st_mtime_ns for path in (pretext_home() / "runs").glob("*/evaluation.json")}
     again = compare(load([rotation, vae], "4s")).comparison
     assert list(again.contenders) == others
-    after = {path: path.stat().st_mtime_ns for path in (pretext_home() / "runs").glob("*/judgement.json")}
+    after = {path: path.stat().st_mtime_ns for path in (pretext_home() / "runs").glob("*/evaluation.json")}
     assert len(before) == 3 and before.items() <= after.items()
 
     listed = tmp_path / "both.yaml"
     listed.write_text("name: both\nbudget: 4s\nrecipes: [turned.yaml, coded.yaml]\n")
     both = compare(load([str(listed)]))
-    path = pretext_home() / "runs" / first.run / "judgement.json"
-    judgement = json.loads(path.read_text())
-    for row in judgement["rows"]:
+    path = pretext_home() / "runs" / first.run / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    for row in evaluation["rows"]:
         row["scores"]["linear"] = [0.5, 0.25, 0.75]
-    path.write_text(json.dumps(judgement))
+    path.write_text(json.dumps(evaluation))
     for _ in range(2):
         compare(load([str(listed)]))
     values = {run.info.run_name: run.data.metrics.get("turned/linear") for run in runs()}

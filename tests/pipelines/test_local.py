@@ -82,7 +82,7 @@ def runs() -> list[Any]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_recipe_ends_as_a_registered_judged_encoder_and_running_it_again_changes_nothing(tmp_path: Path) -> None:
+def test_a_recipe_ends_as_a_registered_evaluated_encoder_and_running_it_again_changes_nothing(tmp_path: Path) -> None:
     recipe = load_recipe(recipe_file(tmp_path))
     first = run_pipeline(recipe)
     assert {name: report.added for name, report in first.ingested.items()} == {
@@ -91,13 +91,13 @@ def test_a_recipe_ends_as_a_registered_judged_encoder_and_running_it_again_chang
         "tiny-test": 16,
     }
     assert first.registered is not None and first.registered.champion == 1
-    assert {row.source for row in first.judgement.rows} == {"encoder", "random init", "raw pixels"}
+    assert {row.source for row in first.evaluation.rows} == {"encoder", "random init", "raw pixels"}
     assert "<img" in first.report.read_text()
 
     again = run_pipeline(recipe)
     assert all(report.added == 0 for report in again.ingested.values())
     assert again.plan == first.plan
-    assert again.judgement == first.judgement
+    assert again.evaluation == first.evaluation
     assert again.registered is not None and (again.registered.version, again.registered.created) == (1, False)
 
     (run,) = runs()
@@ -109,8 +109,8 @@ def test_a_recipe_ends_as_a_registered_judged_encoder_and_running_it_again_chang
 
     other = load_recipe(str(tmp_path / "tiny.yaml"), ["evaluate.draws=4"])
     assert plan(other).key == first.plan.key
-    judgement, _ = evaluate_alone(other)
-    assert judgement != first.judgement
+    evaluation, _ = evaluate_alone(other)
+    assert evaluation != first.evaluation
     assert register_alone(other).version == 1
 
     weights = first.plan.folder / "model" / "model.safetensors"
@@ -155,7 +155,7 @@ def test_what_a_task_needs_first_is_made_recorded_and_registered_with_the_model(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_known_factors_are_judged_and_shown_and_a_file_that_is_missing_is_told_before_the_training(
+def test_known_factors_are_evaluated_and_shown_and_a_file_that_is_missing_is_told_before_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recipe_file(tmp_path)
@@ -171,12 +171,12 @@ def test_known_factors_are_judged_and_shown_and_a_file_that_is_missing_is_told_b
     columns["brightness"] = [float(np.asarray(Image.open(tmp_path / file)).mean()) for file in files]
     pq.write_table(pa.table(columns), tmp_path / "home" / "factors.parquet")
     summary = run_pipeline(recipe)
-    kind = summary.judgement.factors["kind"]
-    assert kind.guessing == 0.5 and set(kind.known) == {"encoder", "random init", "raw pixels"}
+    kind = summary.evaluation.factors["kind"]
+    assert kind.chance == 0.5 and set(kind.known) == {"encoder", "random init", "raw pixels"}
     assert "What the encoder knows" in summary.report.read_text()
     (run,) = runs()
-    assert run.data.metrics["judge/factors/kind/encoder"] == kind.known["encoder"].score.mean
-    assert {"factors.json", "judgement.json"} <= {
+    assert run.data.metrics["evaluation/factors/kind/encoder"] == kind.known["encoder"].score.mean
+    assert {"factors.json", "evaluation.json"} <= {
         Path(file.path).name for file in connect_tracking()[0].list_artifacts(run.info.run_id, "tables")
     }
     assert "| brightness |" in run.data.tags["mlflow.note.content"]
@@ -184,7 +184,7 @@ def test_known_factors_are_judged_and_shown_and_a_file_that_is_missing_is_told_b
     capsys.readouterr()
     show_summary(summary, as_json=False)
     shown = capsys.readouterr().out
-    assert "What the encoder knows" in shown and "guessing" in shown
+    assert "What the encoder knows" in shown and "chance" in shown
     assert any(line.split()[:1] == ["brightness"] and line.split()[-1] == "0.0" for line in shown.splitlines())
     show_summary(summary, as_json=True)
     assert [record["factor"] for record in json.loads(capsys.readouterr().out)["factors"]] == ["kind", "brightness"]

@@ -52,7 +52,7 @@ def test_what_was_taken_outlives_its_folder(tmp_path, monkeypatch):
         artefacts = {"words": lambda task, batches, rng: TENSORS}  # noqa: RUF012
         words = artefact.keep(tmp_path, TENSORS)
 
-    artefact.take(Task(), tmp_path)
+    artefact.load_all(Task(), tmp_path)
     (tmp_path / artefact.file_name(Task.words)).unlink()
     for device in ("cpu", torch.device("cpu")):
         assert torch.equal(artefact.load(Task.words, device)["words"], TENSORS["words"])

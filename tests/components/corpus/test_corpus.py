@@ -17,11 +17,11 @@ from components.corpus.corpus import Corpus, CorpusError, corpus_uri
 from components.corpus.delta import DataFile, OvertakenError
 from components.ingest.vacuum import ingest_lease, sweep
 from components.storage.files import StorageError
-from components.storage.lease import Lease, held
-from ssl_core.data.decode import Canon
+from components.storage.lease import Lease, is_held
+from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
 
-CANON = Canon(size=4)
+CANON = SampleFormat(size=4)
 
 
 def rows(first: int, count: int) -> pa.Table:
@@ -70,12 +70,12 @@ def test_the_digest_is_of_the_content_not_of_the_place():
 
 
 def test_the_form_of_samples_is_kept_and_another_is_refused():
-    Corpus.create("c", Canon(size=4, payload="jpeg", quality=80))
+    Corpus.create("c", SampleFormat(size=4, payload="jpeg", quality=80))
     found = Corpus.open("c")
-    assert (found.size, found.payload, found.canon.quality) == (4, "jpeg", 80)
+    assert (found.size, found.payload, found.sample_format.quality) == (4, "jpeg", 80)
     with pytest.raises(CorpusError, match="short side 4, but raw images with short side 4 is asked for"):
         Corpus.create("c", CANON)
-    assert Corpus.create("c", Canon(size=4, payload="jpeg", quality=80)).version == 0
+    assert Corpus.create("c", SampleFormat(size=4, payload="jpeg", quality=80)).version == 0
 
 
 def test_what_is_not_there_is_named():
@@ -181,6 +181,6 @@ def test_an_ingest_of_another_machine_is_dead_after_ten_minutes_of_silence():
 def test_a_lease_that_was_swept_is_no_longer_held():
     corpus = Corpus.create("c", CANON)
     with ingest_lease(corpus.uri) as mine:
-        assert held(mine.record)
+        assert is_held(mine.record)
         (Path(corpus.uri) / "_ingests" / f"{mine.id}.json").unlink()
-        assert not held(mine.record)
+        assert not is_held(mine.record)

@@ -21,9 +21,9 @@ from processes import ends
 
 from components.decoding import sandbox as module
 from components.decoding.sandbox import Sandbox
-from ssl_core.data.decode import Canon, Limits, Reason, Rejected, decode
+from ssl_core.data.decode import Limits, Reason, Rejected, SampleFormat, decode
 
-CANON = Canon(32)
+CANON = SampleFormat(32)
 MIB = 2**20
 
 
@@ -81,11 +81,11 @@ def peak_memory() -> int:
 
 @pytest.mark.parametrize("payload", ["raw", "jpeg"])
 def test_sound_files_come_out_as_without_a_sandbox(payload: str) -> None:
-    canon = Canon(40, payload)  # type: ignore[arg-type]
-    with Sandbox(Limits(), canon) as box:
+    sample_format = SampleFormat(40, payload)  # type: ignore[arg-type]
+    with Sandbox(Limits(), sample_format) as box:
         for data in good_files().values():
-            assert box.decode(data) == decode(data, Limits(), canon)
-            assert box.decode(memoryview(bytearray(data))) == decode(data, Limits(), canon)
+            assert box.decode(data) == decode(data, Limits(), sample_format)
+            assert box.decode(memoryview(bytearray(data))) == decode(data, Limits(), sample_format)
 
 
 def test_hostile_files_are_all_named_and_harm_neither_this_process_nor_the_sound_ones(sandbox: Sandbox) -> None:
@@ -243,8 +243,8 @@ def test_the_child_does_not_outlive_a_parent_that_is_shot(moment: str, tmp_path:
     program = (
         "import sys, time\n"
         "from components.decoding.sandbox import Sandbox\n"
-        "from ssl_core.data.decode import Canon, Limits, Rejected\n"
-        "box = Sandbox(Limits(max_seconds=100), Canon(32))\n"
+        "from ssl_core.data.decode import SampleFormat, Limits, Rejected\n"
+        "box = Sandbox(Limits(max_seconds=100), SampleFormat(32))\n"
         "try: box.decode(b'none')\n"
         "except Rejected: print(box._child._process.pid, flush=True)\n"
         "box.decode(open(sys.argv[1], 'rb').read()) if sys.argv[2] == 'busy' else time.sleep(100)\n"

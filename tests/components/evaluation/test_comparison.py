@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from components.evaluation.comparison import Comparison, Contender
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Factor, Judgement, Known, Pretext, Row
+from components.evaluation.result import ENCODER, PIXELS, RANDOM, Evaluation, Factor, Known, Pretext, Row
 from components.reports.comparison_figures import draw
 from components.reports.comparison_report import write_comparison
 from ssl_core.probes.intervals import Interval
@@ -16,7 +16,7 @@ def around(mean: float, half: float = 0.02) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def judgement(linear: float, untrained: float = 0.5, hue: float = 0.1, untrained_hue: float = 0.3) -> Judgement:
+def evaluation(linear: float, untrained: float = 0.5, hue: float = 0.1, untrained_hue: float = 0.3) -> Evaluation:
     """An encoder of two layers of which the second is the better one, on one probe and one factor."""
     shared = {"measures": {"rank_me": 7.0}}
     rows = (
@@ -26,7 +26,7 @@ def judgement(linear: float, untrained: float = 0.5, hue: float = 0.1, untrained
         Row(PIXELS, "", 8, {"linear": around(0.6)}, train_knn=0.6, **shared),
     )
     known = {ENCODER: Known("stage1", around(hue)), RANDOM: Known("stage1", around(untrained_hue))}
-    return Judgement(
+    return Evaluation(
         rows=rows,
         best="stage2",
         samples={"train": 20, "test": 10},
@@ -41,8 +41,8 @@ def judgement(linear: float, untrained: float = 0.5, hue: float = 0.1, untrained
     )
 
 
-def contender(recipe: str, task: str, judged: Judgement | None, **more: object) -> Contender:
-    return replace(Contender(recipe, task, "resnet18", f"{recipe}-key", judged, 100, 9.5, 250.0, 1 << 30), **more)
+def contender(recipe: str, task: str, evaluated: Evaluation | None, **more: object) -> Contender:
+    return replace(Contender(recipe, task, "resnet18", f"{recipe}-key", evaluated, 100, 9.5, 250.0, 1 << 30), **more)
 
 
 def comparison(*contenders: Contender) -> Comparison:
@@ -50,9 +50,9 @@ def comparison(*contenders: Contender) -> Comparison:
 
 
 BOTH = comparison(
-    contender("good", "simclr", judgement(0.9, hue=0.5)),
-    contender("reference", "supervised", judgement(0.95)),
-    contender("bad", "rotation", judgement(0.4)),
+    contender("good", "simclr", evaluation(0.9, hue=0.5)),
+    contender("reference", "supervised", evaluation(0.95)),
+    contender("bad", "rotation", evaluation(0.4)),
     contender("broken", "jigsaw", None, failure="The loss became <NaN>."),
 )
 
@@ -72,16 +72,16 @@ def test_lines_are_tasks_then_references_each_once() -> None:
 
 
 def test_another_network_has_a_reference_of_its_own_with_its_tasks_named() -> None:
-    other = comparison(*BOTH.contenders, contender("vit", "masked_autoencoder", judgement(0.7, untrained=0.3)))
+    other = comparison(*BOTH.contenders, contender("vit", "masked_autoencoder", evaluation(0.7, untrained=0.3)))
     assert [line.title for line in other.lines() if line.kind == RANDOM] == [
         "random init",
         "random init of masked_autoencoder",
     ]
 
 
-def test_an_untrained_network_judged_with_other_threads_is_no_other_network() -> None:
-    near, far = (contender(f"near {shift}", "moco", judgement(0.7, untrained=0.5 + shift)) for shift in (0.004, 0.006))
-    first = contender("first", "simclr", judgement(0.9, untrained=0.5))
+def test_an_untrained_network_evaluated_with_other_threads_is_no_other_network() -> None:
+    near, far = (contender(f"near {shift}", "moco", evaluation(0.7, untrained=0.5 + shift)) for shift in (0.004, 0.006))
+    first = contender("first", "simclr", evaluation(0.9, untrained=0.5))
     assert len([line for line in comparison(first, near).lines() if line.kind == RANDOM]) == 1
     assert len([line for line in comparison(first, far).lines() if line.kind == RANDOM]) == 2
 
@@ -90,7 +90,7 @@ def test_standing_is_against_the_tasks_own_untrained_network_and_above_only_wher
     good, bad = BOTH.lines()[:2]
     assert (good.above, good.below) == ({"linear", "hue"}, frozenset())
     assert (bad.above, bad.below) == (frozenset(), {"linear", "hue"})
-    near = comparison(contender("near", "simclr", judgement(0.53, hue=0.3))).lines()[0]
+    near = comparison(contender("near", "simclr", evaluation(0.53, hue=0.3))).lines()[0]
     assert not near.above and not near.below
 
 
@@ -109,7 +109,7 @@ def test_records_metrics_and_json_hold_the_figures() -> None:
 
 def test_figures_are_drawn_of_what_is_there() -> None:
     assert {name: png[:4] for name, png in draw(BOTH).items()} == {"probes": b"\x89PNG", "factors": b"\x89PNG"}
-    plain = comparison(contender("good", "simclr", replace(judgement(0.9), factors={})))
+    plain = comparison(contender("good", "simclr", replace(evaluation(0.9), factors={})))
     assert set(draw(plain)) == {"probes"}
     assert draw(comparison(BOTH.contenders[3])) == {}
 

@@ -1,4 +1,4 @@
-"""The judge on real digits: what it reports, what it refuses, and that two judgements compare sample by sample."""
+"""An evaluation on real digits: what it reports, what it refuses, and that two of them compare sample by sample."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from components.evaluation.evaluate import Settings, Split, evaluate, evaluation_set, untrained
 from components.evaluation.factors import FactorTable
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Judgement, paired_gain
+from components.evaluation.result import ENCODER, PIXELS, RANDOM, Evaluation, paired_gain
 from components.registry.export import input_of
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
 from ssl_core.nn.encoders import EncoderSpec
@@ -59,84 +59,86 @@ def parts(tmp_path_factory):
     return write_part(folder / "a.parquet", range(300), True), write_part(folder / "b.parquet", range(300, 450), True)
 
 
-def judge(parts, seed=0, settings=QUICK):
+def evaluation_of(parts, seed=0, settings=QUICK):
     model, start = untrained(TASK, ENCODER_SPEC, seed), untrained(TASK, ENCODER_SPEC, 0)
     return evaluate(TASK, model, start, *parts, settings=settings, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def judged(parts):
-    return judge(parts)
+def evaluated(parts):
+    return evaluation_of(parts)
 
 
-def test_every_layer_stands_beside_its_untrained_self_and_the_raw_pixels(judged):
-    judgement, _ = judged
-    layers = [row.layer for row in judgement.rows if row.source == ENCODER]
-    assert layers == [row.layer for row in judgement.rows if row.source == RANDOM] == [f"stage{i}" for i in range(1, 5)]
-    assert judgement.row(PIXELS).dim == SIDE * SIDE  # grey pictures count one channel
-    for row in judgement.rows:
-        assert set(row.scores) == {"linear", "knn", "1-label", "5-label"}
+def test_every_layer_stands_beside_its_untrained_self_and_the_raw_pixels(evaluated):
+    evaluation, _ = evaluated
+    layers = [row.layer for row in evaluation.rows if row.source == ENCODER]
+    assert (
+        layers == [row.layer for row in evaluation.rows if row.source == RANDOM] == [f"stage{i}" for i in range(1, 5)]
+    )
+    assert evaluation.row(PIXELS).dim == SIDE * SIDE  # grey pictures count one channel
+    for row in evaluation.rows:
+        assert set(row.scores) == {"linear", "knn", "1-shot", "5-shot"}
         assert all(
             0 <= score.low <= score.mean <= score.high <= 1 or "label" in name for name, score in row.scores.items()
         )
         assert set(row.measures) == {"rank_me", "alignment", "uniformity"}
-    assert judgement.samples == {"train": 300, "test": 150} and judgement.classes == tuple("0123456789")
+    assert evaluation.samples == {"train": 300, "test": 150} and evaluation.classes == tuple("0123456789")
 
 
-def test_an_untrained_encoder_equals_its_random_init_and_raw_digits_are_easy(judged):
-    judgement, _ = judged
+def test_an_untrained_encoder_equals_its_random_init_and_raw_digits_are_easy(evaluated):
+    evaluation, _ = evaluated
     for layer in ("stage1", "stage4"):
-        assert judgement.row(ENCODER, layer).scores == judgement.row(RANDOM, layer).scores
-    pixels = judgement.row(PIXELS).scores
+        assert evaluation.row(ENCODER, layer).scores == evaluation.row(RANDOM, layer).scores
+    pixels = evaluation.row(PIXELS).scores
     assert pixels["knn"].mean > 0.75 and pixels["linear"].mean > 0.75
-    assert pixels["5-label"].mean > pixels["1-label"].mean + 0.1
+    assert pixels["5-shot"].mean > pixels["1-shot"].mean + 0.1
 
 
-def test_a_task_answered_at_chance_is_said_in_a_sentence(judged):
-    judgement, _ = judged
-    accuracy = judgement.pretext["accuracy"]
+def test_a_task_answered_at_chance_is_said_in_a_sentence(evaluated):
+    evaluation, _ = evaluated
+    accuracy = evaluation.pretext["accuracy"]
     assert accuracy.chance == 0.25 and accuracy.low < 0.27
-    assert any("at chance on held-out samples" in note for note in judgement.notes)
+    assert any("at chance on held-out samples" in note for note in evaluation.notes)
 
 
-def test_a_task_that_asks_for_a_samples_number_is_judged_without_it_and_exported_as_one_of_images(parts):
+def test_a_task_that_asks_for_a_samples_number_is_evaluated_without_it_and_exported_as_one_of_images(parts):
     task = ExemplarCNN(canvas=SIDE, size=SIDE, classes=20)  # of which other corpora have no sample
     model = untrained(task, ENCODER_SPEC, 0)
-    judgement, evidence = evaluate(task, model, untrained(task, ENCODER_SPEC, 0), *parts, settings=QUICK, device="cpu")
-    assert judgement.pretext == {} and judgement.row(PIXELS).scores
-    assert "alignment" in judgement.row(ENCODER, "stage4").measures
+    evaluation, evidence = evaluate(task, model, untrained(task, ENCODER_SPEC, 0), *parts, settings=QUICK, device="cpu")
+    assert evaluation.pretext == {} and evaluation.row(PIXELS).scores
+    assert "alignment" in evaluation.row(ENCODER, "stage4").measures
     assert evidence.panel.captions[0].startswith("sample 0, taken for")
     assert input_of(task) == ("image", Field("image", (3, SIDE, SIDE)))
 
 
-def test_a_judgement_goes_to_json_and_back(judged):
-    judgement, _ = judged
-    text = judgement.to_json()
-    assert Judgement.from_json(text) == judgement
-    assert json.loads(text)["best"] == judgement.best
+def test_a_evaluation_goes_to_json_and_back(evaluated):
+    evaluation, _ = evaluated
+    text = evaluation.to_json()
+    assert Evaluation.from_json(text) == evaluation
+    assert json.loads(text)["best"] == evaluation.best
     for broken in ("[]", "{}", "not json", json.dumps(json.loads(text) | {"rows": []})):
         with pytest.raises(ValueError, match="`pretext evaluate` writes it anew"):
-            Judgement.from_json(broken)
+            Evaluation.from_json(broken)
 
 
-def test_judging_again_gives_the_same_judgement_and_batch_size_does_not_count(parts, judged):
-    again, _ = judge(parts, settings=dataclasses.replace(QUICK, batch_size=32))
-    assert again.evaluation_set == judged[0].evaluation_set
-    for mine, theirs in zip(again.rows, judged[0].rows):
+def test_evaluating_again_gives_the_same_evaluation_and_batch_size_does_not_count(parts, evaluated):
+    again, _ = evaluation_of(parts, settings=dataclasses.replace(QUICK, batch_size=32))
+    assert again.evaluation_set == evaluated[0].evaluation_set
+    for mine, theirs in zip(again.rows, evaluated[0].rows):
         assert mine.scores["knn"].mean == pytest.approx(theirs.scores["knn"].mean, abs=0.01)
-    same, _ = judge(parts)
-    assert same == judged[0]
+    same, _ = evaluation_of(parts)
+    assert same == evaluated[0]
 
 
 def test_the_evaluation_set_is_named_by_data_seed_and_probes(tmp_path):
     part = write_part(tmp_path / "g.parquet", range(40), False)
-    judgements = [
-        judge((part,))[0],
-        judge((dataclasses.replace(part, digest="other"),))[0],
-        judge((part,), settings=dataclasses.replace(QUICK, seed=1))[0],
-        judge((part,), settings=dataclasses.replace(QUICK, neighbours=5))[0],
+    evaluations = [
+        evaluation_of((part,))[0],
+        evaluation_of((dataclasses.replace(part, digest="other"),))[0],
+        evaluation_of((part,), settings=dataclasses.replace(QUICK, seed=1))[0],
+        evaluation_of((part,), settings=dataclasses.replace(QUICK, neighbours=5))[0],
     ]
-    assert len({judgement.evaluation_set for judgement in judgements}) == 4
+    assert len({evaluation.evaluation_set for evaluation in evaluations}) == 4
 
 
 @pytest.fixture(scope="module")
@@ -150,61 +152,61 @@ def ink(tmp_path_factory):
     return FactorTable.read(str(path))
 
 
-def test_factors_are_told_at_every_layer_and_go_to_json_metrics_and_tables(parts, ink, judged):
+def test_factors_are_told_at_every_layer_and_go_to_json_metrics_and_tables(parts, ink, evaluated):
     model = untrained(TASK, ENCODER_SPEC, 0)
-    judgement, _ = evaluate(TASK, model, model, *parts, settings=QUICK, device="cpu", factors=ink)
-    assert all(list(row.factors) == ["ink", "coin"] for row in judgement.rows)
-    assert [row.scores for row in judgement.rows] == [row.scores for row in judged[0].rows]
-    brightness, coin = judgement.factors["ink"], judgement.factors["coin"]
-    assert (brightness.kind, brightness.guessing, coin.kind, coin.guessing) == ("quantity", 0, "name", 0.5)
+    evaluation, _ = evaluate(TASK, model, model, *parts, settings=QUICK, device="cpu", factors=ink)
+    assert all(list(row.factors) == ["ink", "coin"] for row in evaluation.rows)
+    assert [row.scores for row in evaluation.rows] == [row.scores for row in evaluated[0].rows]
+    brightness, coin = evaluation.factors["ink"], evaluation.factors["coin"]
+    assert (brightness.kind, brightness.chance, coin.kind, coin.chance) == ("quantity", 0, "name", 0.5)
     assert brightness.known[PIXELS].score.mean > 0.95 and brightness.known[ENCODER].score.low > 0.2
     for source in (ENCODER, RANDOM, PIXELS):
         known = coin.known[source]
         assert known.score.low < 0.5 < known.score.high
-        assert judgement.row(source, known.layer).factors["coin"] == known.score
-    assert Judgement.from_json(judgement.to_json()) == judgement
-    assert judgement.metrics()["judge/factors/ink/raw_pixels"] == brightness.known[PIXELS].score.mean
-    assert judgement.table()[0]["factor ink"] == pytest.approx(100 * judgement.rows[0].factors["ink"].mean)
-    line = judgement.factor_table()[0]
+        assert evaluation.row(source, known.layer).factors["coin"] == known.score
+    assert Evaluation.from_json(evaluation.to_json()) == evaluation
+    assert evaluation.metrics()["evaluation/factors/ink/raw_pixels"] == brightness.known[PIXELS].score.mean
+    assert evaluation.table()[0]["factor ink"] == pytest.approx(100 * evaluation.rows[0].factors["ink"].mean)
+    line = evaluation.factor_table()[0]
     assert line["factor"] == "ink" and line["raw pixels"] == pytest.approx(100 * brightness.known[PIXELS].score.mean)
     assert line["encoder layer"] == brightness.known[ENCODER].layer and line["encoder low"] < line["encoder high"]
 
 
-def test_factors_are_part_of_the_evaluation_set_and_need_no_labels(tmp_path, ink, judged, parts):
+def test_factors_are_part_of_the_evaluation_set_and_need_no_labels(tmp_path, ink, evaluated, parts):
     bare = write_part(tmp_path / "h.parquet", range(60), False)
     start = untrained(TASK, ENCODER_SPEC, 0)
-    judgement, _ = evaluate(TASK, start, start, bare, settings=QUICK, device="cpu", factors=ink)
-    assert judgement.classes == () and judgement.factors["ink"].known[PIXELS].score.mean > 0.5
+    evaluation, _ = evaluate(TASK, start, start, bare, settings=QUICK, device="cpu", factors=ink)
+    assert evaluation.classes == () and evaluation.factors["ink"].known[PIXELS].score.mean > 0.5
     names = {evaluation_set(*parts, QUICK, factors) for factors in (None, ink, dataclasses.replace(ink, digest="x"))}
-    assert len(names) == 3 and judged[0].evaluation_set in names
+    assert len(names) == 3 and evaluated[0].evaluation_set in names
     strange = dataclasses.replace(ink, table=ink.table.slice(10))
     with pytest.raises(ValueError, match="no row for 5 of 30 samples, first memory:0"):
         evaluate(TASK, start, start, bare, settings=QUICK, device="cpu", factors=strange)
 
 
-def test_a_judgement_of_before_factors_is_read(judged):
-    data = json.loads(judged[0].to_json())
+def test_a_evaluation_of_before_factors_is_read(evaluated):
+    data = json.loads(evaluated[0].to_json())
     del data["factors"]
     for row in data["rows"]:
         del row["factors"]
-    assert Judgement.from_json(json.dumps(data)) == judged[0]
+    assert Evaluation.from_json(json.dumps(data)) == evaluated[0]
 
 
-def test_the_paired_gain_is_zero_on_itself_and_finds_which_of_two_is_better(parts, judged):
-    mine, _ = judged
-    for probe in ("linear", "knn", "1-label", "5-label"):
+def test_the_paired_gain_is_zero_on_itself_and_finds_which_of_two_is_better(parts, evaluated):
+    mine, _ = evaluated
+    for probe in ("linear", "knn", "1-shot", "5-shot"):
         assert paired_gain(mine, mine, probe) == (0, 0, 0)
-    other, _ = judge(parts, seed=5)
+    other, _ = evaluation_of(parts, seed=5)
     gain = paired_gain(other, mine, "knn")
-    scores = [judgement.row(ENCODER, judgement.best).scores["knn"].mean for judgement in (other, mine)]
+    scores = [evaluation.row(ENCODER, evaluation.best).scores["knn"].mean for evaluation in (other, mine)]
     assert gain.mean == pytest.approx(100 * (scores[0] - scores[1]))
     assert gain.low <= gain.mean <= gain.high
     backwards = paired_gain(mine, other, "knn")
     assert backwards.mean == pytest.approx(-gain.mean)
 
 
-def test_judgements_that_cannot_be_compared_are_refused(judged):
-    mine, _ = judged
+def test_evaluations_that_cannot_be_compared_are_refused(evaluated):
+    mine, _ = evaluated
     with pytest.raises(ValueError, match="different evaluation sets"):
         paired_gain(mine, dataclasses.replace(mine, evaluation_set="other"))
     with pytest.raises(ValueError, match="no per-sample record of the probe 'svm'"):
@@ -213,22 +215,22 @@ def test_judgements_that_cannot_be_compared_are_refused(judged):
 
 def test_without_labels_the_label_free_measures_remain(tmp_path):
     part = write_part(tmp_path / "c.parquet", range(200), False)
-    judgement, evidence = judge((part,))
-    assert judgement.best == "stage4" and judgement.classes == () and judgement.correct == {}
-    assert all(not row.scores and row.measures["rank_me"] >= 1 for row in judgement.rows)
-    assert any("no labelled set" in note for note in judgement.notes)
+    evaluation, evidence = evaluation_of((part,))
+    assert evaluation.best == "stage4" and evaluation.classes == () and evaluation.correct == {}
+    assert all(not row.scores and row.measures["rank_me"] >= 1 for row in evaluation.rows)
+    assert any("no labelled set" in note for note in evaluation.notes)
     assert evidence.labels == () and len(evidence.queries) == 8
-    assert Judgement.from_json(judgement.to_json()) == judgement
+    assert Evaluation.from_json(evaluation.to_json()) == evaluation
 
 
 def test_the_supervised_reference_is_asked_for_held_out_labels_where_they_mean_the_same(parts, tmp_path):
     def pretext(classes, *splits):
         task = Supervised(canvas=SIDE, size=SIDE, classes=classes)
         models = [untrained(task, ENCODER_SPEC, seed) for seed in (0, 0)]
-        judgement, evidence = evaluate(task, *models, *splits, settings=QUICK, device="cpu")
-        assert set(judgement.rows[0].scores) == {"linear", "knn", "1-label", "5-label"}
-        assert len(evidence.panel.captions) == min(256, judgement.samples["test"])
-        return judgement.pretext
+        evaluation, evidence = evaluate(task, *models, *splits, settings=QUICK, device="cpu")
+        assert set(evaluation.rows[0].scores) == {"linear", "knn", "1-shot", "5-shot"}
+        assert len(evidence.panel.captions) == min(256, evaluation.samples["test"])
+        return evaluation.pretext
 
     assert pretext(10, *parts)["accuracy"].chance == 0.1
     assert 0 < pretext(10, *parts)["accuracy"].mean < 0.4
@@ -237,19 +239,19 @@ def test_the_supervised_reference_is_asked_for_held_out_labels_where_they_mean_t
     assert pretext(10, parts[0], some) == {}  # the test split's third class need not be the model's
 
 
-def test_labels_that_cannot_judge_are_named(parts, tmp_path):
+def test_labels_that_cannot_evaluate_are_named(parts, tmp_path):
     train, test = parts
     bare = write_part(tmp_path / "d.parquet", range(20), False)
     zeros = write_part(tmp_path / "e.parquet", [0, 10, 20], True)
     with pytest.raises(ValueError, match="has none as a label"):
-        judge((bare, test))
+        evaluation_of((bare, test))
     with pytest.raises(ValueError, match="has only '0' as a label"):
-        judge((zeros, test))
+        evaluation_of((zeros, test))
     with pytest.raises(ValueError, match="no labelled sample"):
-        judge((train, bare))
+        evaluation_of((train, bare))
     few = write_part(tmp_path / "f.parquet", [0, 1, 10, 11], True)
     with pytest.raises(ValueError, match="has the class '2'"):
-        judge((few, test))
+        evaluation_of((few, test))
 
 
 def test_a_broken_encoder_does_not_pass_the_gate(parts):
@@ -257,25 +259,25 @@ def test_a_broken_encoder_does_not_pass_the_gate(parts):
     with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()
-    judgement, _ = evaluate(TASK, model, untrained(TASK, ENCODER_SPEC, 0), *parts, settings=QUICK, device="cpu")
-    assert "nearly the same features" in judgement.collapse
-    assert judgement.metrics()["judge/collapsed"] == 1
+    evaluation, _ = evaluate(TASK, model, untrained(TASK, ENCODER_SPEC, 0), *parts, settings=QUICK, device="cpu")
+    assert "nearly the same features" in evaluation.collapse
+    assert evaluation.metrics()["evaluation/collapsed"] == 1
 
 
-def test_metrics_and_table_are_flat_and_name_every_row(judged):
-    judgement, _ = judged
-    metrics = judgement.metrics()
-    best = judgement.row(ENCODER, judgement.best)
-    assert metrics["judge/best/linear"] == best.scores["linear"].mean
-    assert metrics["judge/raw_pixels/knn"] == judgement.row(PIXELS).scores["knn"].mean
+def test_metrics_and_table_are_flat_and_name_every_row(evaluated):
+    evaluation, _ = evaluated
+    metrics = evaluation.metrics()
+    best = evaluation.row(ENCODER, evaluation.best)
+    assert metrics["evaluation/best/linear"] == best.scores["linear"].mean
+    assert metrics["evaluation/raw_pixels/knn"] == evaluation.row(PIXELS).scores["knn"].mean
     assert all(isinstance(value, float) for value in metrics.values())
-    table = judgement.table()
-    assert len(table) == len(judgement.rows) == 9
-    assert table[0]["linear"] == pytest.approx(100 * judgement.rows[0].scores["linear"].mean)
+    table = evaluation.table()
+    assert len(table) == len(evaluation.rows) == 9
+    assert table[0]["linear"] == pytest.approx(100 * evaluation.rows[0].scores["linear"].mean)
 
 
-def test_neighbours_are_real_pictures_of_the_training_part(parts, judged):
-    _, evidence = judged
+def test_neighbours_are_real_pictures_of_the_training_part(parts, evaluated):
+    _, evidence = evaluated
     assert evidence.found.shape == (8, 5, SIDE, SIDE, 3) and evidence.queries.shape == (8, SIDE, SIDE, 3)
     known = {parts[0].shards.payload(i).tobytes() for i in range(len(parts[0].shards))}
     assert all(picture.tobytes() in known for picture in evidence.found.reshape(-1, SIDE, SIDE, 3))

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from components.evaluation.factors import FactorsError, FactorTable, ask, notes, tell
+from components.evaluation.factors import FactorsError, FactorTable, match_factors, notes, score_factors
 from components.evaluation.features import Features
 from components.evaluation.result import ENCODER, PIXELS, RANDOM, Factor, Known, Row
 from components.samples.shapes import write_shapes
@@ -47,9 +47,10 @@ def test_a_sample_belongs_to_the_row_whose_file_is_the_end_of_its_uri_by_whole_n
 
 def test_a_row_that_would_serve_two_samples_is_refused(tmp_path):
     table = written(tmp_path / "f.parquet", {"file": [f"{i}.png" for i in range(8)], "size": list(range(8))})
-    ask(table, URIS, URIS)
+    match_factors(table, URIS, URIS)
     refused(
-        lambda: ask(table, URIS, ["/data/test/1.png", "/data/test/2.png"]), "'1.png' is the end of both /data/train"
+        lambda: match_factors(table, URIS, ["/data/test/1.png", "/data/test/2.png"]),
+        "'1.png' is the end of both /data/train",
     )
 
 
@@ -62,18 +63,18 @@ def test_text_and_switches_are_names_numbers_quantities_and_what_has_a_period_a_
         angle=[45.0 * i for i in range(8)],
         __index_level_0__=list(range(8)),
     )
-    asked = ask(written(tmp_path / "f.parquet", columns, {"angle": {"period": "360"}}), URIS[:4], URIS[4:])
+    asked = match_factors(written(tmp_path / "f.parquet", columns, {"angle": {"period": "360"}}), URIS[:4], URIS[4:])
     expected = {"size": "quantity", "kind": "name", "lit": "name", "count": "quantity", "angle": "circle"}
     assert asked.kinds == expected and list(asked.train) == list(asked.test) == list(expected)
-    assert asked.guessing == {"size": 0, "kind": 0.5, "lit": 0.5, "count": 0, "angle": 0}
+    assert asked.chance == {"size": 0, "kind": 0.5, "lit": 0.5, "count": 0, "angle": 0}
     assert asked.train["kind"].tolist() == [0, 1, 0, 1] and asked.test["size"].tolist() == [[4], [5], [6], [7]]
     for i, point in enumerate(asked.train["angle"].tolist()):
         assert point == pytest.approx([np.cos(np.pi * i / 4), np.sin(np.pi * i / 4)])
 
 
 def test_a_name_that_the_training_part_has_not_has_no_number(tmp_path):
-    asked = ask(written(tmp_path / "f.parquet", some(kind=list("ababcbac"))), URIS[:4], URIS[4:])
-    assert asked.test["kind"].tolist() == [-1, 1, 0, -1] and asked.guessing["kind"] == 0.5
+    asked = match_factors(written(tmp_path / "f.parquet", some(kind=list("ababcbac"))), URIS[:4], URIS[4:])
+    assert asked.test["kind"].tolist() == [-1, 1, 0, -1] and asked.chance["kind"] == 0.5
 
 
 def test_files_that_hold_no_factors_are_refused_in_a_sentence(tmp_path):
@@ -103,7 +104,7 @@ def test_factors_that_say_nothing_are_refused(tmp_path):
 
     def asked(**columns):
         table = written(path, some(**columns))
-        return lambda: ask(table, URIS[:4], URIS[4:])
+        return lambda: match_factors(table, URIS[:4], URIS[4:])
 
     refused(asked(kind=["a"] * 4 + list("abab")), "'kind' is 'a' for all 4 training samples")
     refused(asked(size=[1.0] * 8), "'size' is 1.0 for all 4 training samples")
@@ -111,8 +112,8 @@ def test_factors_that_say_nothing_are_refused(tmp_path):
     refused(asked(size=[1.0, None, 3, 4, 5, 6, 7, 8]), "'size' of 'train/1.png' is None")
     refused(asked(size=[1.0, 2, 3, 4, 5, 6, float("nan"), 8]), "'size' of 'train/6.png' is nan")
     table = written(path, some())
-    refused(lambda: ask(table, URIS[:3], URIS[4:]), "at least 4 training samples; there are 3")
-    refused(lambda: ask(table, URIS[:4], URIS[4:5]), "at least 2 test samples; there are 1")
+    refused(lambda: match_factors(table, URIS[:3], URIS[4:]), "at least 4 training samples; there are 3")
+    refused(lambda: match_factors(table, URIS[:4], URIS[4:5]), "at least 2 test samples; there are 1")
 
 
 def test_the_digest_is_of_the_files_contents(tmp_path):
@@ -127,7 +128,7 @@ def test_the_sample_corpus_tells_its_own_periods(tmp_path):
     write_shapes(tmp_path, {"train": 20, "test": 8}, side=8)
     table = FactorTable.read(str(tmp_path / "factors.parquet"))
     uris = sorted(str(path) for path in tmp_path.rglob("*.png"))
-    asked = ask(table, uris[8:], uris[:8])
+    asked = match_factors(table, uris[8:], uris[:8])
     assert {name for name, kind in asked.kinds.items() if kind == "circle"} == {"angle", "hue"}
     assert {name for name, kind in asked.kinds.items() if kind == "name"} == {"shape", "texture"}
 
@@ -142,7 +143,7 @@ def test_each_source_tells_a_factor_by_the_layer_that_holds_it(tmp_path):
     files = [f"{i}.png" for i in range(n)]
     size, kind = torch.rand(n, generator=rng), torch.randint(2, (n,), generator=rng)
     columns = {"file": files, "size": size.tolist(), "kind": [("a", "b")[i] for i in kind]}
-    asked = ask(written(tmp_path / "f.parquet", columns), files[:80], files[80:])
+    asked = match_factors(written(tmp_path / "f.parquet", columns), files[:80], files[80:])
     holding = torch.stack([size, kind.float()], 1) @ torch.randn(2, 6, generator=rng)
     grey = torch.rand(n, 12, generator=rng).repeat(1, 3)
     whole = {
@@ -155,13 +156,13 @@ def test_each_source_tells_a_factor_by_the_layer_that_holds_it(tmp_path):
         for rows in (slice(0, 80), slice(80, n))
     ]
     rows = [Row(source, layer, 6, {}, {}) for source, f in whole.items() for layer in f.layers]
-    judged, factors = tell(rows, *parts, asked, seed=0)
-    assert [(row.source, row.layer) for row in judged] == [(row.source, row.layer) for row in rows]
-    assert all(list(row.factors) == ["size", "kind"] for row in judged)
-    assert factors["size"].kind == "quantity" and factors["kind"].guessing == 0.5
+    evaluated, factors = score_factors(rows, *parts, asked, seed=0)
+    assert [(row.source, row.layer) for row in evaluated] == [(row.source, row.layer) for row in rows]
+    assert all(list(row.factors) == ["size", "kind"] for row in evaluated)
+    assert factors["size"].kind == "quantity" and factors["kind"].chance == 0.5
     for name, least in (("size", 0.98), ("kind", 0.9)):
         known = factors[name].known
-        assert known[ENCODER].layer == "one" and known[ENCODER].score == judged[0].factors[name]
+        assert known[ENCODER].layer == "one" and known[ENCODER].score == evaluated[0].factors[name]
         assert known[ENCODER].score.low > least > known[RANDOM].score.high and known[PIXELS].layer == ""
     assert factors["size"].known[PIXELS].score.mean < 0.1
     assert list(notes(factors)) == []

@@ -29,12 +29,12 @@ from components.corpus.corpus import Corpus, CorpusError
 from components.ingest.containers import ColumnError
 from components.ingest.ingest import IngestReport, Progress, ingest
 from components.ingest.sources import Taking, parts
-from components.ingest.stages import Job, decoded, listed
+from components.ingest.stages import IngestJob, decoded, listed
 from components.storage.files import StorageError
-from ssl_core.data.decode import Canon, Limits
+from ssl_core.data.decode import Limits, SampleFormat
 from ssl_core.data.shards import Shards
 
-CANON = Canon(size=8)
+CANON = SampleFormat(size=8)
 # Ray Data copies its own context, and warns of its own deprecated settings while doing so.
 pytestmark = pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning")
 
@@ -172,7 +172,7 @@ def test_errors_of_the_user_come_as_one_sentence(tmp_path: Path):
     source = pictures(tmp_path / "source", range(3))
     take(source)
     with pytest.raises(CorpusError, match="short side 8, but raw images with short side 9"):
-        take(source, canon=Canon(size=9))
+        take(source, sample_format=SampleFormat(size=9))
     with pytest.raises(StorageError, match=f"^{tmp_path}/none: there is no such file or folder"):
         take(tmp_path / "none")
     pq.write_table(pa.table({"n": [1]}), tmp_path / "p.parquet")
@@ -204,7 +204,7 @@ def test_two_ingests_at_once_lose_nothing_and_double_nothing(tmp_path: Path):
 
     def run(source: str) -> tuple[int, int]:
         os.environ["PRETEXT_HOME"] = home
-        report = ingest([source], "c", canon=CANON, rows_per_shard=32, commit_seconds=0)
+        report = ingest([source], "c", sample_format=CANON, rows_per_shard=32, commit_seconds=0)
         return report.added, report.quarantined
 
     task = ray.remote(num_cpus=0)(run)
@@ -214,7 +214,7 @@ def test_two_ingests_at_once_lose_nothing_and_double_nothing(tmp_path: Path):
     corpus = Corpus.open("c")
     assert len(corpus.quarantine()) == 2
     assert len(corpus.shards()) == len(Shards.open(corpus.shards()).paths)
-    take(tmp_path / "source0", tmp_path / "source1", canon=CANON)
+    take(tmp_path / "source0", tmp_path / "source1", sample_format=CANON)
     assert not left_over(Corpus.open("c"))
 
 
@@ -239,7 +239,7 @@ def test_an_ingest_that_dies_around_a_commit_is_finished_by_the_next(tmp_path: P
                 os.kill(os.getpid(), signal.SIGKILL)
 
         delta.append = dying
-        ingest([str(source)], "c", canon=CANON, rows_per_shard=32, commit_seconds=0)
+        ingest([str(source)], "c", sample_format=CANON, rows_per_shard=32, commit_seconds=0)
 
     with pytest.raises(ray.exceptions.WorkerCrashedError):
         ray.get(ray.remote(num_cpus=0, max_retries=0)(run).remote())
@@ -260,12 +260,12 @@ def test_a_task_that_ray_repeats_counts_nothing_twice(tmp_path: Path):
     part = json.dumps(asdict(parts([str(source)])[0]))
     batch = pa.table({"number": [0], "part": [part]})
     with components.ingest.ingest._index() as index:
-        job = Job("", "", "", 1, CANON, Taking(None, None, Limits()), index)
+        job = IngestJob("", "", "", 1, CANON, Taking(None, None, Limits()), index)
         (files,), (again,) = list(listed(batch, job)), list(listed(batch, job))
         assert len(files) == 3 and again.equals(files)
         (source / "1.png").unlink()
         assert [len(rows) for _ in range(2) for rows in decoded(files, job)] == [2, 2]
-        assert {name: job.ask("counts")[name] for name in ("seen", "skipped", "vanished")} == {
+        assert {name: job.call_index("counts")[name] for name in ("seen", "skipped", "vanished")} == {
             "seen": 3,
             "skipped": 1,
             "vanished": 1,

@@ -22,7 +22,7 @@ import pytest
 
 from components.ingest.containers import HEADER_BYTES, ColumnError
 from components.ingest.dedup import DedupIndex, Listed
-from components.ingest.listing import found
+from components.ingest.listing import list_files
 from components.ingest.sources import SHARES, Part, Taking, parts
 from components.ingest.stages import read_source
 from components.storage.files import StorageError
@@ -41,7 +41,7 @@ def rows(
     *sources: object, how: Taking | None = None, fresh: Any = everything, enough: int = 64
 ) -> list[dict[str, Any]]:
     cut = parts([str(source) for source in sources], enough)
-    tables = [table for part in cut for table in found(part, how or taking(), fresh, lambda uri: None)]
+    tables = [table for part in cut for table in list_files(part, how or taking(), fresh, lambda uri: None)]
     return [row for table in tables for row in table.to_pylist()]
 
 
@@ -194,7 +194,7 @@ def test_companions_that_a_wildcard_matches_are_skipped_and_those_named_are_trie
     pq.write_table(pa.table({"label": [1, 2]}), tmp_path / "a" / "labels.parquet")
     skipped: list[str] = []
     (part,) = parts([str(tmp_path / "**" / "*")], 0)
-    tables = list(found(part, taking(), everything, skipped.append))
+    tables = list(list_files(part, taking(), everything, skipped.append))
     assert [row["uri"] for table in tables for row in table.to_pylist()] == [str(tmp_path / "a/1.png")]
     assert sorted(skipped) == [str(tmp_path / name) for name in ("a/labels.parquet", "a/notes.txt", "b/notes.txt")]
     assert names(rows(tmp_path / "*" / "notes.txt"), tmp_path) == ["a/notes.txt", "b/notes.txt"]
@@ -236,7 +236,7 @@ def test_a_folder_that_holds_very_many_containers_is_shared_out_and_listed_once(
     cut = parts([str(root / pattern)])
     assert len(cut) == SHARES
     sent = [Part(**json.loads(json.dumps(asdict(part)))) for part in cut]  # as the tasks get them
-    tables = [list(found(part, taking(), everything, lambda uri: None)) for part in sent]
+    tables = [list(list_files(part, taking(), everything, lambda uri: None)) for part in sent]
     assert sum(map(bool, tables)) > 10
     got = [row for held in tables for table in held for row in table.to_pylist()]
     assert names(got, root) == sorted(wanted)

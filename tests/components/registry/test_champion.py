@@ -41,7 +41,7 @@ def test_of_promoters_that_race_the_best_version_stays(store: str) -> None:
 
         def run(version: int, name: str = name, quality: dict[int, float] = quality) -> None:
             def gain_over(champion: int) -> Interval:
-                time.sleep(random.uniform(0, 0.05))  # judging takes its time, and the champion may change meanwhile
+                time.sleep(random.uniform(0, 0.05))  # evaluating takes its time, and the champion may change meanwhile
                 return sure(quality[version] - quality[champion])
 
             promote(connect_tracking(store)[0], store, name, version, gain_over)
@@ -54,7 +54,7 @@ def test_of_promoters_that_race_the_best_version_stays(store: str) -> None:
         assert champion_of(client, name) == max(numbers, key=lambda number: quality[number])
 
 
-def test_a_promoter_that_judged_against_a_past_champion_changes_nothing(store: str) -> None:
+def test_a_promoter_that_evaluated_against_a_past_champion_changes_nothing(store: str) -> None:
     client, _ = connect_tracking(store)
     one, two, three = versions(client, "past", 3)
     assert champion_of(client, "past") is None and champion_of(client, "no such model") is None
@@ -64,20 +64,20 @@ def test_a_promoter_that_judged_against_a_past_champion_changes_nothing(store: s
     assert champion_of(client, "past") == two
 
 
-def test_the_champion_is_judged_again_where_it_changed_meanwhile(store: str) -> None:
+def test_the_champion_is_evaluated_again_where_it_changed_meanwhile(store: str) -> None:
     client, _ = connect_tracking(store)
     one, two, three = versions(client, "meanwhile", 3)
     set_champion(client, store, "meanwhile", one, None)
-    judged: list[int] = []
+    evaluated: list[int] = []
 
     def gain_over(champion: int) -> Interval:
-        judged.append(champion)
+        evaluated.append(champion)
         if champion == one:
             set_champion(client, store, "meanwhile", two, one)
         return sure(5.0 if champion == one else -5.0)
 
     decision = promote(client, store, "meanwhile", three, gain_over)
-    assert judged == [one, two] and decision.verdict == "keep" and champion_of(client, "meanwhile") == two
+    assert evaluated == [one, two] and decision.verdict == "keep" and champion_of(client, "meanwhile") == two
 
 
 def test_on_a_server_a_lease_admits_one_and_outlives_no_dead_holder(store: str) -> None:

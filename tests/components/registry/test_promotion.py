@@ -15,7 +15,7 @@ from ssl_core.probes.intervals import Interval
     [
         (1, None, None, 0.0, "", "promote"),  # the first version
         (1, None, None, 0.0, "all points are one", "keep"),  # not even the first where it is useless
-        (2, 1, None, 0.0, "", "judge"),  # nobody has compared them
+        (2, 1, None, 0.0, "", "evaluate"),  # nobody has compared them
         (2, 1, Interval(3.0, 1.0, 5.0), 0.0, "", "promote"),
         (2, 1, Interval(3.0, 1.0, 5.0), 0.5, "", "promote"),
         (2, 1, Interval(3.0, 1.0, 5.0), 1.0, "", "keep"),  # exceeds, not equals

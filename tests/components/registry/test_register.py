@@ -22,7 +22,7 @@ from PIL import Image
 from tracking_server import Server
 
 from components.embed.embed import embed
-from components.evaluation.result import Correct, Judgement, Row
+from components.evaluation.result import Correct, Evaluation, Row
 from components.registry.export import load_artifact
 from components.registry.register import Registered, fetch, register
 from components.tracking.tracker import Tracker, connect_tracking
@@ -37,11 +37,11 @@ TASK = SimCLR(canvas=20, size=16, hidden=32, out=16)
 NAME = "digits.encoder"
 
 
-def judgement(share: float) -> Judgement:
+def evaluation(share: float) -> Evaluation:
     """As if `share` of 200 test samples were classified rightly."""
     right = torch.zeros(1, 200, dtype=torch.bool)
     right[:, : round(200 * share)] = True
-    return Judgement(
+    return Evaluation(
         rows=(Row("encoder", "stage3", 32, {"linear": Interval(share, share - 0.05, share + 0.05)}, {"rank_me": 9.0}),),
         best="stage3",
         samples={"train": 100, "test": 200},
@@ -72,13 +72,13 @@ def quiet_mlflow(flavour: str) -> ModuleType:
 
 
 class Shop:
-    """A store with three runs of one model, registered in turn: fair, surely better, not better."""
+    """A store with three runs of one model, registered in turn: fair, significantly better, not better."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.uri = home, f"sqlite:///{home / 'mlflow.db'}"
-        self.versions = [self.run(i, judgement(share)) for i, share in enumerate((0.5, 0.8, 0.8))]
+        self.versions = [self.run(i, evaluation(share)) for i, share in enumerate((0.5, 0.8, 0.8))]
 
-    def run(self, seed: int, judged: Judgement) -> Registered:
+    def run(self, seed: int, evaluated: Evaluation) -> Registered:
         folder = self.home / f"model{seed}"
         if not folder.exists():
             trained(folder, seed)
@@ -86,7 +86,7 @@ class Shop:
             assert tracker.flush(30) and tracker.run_id is not None
         tags = {"corpus": "digits", "corpus_digest": "ab" * 32}
         return register(
-            folder, NAME, judged, run_key=f"key{seed}", run_id=tracker.run_id, uri=self.uri, size=24, tags=tags
+            folder, NAME, evaluated, run_key=f"key{seed}", run_id=tracker.run_id, uri=self.uri, size=24, tags=tags
         )
 
 
@@ -134,7 +134,7 @@ def test_a_version_says_where_it_comes_from_and_what_it_is_worth(shop: Shop) -> 
 
 
 def test_registering_a_run_again_gives_its_version(shop: Shop) -> None:
-    again = shop.run(1, judgement(0.8))
+    again = shop.run(1, evaluation(0.8))
     assert (again.version, again.created, again.champion) == (2, False, 2)
     client, _ = connect_tracking(shop.uri)
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 3
@@ -215,14 +215,14 @@ def test_a_damaged_model_and_a_bad_name_are_refused(shop: Shop, tmp_path: Path) 
     with Tracker("broken", tmp_path / "run", uri=shop.uri, system_metrics=0) as tracker:
         assert tracker.flush(30) and tracker.run_id is not None
     with pytest.raises(DamagedError):
-        register(broken, NAME, judgement(0.5), run_key="broken", run_id=tracker.run_id, uri=shop.uri)
+        register(broken, NAME, evaluation(0.5), run_key="broken", run_id=tracker.run_id, uri=shop.uri)
     with pytest.raises(ValueError, match="a/b"):
-        register(broken, "a/b", judgement(0.5), run_key="broken", run_id=tracker.run_id, uri=shop.uri)
+        register(broken, "a/b", evaluation(0.5), run_key="broken", run_id=tracker.run_id, uri=shop.uri)
 
 
-def test_versions_judged_on_other_samples_are_judged_again_or_kept_back(shop: Shop) -> None:
-    other = replace(judgement(0.9), evaluation_set="f00d")
-    assert shop.run(2, other).promotion.verdict == "judge"
+def test_versions_evaluated_on_other_samples_are_evaluated_again_or_kept_back(shop: Shop) -> None:
+    other = replace(evaluation(0.9), evaluation_set="f00d")
+    assert shop.run(2, other).promotion.verdict == "evaluate"
 
 
 @pytest.mark.slow
@@ -234,8 +234,8 @@ def test_a_server_takes_and_gives_the_model_like_an_embedded_store(tmp_path: Pat
         with Tracker("key", tmp_path / "run", uri=server.uri, system_metrics=0) as tracker:
             assert tracker.flush(30) and tracker.run_id is not None
         model = trained(tmp_path / "model", 0)
-        made = register(model, NAME, judgement(0.5), run_key="key", run_id=tracker.run_id, uri=server.uri)
-        again = register(model, NAME, judgement(0.5), run_key="key", run_id=tracker.run_id, uri=server.uri)
+        made = register(model, NAME, evaluation(0.5), run_key="key", run_id=tracker.run_id, uri=server.uri)
+        again = register(model, NAME, evaluation(0.5), run_key="key", run_id=tracker.run_id, uri=server.uri)
         assert (made.version, made.champion, again.version, again.created) == (1, 1, 1, False)
         for name in (f"models:/{NAME}@champion", f"runs:/{tracker.run_id}/encoder"):
             assert load_artifact(fetch(name, tmp_path / name[:4], server.uri)).layer == "stage3"

@@ -1,4 +1,4 @@
-"""The figures and the report of a real judgement: what is drawn, that nothing is fetched, that all text is escaped."""
+"""The figures and the report of a real evaluation: what is drawn, that nothing is fetched, that all text is escaped."""
 
 import dataclasses
 import io
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from components.evaluation.evaluate import Evidence, Judgement
+from components.evaluation.evaluate import Evaluation, Evidence
 from components.evaluation.result import ENCODER, PIXELS, RANDOM, Factor, Known, Pretext, Row
 from components.reports import figures
 from components.reports.report import About, write_report
@@ -25,15 +25,15 @@ def score(mean):
     return Interval(mean, mean - 0.02, mean + 0.02)
 
 
-def make_judgement(better=0.1, labels=True, collapse=""):
-    names = ("linear", "knn", "1-label", "5-label") if labels else ()
+def make_evaluation(better=0.1, labels=True, collapse=""):
+    names = ("linear", "knn", "1-shot", "5-shot") if labels else ()
     measures = {"rank_me": 12.5, "alignment": 0.1, "uniformity": -2.0}
     rows = [
         Row(source, layer, 32, {name: score(base) for name in names}, measures, base)
         for source, base in ((ENCODER, 0.7 + better), (RANDOM, 0.5), (PIXELS, 0.7))
         for layer in (("stage1", "stage2") if source != PIXELS else ("",))
     ]
-    return Judgement(
+    return Evaluation(
         rows=tuple(rows),
         best="stage2",
         samples={"train": 1347, "test": 450},
@@ -47,16 +47,16 @@ def make_judgement(better=0.1, labels=True, collapse=""):
     )
 
 
-def with_factors(judgement):
-    """The judgement, of an encoder that knows hue, and of one factor whose name is hostile."""
+def with_factors(evaluation):
+    """The evaluation, of an encoder that knows hue, and of one factor whose name is hostile."""
 
-    def factor(kind, guessing, *means):
+    def factor(kind, chance, *means):
         layers = ("stage1", "stage2", "")
         known = zip((ENCODER, RANDOM, PIXELS), layers, means)
-        return Factor(kind, guessing, {source: Known(layer, score(mean)) for source, layer, mean in known})
+        return Factor(kind, chance, {source: Known(layer, score(mean)) for source, layer, mean in known})
 
     factors = {"hue": factor("circle", 0.0, 0.63, 0.41, -0.0004), EVIL: factor("name", 0.125, 0.31, 0.22, 0.17)}
-    return dataclasses.replace(judgement, factors=factors)
+    return dataclasses.replace(evaluation, factors=factors)
 
 
 def make_evidence(labels=True):
@@ -79,7 +79,7 @@ def points(n=20):
 
 @pytest.fixture(scope="module")
 def drawn():
-    return figures.draw(make_judgement(), make_evidence(), points())
+    return figures.draw(make_evaluation(), make_evidence(), points())
 
 
 @pytest.fixture
@@ -123,12 +123,12 @@ def test_every_figure_is_a_png_with_something_on_it(drawn):
 
 def test_figures_without_data_are_left_out():
     evidence = make_evidence(labels=False)
-    drawn = figures.draw(make_judgement(labels=False), evidence, points(1))
+    drawn = figures.draw(make_evaluation(labels=False), evidence, points(1))
     assert list(drawn) == ["answers", "neighbours", "map"]
 
 
 def test_known_factors_have_a_figure():
-    drawn = figures.draw(with_factors(make_judgement(labels=False)), make_evidence(labels=False), [])
+    drawn = figures.draw(with_factors(make_evaluation(labels=False)), make_evidence(labels=False), [])
     assert list(drawn) == ["factors", "answers", "neighbours", "map"]
     picture = np.asarray(Image.open(io.BytesIO(drawn["factors"])).convert("RGB")).astype(int)
     for colour in figures.COLOURS.values():
@@ -137,35 +137,35 @@ def test_known_factors_have_a_figure():
 
 
 def test_known_factors_have_a_table_in_the_report(about):
-    judgement = with_factors(make_judgement())
-    text = write_report(judgement, {}, about)
+    evaluation = with_factors(make_evaluation())
+    text = write_report(evaluation, {}, about)
     shown = " ".join(re.sub("<[^>]*>", " ", text).split())
     for part in ("hue 63.0 61.0 – 65.0 · stage1 41.0 39.0 – 43.0 · stage2 0.0 -2.0 – 2.0 0.0", "29.0 – 33.0", "12.5"):
         assert part in shown
     assert EVIL in Page(text).text and "<script" not in text
-    assert "What the encoder knows" not in write_report(make_judgement(), {}, about)
+    assert "What the encoder knows" not in write_report(make_evaluation(), {}, about)
 
 
 def test_a_figure_is_the_same_each_time():
-    assert figures.layers(make_judgement()) == figures.layers(make_judgement())
+    assert figures.layers(make_evaluation()) == figures.layers(make_evaluation())
     assert figures.embedding_map(make_evidence()) == figures.embedding_map(make_evidence())
 
 
 def test_the_report_fetches_nothing(drawn, about):
-    page = Page(write_report(make_judgement(), drawn, about))
+    page = Page(write_report(make_evaluation(), drawn, about))
     assert page.addresses and all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert not re.search(r"url\(|@import", write_report(make_judgement(), drawn, about))
+    assert not re.search(r"url\(|@import", write_report(make_evaluation(), drawn, about))
 
 
 def test_inserted_text_is_shown_not_run(drawn, about):
-    text = write_report(make_judgement(), drawn, about)
+    text = write_report(make_evaluation(), drawn, about)
     assert "<script" not in text
     assert Page(text).text.count(EVIL) == 3  # note, fact, recipe
 
 
-def test_the_report_shows_what_was_run_and_judged_and_how_to_load_it(drawn, about):
-    shown = Page(write_report(make_judgement(), drawn, about)).text
+def test_the_report_shows_what_was_run_and_evaluated_and_how_to_load_it(drawn, about):
+    shown = Page(write_report(make_evaluation(), drawn, about)).text
     for part in (
         "digits <1>",
         "key0123",
@@ -182,19 +182,19 @@ def test_the_report_shows_what_was_run_and_judged_and_how_to_load_it(drawn, abou
 
 
 def test_the_first_sentence_is_the_verdict(about):
-    def first(judgement):
-        return re.search(r'class="verdict (\w+)">([^<]*)', write_report(judgement, {}, about)).groups()
+    def first(evaluation):
+        return re.search(r'class="verdict (\w+)">([^<]*)', write_report(evaluation, {}, about)).groups()
 
-    assert first(make_judgement())[0] == "good"
-    assert first(make_judgement(better=-0.1))[0] == "bad"
-    assert first(make_judgement(collapse="All the same."))[1].startswith("The representation has collapsed.")
-    assert first(make_judgement(labels=False)) == (
+    assert first(make_evaluation())[0] == "good"
+    assert first(make_evaluation(better=-0.1))[0] == "bad"
+    assert first(make_evaluation(collapse="All the same."))[1].startswith("The representation has collapsed.")
+    assert first(make_evaluation(labels=False)) == (
         "plain",
-        "Judged without labels: the representation has not collapsed; nothing is known of its accuracy.",
+        "Evaluated without labels: the representation has not collapsed; nothing is known of its accuracy.",
     )
 
 
 def test_a_model_folder_and_no_model_at_all_are_reported_too(about):
-    folder = Page(write_report(make_judgement(), {}, dataclasses.replace(about, model="/runs/a/model"))).text
+    folder = Page(write_report(make_evaluation(), {}, dataclasses.replace(about, model="/runs/a/model"))).text
     assert 'load_model(Path("/runs/a/model"))' in folder
-    assert "not been saved" in write_report(make_judgement(), {}, dataclasses.replace(about, model=""))
+    assert "not been saved" in write_report(make_evaluation(), {}, dataclasses.replace(about, model=""))

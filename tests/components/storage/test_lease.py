@@ -15,12 +15,12 @@ import boto3
 import pytest
 
 from components.storage.files import read, write
-from components.storage.lease import ExclusiveLease, TakenOver, held, record_of, require
+from components.storage.lease import ExclusiveLease, TakenOver, is_held, record_of, require
 from components.storage.locks import Busy
 
 DRIVER = """
 import sys
-from components.storage.files import lease
+from components.storage import lease
 lease._machine = lambda: sys.argv[2]
 Lease = lease.ExclusiveLease
 Lease.RENEW, Lease.DEAD_AFTER, Lease.LOOK = 0.3, float(sys.argv[3]), 0.1
@@ -77,19 +77,19 @@ def ask(process: subprocess.Popen[str]) -> str:
 def test_the_second_is_told_who_holds_it_and_the_first_is_left_alone(root: str, start: Start, machine: str) -> None:
     first = start(root, "a")
     record = line(first)
-    assert held(record)
+    assert is_held(record)
     began = time.monotonic()
     second = line(start(root, machine))
     assert second.startswith(f"Busy: {root} is held by process {first.pid} on ") and " since 20" in second
     assert "takes over 60 s after" in second and time.monotonic() - began < 30
-    assert held(record) and ask(first) == "goes on"
+    assert is_held(record) and ask(first) == "goes on"
 
 
 def test_after_an_end_the_next_one_holds_it_at_once(root: str, start: Start) -> None:
     first = start(root, "a")
     record = line(first)
     first.communicate()
-    assert not held(record)
+    assert not is_held(record)
     assert line(start(root, "b")).startswith(root)
 
 
@@ -102,9 +102,9 @@ def test_a_killed_holder_is_outlived(root: str, start: Start, machine: str, at_l
     first.communicate()
     began = time.monotonic()
     second = start(root, machine, 5)
-    assert held(line(second))
+    assert is_held(line(second))
     assert at_least <= time.monotonic() - began < 30
-    assert not held(record)
+    assert not is_held(record)
 
 
 def test_a_sleeper_that_was_taken_over_stops(root: str, start: Start) -> None:
@@ -116,7 +116,7 @@ def test_a_sleeper_that_was_taken_over_stops(root: str, start: Start) -> None:
     first.send_signal(signal.SIGCONT)
     answer = ask(first)
     assert answer.startswith(f"TakenOver: {record} is gone") and "this one stops" in answer
-    assert held(mine) and ask(second) == "goes on"
+    assert is_held(mine) and ask(second) == "goes on"
 
 
 def test_of_many_that_start_at_once_one_holds_it(root: str, start: Start) -> None:
@@ -131,9 +131,9 @@ def test_a_renewal_that_comes_in_late_does_not_bring_the_dead_back(root: str, mo
         late = record_of(mine.folder, "20200101T000000-00000000")
         write(late, json.dumps({"machine": "another", "pid": 1, "started": 1.0}).encode())
         deadline = time.monotonic() + 10
-        while held(late) and time.monotonic() < deadline:
+        while is_held(late) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert not held(late) and held(mine.record)
+        assert not is_held(late) and is_held(mine.record)
 
 
 def test_within_a_process_it_is_exclusive_too_and_a_garbled_record_is_nobodys(root: str) -> None:
@@ -143,6 +143,6 @@ def test_within_a_process_it_is_exclusive_too_and_a_garbled_record_is_nobodys(ro
         assert json.loads(read(mine.record) or b"")["pid"] == os.getpid()
         with pytest.raises(Busy, match=str(os.getpid())), ExclusiveLease(root):
             pass
-        assert held(mine.record)
+        assert is_held(mine.record)
     with pytest.raises(TakenOver):
         require(mine.record)

@@ -23,7 +23,7 @@ from tracking_server import Server
 
 from components.storage.lease import TakenOver
 from components.storage.locks import Busy
-from components.tracking.tracker import Tracker, connect_tracking, sweep, tracking_uri, ui_command
+from components.tracking.tracker import Tracker, close_stale_runs, connect_tracking, tracking_uri, ui_command
 
 KEY = "0123456789abcdef"
 
@@ -57,7 +57,7 @@ def test_a_run_shows_what_went_in_and_what_came_out(store: str, tmp_path: Path) 
         run.dataset("digits", "/corpora/digits", 3, "ab" * 32, samples=1_347)
         run.point(7, 1_700_000_000_123, {"loss": 0.5, "nan": float("nan")})
         run.figure("neighbours", png())
-        run.table("judgement", {"row": ["ours", "raw"], "knn": [np.float32(0.5), float("nan")]})
+        run.table("evaluation", {"row": ["ours", "raw"], "knn": [np.float32(0.5), float("nan")]})
         run.html("report", "<html></html>")
     client, _ = connect_tracking(store)
     assert run.run_id is not None
@@ -69,9 +69,9 @@ def test_a_run_shows_what_went_in_and_what_came_out(store: str, tmp_path: Path) 
     assert (dataset.name, dataset.digest, json.loads(dataset.source)["delta_table_version"]) == ("digits", "ab" * 18, 3)
     (point,) = client.get_metric_history(run.run_id, "loss")
     assert (point.step, point.timestamp, point.value) == (7, 1_700_000_000_123, 0.5)
-    table = json.loads(Path(client.download_artifacts(run.run_id, "tables/judgement.json")).read_text())
+    table = json.loads(Path(client.download_artifacts(run.run_id, "tables/evaluation.json")).read_text())
     assert table == {"columns": ["row", "knn"], "data": [["ours", 0.5], ["raw", None]]}
-    assert "tables/judgement.json" in found.data.tags["mlflow.loggedArtifacts"]
+    assert "tables/evaluation.json" in found.data.tags["mlflow.loggedArtifacts"]
     names = [file.path for folder in ("", "figures") for file in client.list_artifacts(run.run_id, folder)]
     assert {"report.html", "figures/neighbours.png"} <= set(names)
 
@@ -85,7 +85,7 @@ def test_the_same_key_adopts_its_run_whatever_became_of_it(store: str, tmp_path:
     assert first.run_id is not None
     if ended is None:  # SIGKILL of the driver: nobody closes anything
         first._shipper.drain(5)
-        first._spool.close()
+        first._journal.close()
     else:
         first.close(ended)  # type: ignore[arg-type]
         assert client.get_run(first.run_id).info.status == ended
@@ -138,7 +138,7 @@ def test_what_the_tracker_refuses_is_laid_aside_and_the_rest_passes(store: str, 
     found = client.get_run(run.run_id)
     assert found.data.params == {"gpus": "1", "workers": "3"}
     assert found.data.metrics == {"loss": 2.0} and found.data.tags["after"] == "all"
-    refused = (tmp_path / "run/tracking/spool.refused.jsonl").read_text()
+    refused = (tmp_path / "run/tracking/journal.refused.jsonl").read_text()
     assert len(refused.splitlines()) == 3 and "bad\\nname" in refused and "missing.html" in refused
 
 
@@ -149,7 +149,7 @@ def test_system_metrics_are_sampled_and_end_with_the_run(store: str, tmp_path: P
     client, _ = connect_tracking(store)
     assert run.run_id is not None
     assert "system/cpu_utilization_percentage" in client.get_run(run.run_id).data.metrics
-    assert run._sampler is not None and not run._sampler.is_alive()
+    assert run._system_metrics is not None and not run._system_metrics.is_alive()
 
 
 def test_an_exception_closes_the_run_as_failed_and_a_signal_as_killed(store: str, tmp_path: Path) -> None:
@@ -204,14 +204,14 @@ def test_the_sweep_closes_the_dead_and_spares_the_living(store: str, tmp_path: P
     dead, live = str(runs["dead"].run_id), str(runs["live"].run_id)
     runs["dead"]._shipper.drain(5)
     client.set_tag(dead, "pretext.heartbeat", str(time.time_ns() // 1_000_000 - 16 * 60_000))
-    assert sweep(store, minutes=15) == [dead]
+    assert close_stale_runs(store, minutes=15) == [dead]
     status = {run_id: client.get_run(run_id).info.status for run_id in (dead, live, foreign.info.run_id)}
     assert status == {dead: "KILLED", live: "RUNNING", foreign.info.run_id: "RUNNING"}
     client.set_terminated(live, "KILLED")  # swept in an outage although it lived: its next heartbeat mends that
     runs["live"]._receiver.pulse()
     assert client.get_run(live).info.status == "RUNNING"
     runs["live"].close()
-    runs["dead"]._spool.close()
+    runs["dead"]._journal.close()
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:./mlruns", "/tmp/mlruns", "sqlite:///:memory:", "sqlite://"])

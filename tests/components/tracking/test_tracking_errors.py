@@ -13,7 +13,7 @@ import pytest
 from components.registry.fetch import fetch
 from components.tracking.errors import TrackingError, answering, shown
 from components.tracking.store import connect_tracking
-from components.tracking.tracker import Tracker, sweep
+from components.tracking.tracker import Tracker, close_stale_runs
 
 Ailing = tuple[str, str]
 HTTP = {
@@ -76,7 +76,7 @@ def ailing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 ASKED: list[Callable[[str, Path], object]] = [
     lambda uri, folder: fetch("models:/encoder@champion", folder, uri),
-    lambda uri, folder: sweep(uri),
+    lambda uri, folder: close_stale_runs(uri),
 ]
 
 
@@ -85,7 +85,7 @@ def is_plain(sentence: str, uri: str, said: str) -> bool:
     return f"{shown(uri)} {said}" in sentence and ";" in sentence and not any(part in sentence for part in raw)
 
 
-@pytest.mark.parametrize("ask", ASKED, ids=["fetch", "sweep"])
+@pytest.mark.parametrize("ask", ASKED, ids=["fetch", "close_stale_runs"])
 def test_it_is_one_sentence_with_place_and_mending(
     ailing: Ailing, ask: Callable[[str, Path], object], tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ import torch
 from processes import running
 from small_corpus import make_corpus
 
-from components.cluster.driver_channel import open_mailbox
+from components.cluster.driver_channel import open_driver_channel
 from components.corpus.corpus import Corpus
 from components.storage.lease import ExclusiveLease, TakenOver
 from components.storage.locks import Busy
@@ -210,10 +210,10 @@ def test_a_sink_that_raises_ends_the_workers_too(corpus: Corpus, tmp_path: Path)
 
 
 def test_a_posted_outcome_counts_more_than_what_befalls_ray_later(tmp_path: Path) -> None:
-    mailbox = open_mailbox()
-    ray.get(mailbox.post.remote({"status": "FINISHED", "step": 12, "steps": 12, "reason": ""}))
+    channel = open_driver_channel()
+    ray.get(channel.post.remote({"status": "FINISHED", "step": 12, "steps": 12, "reason": ""}))
     fit: Any = SimpleNamespace(is_alive=lambda: False, error=RuntimeError("Ray came down"))
-    driver = _Driver(mailbox, fit, lambda point: None, [], RunFolder(str(tmp_path), "run").lease())
+    driver = _Driver(channel, fit, lambda point: None, [], RunFolder(str(tmp_path), "run").lease())
     assert driver.watch() == Outcome("FINISHED", 12, 12)
 
 

@@ -19,7 +19,7 @@ from hostile import deflated_zeros, encoded, good_files, hostile_files, picture,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ssl_core.data.decode import Canon, Image, Limits, Reason, Rejected, decode
+from ssl_core.data.decode import Image, Limits, Reason, Rejected, SampleFormat, decode
 
 Pixels = npt.NDArray[np.uint8]
 SIZE = 48
@@ -37,7 +37,7 @@ STORED_AS = {  # EXIF orientation -> the stored array that a viewer turns back i
 
 
 def pixels_of(data: bytes, size: int = SIZE, limits: Limits | None = None) -> Pixels:
-    image = decode(data, limits or Limits(), Canon(size))
+    image = decode(data, limits or Limits(), SampleFormat(size))
     return np.frombuffer(image.payload, np.uint8).reshape(image.height, image.width, 3)
 
 
@@ -268,7 +268,7 @@ def test_enlarging_is_bicubic() -> None:
 
 def test_the_jpeg_payload_is_the_raw_one_in_a_fraction_of_the_bytes() -> None:
     data = encoded(picture(400, 500), "png")
-    raw, packed = (decode(data, Limits(), Canon(256, payload)) for payload in ("raw", "jpeg"))  # type: ignore[arg-type]
+    raw, packed = (decode(data, Limits(), SampleFormat(256, payload)) for payload in ("raw", "jpeg"))  # type: ignore[arg-type]
     assert (packed.codec, packed.height, packed.width) == ("jpeg", raw.height, raw.width) == ("jpeg", 256, 320)
     assert len(packed.payload) < len(raw.payload) / 4
     unpacked = simplejpeg.decode_jpeg(packed.payload)
@@ -285,7 +285,7 @@ def test_hostile_files_are_refused_in_one_sentence(hostile: dict[str, bytes]) ->
     assert len(hostile) >= 40
     for name, data in hostile.items():
         with pytest.raises(Rejected) as refusal:
-            decode(data, Limits(), Canon(32))
+            decode(data, Limits(), SampleFormat(32))
         message = str(refusal.value)
         assert message.endswith(".") and "\n" not in message and 20 < len(message) < 320, (name, message)
 
@@ -315,7 +315,7 @@ def test_hostile_files_are_refused_in_one_sentence(hostile: dict[str, bytes]) ->
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_the_reason_is_the_right_one(hostile: dict[str, bytes], name: str, reason: Reason) -> None:
     with pytest.raises(Rejected) as refusal:
-        decode(hostile[name], Limits(), Canon(32))
+        decode(hostile[name], Limits(), SampleFormat(32))
     assert refusal.value.reason is reason
 
 
@@ -328,7 +328,7 @@ def test_limits_are_named_in_the_refusal() -> None:
     data = encoded(WANTED, "png")
     for limits, word in ((Limits(max_bytes=100), "max_bytes = 100"), (Limits(max_pixels=99), "max_pixels is 99")):
         with pytest.raises(Rejected, match=word):
-            decode(data, limits, Canon(8))
+            decode(data, limits, SampleFormat(8))
 
 
 GOOD = list(good_files().values())
@@ -356,7 +356,7 @@ def test_noise_behind_a_magic_never_raises_anything_but_a_refusal(magic: bytes, 
 
 def check_any(data: bytes) -> None:
     try:
-        image = decode(data, Limits(max_pixels=500_000), Canon(16))
+        image = decode(data, Limits(max_pixels=500_000), SampleFormat(16))
     except Rejected:
         return
     assert min(image.height, image.width) == 16 and len(image.payload) == image.height * image.width * 3
@@ -373,9 +373,9 @@ def test_a_refusal_travels_between_processes() -> None:
         (lambda: Limits(max_pixels=0), "limits.max_pixels must be above 0"),
         (lambda: Limits(max_seconds=-1), "limits.max_seconds must be above 0"),
         (lambda: Limits(max_aspect=0.5), "limits.max_aspect must be at least 1"),
-        (lambda: Canon(0), "canon.size must be between"),
-        (lambda: Canon(32, "png"), "canon.payload must be"),  # type: ignore[arg-type]
-        (lambda: Canon(32, "jpeg", 0), "canon.quality must be between"),
+        (lambda: SampleFormat(0), "sample_format.size must be between"),
+        (lambda: SampleFormat(32, "png"), "sample_format.payload must be"),  # type: ignore[arg-type]
+        (lambda: SampleFormat(32, "jpeg", 0), "sample_format.quality must be between"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make: Any, word: str) -> None:
@@ -392,4 +392,4 @@ def test_the_decoder_starts_without_torch_and_ray() -> None:
 
 
 def test_an_image_is_plain_data() -> None:
-    assert decode(encoded(WANTED, "png"), Limits(), Canon(SIZE)) == Image(WANTED.tobytes(), "raw", SIZE, 64)
+    assert decode(encoded(WANTED, "png"), Limits(), SampleFormat(SIZE)) == Image(WANTED.tobytes(), "raw", SIZE, 64)

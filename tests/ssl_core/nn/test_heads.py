@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import mean_squared_error, r2_score
 from torch import nn
 
-from ssl_core.nn.heads import ClassifierHead, ProjectionHead, Weighted, explained, regress
+from ssl_core.nn.heads import ClassifierHead, ProjectionHead, Weighted, r_squared, regress
 from ssl_core.train.optim import parameter_groups
 
 
@@ -57,14 +57,14 @@ def test_explained_variance_is_scikit_learns_and_its_mean_counts_weights():
     outputs = targets + torch.randn(40, 3, generator=generator)
     theirs = r2_score(targets, outputs, multioutput="variance_weighted")
     loss, metrics = regress(outputs, targets)
-    assert metrics["explained"].mean().item() == pytest.approx(theirs, abs=1e-5)
+    assert metrics["r2"].mean().item() == pytest.approx(theirs, abs=1e-5)
     assert loss.mean().item() == pytest.approx(mean_squared_error(targets, outputs), abs=1e-5)
     first = torch.tensor([1.0, 0, 0])
     loss, metrics = regress(outputs, Weighted(targets, first))
-    assert metrics["explained"].mean().item() == pytest.approx(r2_score(targets[:, 0], outputs[:, 0]), abs=1e-5)
+    assert metrics["r2"].mean().item() == pytest.approx(r2_score(targets[:, 0], outputs[:, 0]), abs=1e-5)
     assert loss.mean().item() == pytest.approx(mean_squared_error(targets[:, 0], outputs[:, 0]), abs=1e-5)
 
 
 def test_targets_that_do_not_vary_are_explained_by_nothing():
     same = torch.ones(4, 2)
-    assert explained(torch.zeros(4, 2), same).tolist() == [0] * 4
+    assert r_squared(torch.zeros(4, 2), same).tolist() == [0] * 4

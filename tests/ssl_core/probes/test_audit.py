@@ -133,7 +133,7 @@ def test_every_shortcut_of_every_task_is_audited():
 
 @pytest.mark.parametrize(("name", "shortcut"), SHORTCUTS, ids=lambda value: getattr(value, "cue", value))
 def test_a_countermeasure_closes_its_shortcut(name, shortcut):
-    """Open, the cue alone is far above guessing; closed, what is left is noise or below a tenth of that rise."""
+    """Open, the cue alone is far above chance; closed, what is left is noise or below a tenth of that rise."""
     pictures, settings = CARRIERS[name, shortcut.cue]
     task, n = small(name, **settings), 128
     found = audit.audit(task, shortcut, raw(task, pictures, n, 1), raw(task, pictures, n, 2))

@@ -139,7 +139,7 @@ def test_the_paired_bootstrap_finds_a_small_gain_that_unpaired_intervals_hide():
     assert (gain.low, gain.high) == pytest.approx((spread.low, spread.high), abs=4e-3)
 
 
-def test_too_little_to_judge_is_said():
+def test_too_little_to_evaluate_is_said():
     with pytest.raises(ValueError, match="at least 2 labelled samples"):
         linear_probe(torch.ones(1, 3), torch.zeros(1, dtype=torch.long), torch.ones(2, 3), classes=1)
     with pytest.raises(ValueError, match="no test samples"):

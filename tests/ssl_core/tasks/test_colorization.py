@@ -135,7 +135,7 @@ def test_grey_pictures_teach_nothing_and_are_not_measured():
     shown = logits.grad.flatten(1).abs().sum(1) > 0
     assert shown.tolist() == [True] * 6 + [False] * 2 and loss[6:].tolist() == [0, 0]
     wrong = torch.cat([logits[:6], -logits[6:]]).detach()
-    assert torch.equal(task.loss(wrong, ab)[1]["explained"], metrics["explained"])
+    assert torch.equal(task.loss(wrong, ab)[1]["r2"], metrics["r2"])
 
 
 def test_rare_colours_win_by_their_weights():
@@ -164,10 +164,10 @@ def test_it_explains_all_where_it_knows_and_nothing_where_it_answers_the_mean():
     ab = torch.tensor(CENTRES[[40, 200]]).float().view(2, 2, 1, 1).expand(-1, -1, 4, 4)
     known = torch.full((2, 313, 4, 4), -1e4)
     known[0, 40], known[1, 200] = 0, 0
-    assert task.loss(known, ab)[1]["explained"].tolist() == pytest.approx([1, 1])
+    assert task.loss(known, ab)[1]["r2"].tolist() == pytest.approx([1, 1])
     both = torch.full((2, 313, 4, 4), -1e4)
     both[:, [40, 200]] = 0
-    assert task.loss(both, ab)[1]["explained"].tolist() == pytest.approx([0, 0], abs=1e-5)
+    assert task.loss(both, ab)[1]["r2"].tolist() == pytest.approx([0, 0], abs=1e-5)
 
 
 def test_its_encoder_never_sees_colours():

@@ -73,7 +73,7 @@ def test_the_whole_answer_explains_everything():
     task = task_of()
     _, targets = task.make_batch(raw_of(), generator())
     loss, metrics = task.loss(targets.values, targets)
-    assert loss.tolist() == [0] * 6 and metrics["explained"].tolist() == [1] * 6
+    assert loss.tolist() == [0] * 6 and metrics["r2"].tolist() == [1] * 6
 
 
 def test_its_representation_is_of_all_patches():

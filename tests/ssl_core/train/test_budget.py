@@ -15,8 +15,8 @@ from tiny import tiny_run, tiny_shards
 from ssl_core.data.shards import Shards
 from ssl_core.train import budget, checkpoint
 from ssl_core.train.budget import Clock, steps_within
+from ssl_core.train.ranks import Ranks
 from ssl_core.train.run import Train
-from ssl_core.train.team import Team
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ class Hand(Clock):
 
     def __init__(self) -> None:
         self.hand = 0.0
-        super().__init__(Team(0, 1, torch.device("cpu")))
+        super().__init__(Ranks(0, 1, torch.device("cpu")))
 
     def _now(self) -> float:
         return self.hand
@@ -64,7 +64,7 @@ def test_a_budget_that_the_trial_uses_up_is_refused() -> None:
 
 
 def test_a_clock_counts_the_work_of_all_workers_and_no_sleep() -> None:
-    clock = Clock(Team(0, 3, torch.device("cpu")), used=7.0)
+    clock = Clock(Ranks(0, 3, torch.device("cpu")), used=7.0)
     began = time.process_time()
     time.sleep(0.05)
     while time.process_time() - began < 0.05:

@@ -12,10 +12,10 @@ from tiny import ENCODER, Upside, tiny_run, tiny_shards, weights_of
 
 from ssl_core.data.shards import Shards
 from ssl_core.train import checkpoint
-from ssl_core.train.learner import Learner
 from ssl_core.train.loop import Folder, Outcome, Point, pretrain
+from ssl_core.train.ranks import Ranks
 from ssl_core.train.run import Run
-from ssl_core.train.team import Team
+from ssl_core.train.train_state import TrainState
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_the_average_of_the_weights_is_what_the_model_holds(shards: Shards, tmp_
     _, model = checkpoint.load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
     tensors, _ = checkpoint.load(tmp_path / "run" / "checkpoint_00000012")
     own = model.state_dict()
-    assert all(torch.equal(own[name], tensors[f"average/{name}"]) for name in own)
+    assert all(torch.equal(own[name], tensors[f"ema/{name}"]) for name in own)
     assert not torch.equal(own["head.weight"], tensors["model/head.weight"])
     assert own["steps"] == 12
 
@@ -176,12 +176,12 @@ def test_a_finished_run_only_writes_its_model_again(shards: Shards, tmp_path: Pa
 
 def test_batches_that_cannot_be_shared_and_sync_bn_on_a_cpu_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 12"):
-        Learner(tiny_run(batch_size=16, accumulate=4), Team(0, 3, torch.device("cpu")))
+        TrainState(tiny_run(batch_size=16, accumulate=4), Ranks(0, 3, torch.device("cpu")))
     with pytest.raises(ValueError, match="sync_bn works on GPUs only"):
-        Learner(tiny_run(sync_bn=True), Team(0, 1, torch.device("cpu")))
+        TrainState(tiny_run(sync_bn=True), Ranks(0, 1, torch.device("cpu")))
 
 
 def test_channels_last_reaches_kernels_and_inputs(shards: Shards) -> None:
-    learner = Learner(tiny_run(), Team(0, 1, torch.device("cpu")))
-    kernels = [weight for weight in learner.model.parameters() if weight.ndim == 4]
+    train_state = TrainState(tiny_run(), Ranks(0, 1, torch.device("cpu")))
+    kernels = [weight for weight in train_state.model.parameters() if weight.ndim == 4]
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)

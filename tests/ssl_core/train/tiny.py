@@ -115,4 +115,4 @@ def tiny_shards(folder: Path, count: int = 50, size: int = 10) -> Shards:
 
 
 def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if name.startswith(("model/", "average/", "optim/"))}
+    return {name: tensor for name, tensor in state.items() if name.startswith(("model/", "ema/", "optim/"))}

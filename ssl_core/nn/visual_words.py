@@ -18,7 +18,7 @@ from ssl_core.nn.clusters import closeness, k_means, nearest
 from ssl_core.nn.contrast import gather
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.frozen import packed, saved_encoder, unpacked
-from ssl_core.nn.heads import explained
+from ssl_core.nn.heads import r_squared
 from ssl_core.nn.momentum import Queue
 from ssl_core.types import Field
 
@@ -209,7 +209,7 @@ def soft_words(x: Tensor, words: Tensor, sharpness: Tensor) -> tuple[Tensor, Ten
 def match_bags(answer: Bags) -> tuple[Tensor, dict[str, Tensor]]:
     """What a bag-of-words task answers in `loss`: soft-target cross-entropy [n] and metrics.
 
-    "explained" is that of the shares. "perplexity" is how many words share an image's bag, "batch_perplexity" how many
+    "r2" is that of the shares. "perplexity" is how many words share an image's bag, "batch_perplexity" how many
     those of the whole batch: near 1 the vocabulary has collapsed, and with it the question.
     """
     logits, bags = (x.flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1) for x in answer)
@@ -218,7 +218,7 @@ def match_bags(answer: Bags) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         whole = bags.mean(1)
         metrics = {
-            "explained": explained(log_shares.exp(), bags),
+            "r2": r_squared(log_shares.exp(), bags),
             "perplexity": torch.special.entr(whole).sum(1).exp(),
             "batch_perplexity": torch.special.entr(whole.mean(0)).sum().exp().expand(len(loss)),
         }

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from ssl_core.train.collapse import all_finite
 from ssl_core.train.meter import Meter
-from ssl_core.train.team import Team
-from ssl_core.train.watch import all_finite
+from ssl_core.train.ranks import Ranks
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -20,7 +20,7 @@ def test_one_number_that_is_none_is_found_among_many(bad: float) -> None:
 
 
 def test_a_meter_weighs_by_examples_and_starts_anew_after_reading() -> None:
-    meter, alone = Meter(), Team(0, 1, torch.device("cpu"))
+    meter, alone = Meter(), Ranks(0, 1, torch.device("cpu"))
     meter.add({"loss": torch.tensor([1.0, 2.0, 3.0])})
     meter.add({"loss": torch.tensor([10.0])})
     assert meter.read(alone) == {"loss": 4.0}

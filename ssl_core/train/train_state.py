@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_core.data.reader import Batch, Cursor
-from ssl_core.train.average import Average
+from ssl_core.train.ema import EMA
 from ssl_core.train.meter import Meter
 from ssl_core.train.optim import make_optimizer, set_lr
+from ssl_core.train.ranks import Checkpoint, Ranks
 from ssl_core.train.run import Run
-from ssl_core.train.team import State, Team
 from ssl_core.types import Raw
 
 _NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -29,20 +29,20 @@ _SYNC_BUFFERS = "forward_sync_buffers" if _NEW else "broadcast_buffers"
 """DDP's name for sending rank 0's buffers around before every forward pass, which batch norm does not need."""
 
 
-class Learner:
+class TrainState:
     """A run's model, optimizer, weight average and place in the data, on one rank."""
 
-    def __init__(self, run: Run, team: Team) -> None:
-        _check_fit(run, team)
-        self.run, self.team = run, team
+    def __init__(self, run: Run, ranks: Ranks) -> None:
+        _check_fit(run, ranks)
+        self.run, self.ranks = run, ranks
         torch.manual_seed(run.train.seed)
         self.model = run.task.build(run.encoder.build)
         if run.train.sync_bn:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         layout = torch.channels_last if run.train.channels_last else torch.preserve_format
-        self.model = self.model.to(team.device, memory_format=layout)  # type: ignore[call-overload]
+        self.model = self.model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(run.optim, self.model)
-        self.average = Average(self.model, run.train.ema) if run.train.ema else None
+        self.ema = EMA(self.model, run.train.ema) if run.train.ema else None
         self.meter = Meter()
         self.step_count = 0
         self.cursor = Cursor()
@@ -52,10 +52,10 @@ class Learner:
     def wrap(self) -> None:
         """Compiles and distributes the forward pass; after `restore`, so that all ranks start from the same weights."""
         forward: Any = torch.compile(self.model) if self.run.train.compile else self.model
-        if self.team.world > 1:
+        if self.ranks.world > 1:
             # find_unused_parameters also stops DDP from reordering its buckets after the first step. A resumed run
             # would start from the first order, and with 3 ranks or more sum its gradients in another order.
-            devices = [self.team.device] if self.team.device.type == "cuda" else None
+            devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
             options: Any = {"device_ids": devices, "find_unused_parameters": True, _SYNC_BUFFERS: False}
             forward = DistributedDataParallel(forward, **options)
         self.forward = forward
@@ -89,8 +89,8 @@ class Learner:
         self.optimizer.step()
         with torch.no_grad():
             self.model.after_step()
-        if self.average:
-            self.average.update(self.model, self.step_count)
+        if self.ema:
+            self.ema.update(self.model, self.step_count)
 
     def _clip(self) -> Tensor:
         """The whole gradient's norm before clipping; where nothing clips, no gradient is written again."""
@@ -100,9 +100,9 @@ class Learner:
 
     def _randomness(self, micro: int) -> torch.Generator:
         """Seeds dropout and friends, and the generator of make_batch, each with its own stream."""
-        place = (self.run.train.seed, self.step_count, micro, self.team.rank)
+        place = (self.run.train.seed, self.step_count, micro, self.ranks.rank)
         torch.manual_seed(_seed("model", *place))
-        return torch.Generator(self.team.device).manual_seed(_seed("batch", *place))
+        return torch.Generator(self.ranks.device).manual_seed(_seed("batch", *place))
 
     def _synced_only_if(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Ranks exchange gradients once per optimizer step, with the last micro-batch."""
@@ -120,32 +120,32 @@ class Learner:
 
     def autocast(self) -> torch.autocast:
         """The precision of the run, for a forward pass."""
-        return torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16")
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16")
 
     def weights(self) -> dict[str, Tensor]:
-        """What is judged and saved: the averaged weights if the run keeps them, else the weights."""
-        return self.average.tensors if self.average else self.model.state_dict()
+        """What is evaluated and saved: the averaged weights if the run keeps them, else the weights."""
+        return self.ema.tensors if self.ema else self.model.state_dict()
 
-    def capture(self) -> State:
+    def capture(self) -> Checkpoint:
         """The tensors and JSON from which `restore` goes on; all ranks call it, rank 0 stores the result."""
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if self.average:
-            tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
+        if self.ema:
+            tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.tensors.items()}
         numbers: dict[str, Any] = {}
         for name, weight in self.model.named_parameters():
             for key, value in self.optimizer.state.get(weight, {}).items():
                 (tensors if isinstance(value, Tensor) else numbers)[f"optim/{name}/{key}"] = value
-        tensors["meter"] = self.team.sum(self.meter.packed())
+        tensors["meter"] = self.ranks.sum(self.meter.packed())
         meta = {
             "step": self.step_count,
             "cursor": {"epoch": self.cursor.epoch, "step": self.cursor.step},
-            "ids_digests": self.team.gather(self.ids_digest),
+            "ids_digests": self.ranks.gather(self.ids_digest),
             "meter": list(self.meter.sums),
             "numbers": numbers,
         }
         return tensors, meta
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Checkpoint) -> None:
         """Goes on from a checkpoint of the same run.
 
         Raises:
@@ -153,15 +153,15 @@ class Learner:
         """
         tensors, meta = state
         _copy(self.model.state_dict(), tensors, "model/")
-        if self.average:
-            _copy(self.average.tensors, tensors, "average/")
+        if self.ema:
+            _copy(self.ema.tensors, tensors, "ema/")
         self._restore_optimizer({**tensors, **meta["numbers"]})
-        mine = tensors["meter"] if self.team.rank == 0 else torch.zeros_like(tensors["meter"])
-        self.meter.unpack(meta["meter"], mine, self.team.device)
+        mine = tensors["meter"] if self.ranks.rank == 0 else torch.zeros_like(tensors["meter"])
+        self.meter.unpack(meta["meter"], mine, self.ranks.device)
         self.step_count = meta["step"]
         self.cursor = Cursor(**meta["cursor"])
         digests = meta["ids_digests"]
-        self.ids_digest = digests[self.team.rank] if len(digests) == self.team.world else ""
+        self.ids_digest = digests[self.ranks.rank] if len(digests) == self.ranks.world else ""
 
     def _restore_optimizer(self, saved: Mapping[str, Any]) -> None:
         for name, weight in self.model.named_parameters():
@@ -177,17 +177,17 @@ def split(raw: Raw, pieces: int) -> list[dict[str, Tensor]]:
     return [{name: parts[i] for name, parts in chunks.items()} for i in range(pieces)]
 
 
-def _check_fit(run: Run, team: Team) -> None:
-    parts = team.world * run.train.accumulate
+def _check_fit(run: Run, ranks: Ranks) -> None:
+    parts = ranks.world * run.train.accumulate
     if run.train.batch_size % parts:
         raise ValueError(
-            f"train.batch_size {run.train.batch_size} cannot be shared equally by {team.world} workers with "
+            f"train.batch_size {run.train.batch_size} cannot be shared equally by {ranks.world} workers with "
             f"train.accumulate {run.train.accumulate}; make it a multiple of {parts}."
         )
-    if run.train.sync_bn and team.device.type != "cuda":
+    if run.train.sync_bn and ranks.device.type != "cuda":
         raise ValueError(
             "train.sync_bn works on GPUs only and this run computes on the "
-            f"{team.device.type.upper()}; set train.sync_bn to false, or encoder.norm to group."
+            f"{ranks.device.type.upper()}; set train.sync_bn to false, or encoder.norm to group."
         )
 
 

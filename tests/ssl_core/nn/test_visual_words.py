@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from ssl_core.nn import words
-from ssl_core.nn.words import Bags, LateWords, WordHead, WordsToWeights, match_bags, surroundings
+from ssl_core.nn.visual_words import Bags, LateWords, WordHead, WordsToWeights, match_bags, surroundings
 
 
 def bags(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -110,11 +110,11 @@ def test_places_are_averaged_and_keep_their_own_words():
 def test_metrics_tell_a_right_answer_and_a_collapsed_vocabulary():
     true = bags(6, 8)
     _, right = match_bags(Bags(true.log(), true))
-    assert right["explained"].mean().item() == pytest.approx(1, abs=1e-5)
+    assert right["r2"].mean().item() == pytest.approx(1, abs=1e-5)
     assert torch.allclose(right["perplexity"], Categorical(true).entropy().exp())
     assert torch.allclose(right["batch_perplexity"], Categorical(true.mean(0)).entropy().exp())
     _, mean = match_bags(Bags(true.mean(0).log().expand(6, 8), true))
-    assert mean["explained"].mean().item() == pytest.approx(0, abs=1e-5)
+    assert mean["r2"].mean().item() == pytest.approx(0, abs=1e-5)
     one = torch.eye(8)[[3] * 6]
     _, collapsed = match_bags(Bags(torch.randn(6, 8), one))
     assert torch.allclose(collapsed["batch_perplexity"], torch.ones(6))

@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-State = tuple[dict[str, Tensor], dict[str, Any]]
+Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
 """A checkpoint's content: tensors on the CPU by name, and JSON."""
 
 
 @dataclass(frozen=True)
-class Team:
+class Ranks:
     """One rank's view of the group; with world 1 nothing is sent.
 
     Attributes:
@@ -33,7 +33,7 @@ class Team:
     group: dist.ProcessGroup | None = None
 
     @classmethod
-    def join(cls, rank: int, world: int, device: str | torch.device) -> Team:
+    def join(cls, rank: int, world: int, device: str | torch.device) -> Ranks:
         """Opens the talking group; all ranks call it.
 
         Raises:
@@ -75,7 +75,7 @@ class Team:
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
-    def share_state(self, state: State | None) -> State | None:
+    def share_state(self, state: Checkpoint | None) -> Checkpoint | None:
         """Rank 0's checkpoint on all ranks: one copy read from storage, never two different ones."""
         if self.world == 1:
             return state

@@ -19,14 +19,14 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return bool(torch.isfinite(torch.stack([norm.double() for norm in norms])).all()) if norms else True
 
 
-class CollapseWatch:
+class CollapseCheck:
     """Counts checks in a row whose representation is below the thresholds of `Train`."""
 
     def __init__(self, train: Train, failures: int = 0) -> None:
         self.train = train
         self.failures = failures
 
-    def look(self, model: TaskModel, raw: Raw) -> dict[str, float]:
+    def check(self, model: TaskModel, raw: Raw) -> dict[str, float]:
         """Spread and effective rank of the encoder's last layer on this batch, in eval mode; counts a failure."""
         training = [module for module in model.modules() if module.training]
         model.eval()

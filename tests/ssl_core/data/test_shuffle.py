@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from ssl_core.data.order import Cursor, draw, permutation
+from ssl_core.data.shuffle import Cursor, draw, permutation
 
 
 @pytest.mark.parametrize("n", [*range(1, 70), 100, 1_000, 4_096, 4_097, 99_999])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """EMA of all floating tensors of a state dict; counters are copied.
 
     The decay of step t is min(decay, (1 + t) / (10 + t)), so that the random initial weights are forgotten soon.
