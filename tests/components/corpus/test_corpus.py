@@ -15,7 +15,7 @@ import pytest
 from components.corpus import delta
 from components.corpus.corpus import Corpus, CorpusError, corpus_uri
 from components.corpus.delta import DataFile, OvertakenError
-from components.ingest.vacuum import ingest_lease, sweep
+from components.ingest.vacuum import ingest_lease, vacuum
 from components.storage.files import StorageError
 from components.storage.lease import Lease, is_held
 from ssl_core.data.decode import SampleFormat
@@ -152,11 +152,11 @@ def test_leftovers_of_a_killed_ingest_go_and_those_of_a_running_one_stay():
     ingest = process.stdout.readline().decode().strip()
     left = Path(corpus.uri) / f"ingest-{ingest}" / "part-x.parquet"
     with ingest_lease(corpus.uri) as mine:
-        sweep(mine, [corpus.uri])
+        vacuum(mine, [corpus.uri])
         assert left.exists()
         process.kill()
         process.communicate()
-        sweep(mine, [corpus.uri])
+        vacuum(mine, [corpus.uri])
     assert not left.parent.exists()
     assert not list((Path(corpus.uri) / "_ingests").iterdir())
     assert len(Corpus.open(corpus.uri).shards()) == 1
@@ -170,11 +170,11 @@ def test_an_ingest_of_another_machine_is_dead_after_ten_minutes_of_silence():
     left.write_bytes(b"half")
     with ingest_lease(corpus.uri) as mine:
         record.write_text(json.dumps({"machine": "another boot", "pid": 1, "started": 1.0}))
-        sweep(mine, [corpus.uri])
+        vacuum(mine, [corpus.uri])
         assert left.exists()
         then = record.stat().st_mtime - Lease.DEAD_AFTER - 1
         os.utime(record, (then, then))
-        sweep(mine, [corpus.uri])
+        vacuum(mine, [corpus.uri])
         assert not left.exists() and not record.exists()
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from ssl_core.nn import words
+from ssl_core.nn import visual_words
 from ssl_core.nn.visual_words import Bags, LateWords, WordHead, WordsToWeights, match_bags, surroundings
 
 
@@ -26,7 +26,7 @@ def test_the_head_takes_only_the_direction_of_its_weights():
 
 def test_a_histogram_counts_the_words_of_each_image():
     found = torch.randint(6, (5, 9), generator=torch.Generator().manual_seed(0))
-    shares = words.histogram(found, 6)
+    shares = visual_words.histogram(found, 6)
     for row, counted in zip(shares, map(Counter, found.tolist())):
         assert torch.allclose(row, torch.tensor([counted[word] / 9 for word in range(6)]))
     assert torch.allclose(shares.sum(1), torch.ones(5))
@@ -34,7 +34,7 @@ def test_a_histogram_counts_the_words_of_each_image():
 
 def test_soft_words_are_the_softmax_of_squared_distances():
     x, vocabulary = torch.randn(6, 4), torch.randn(9, 4)
-    shares, least = words.soft_words(x, vocabulary, torch.tensor(2.0))
+    shares, least = visual_words.soft_words(x, vocabulary, torch.tensor(2.0))
     for i in range(6):
         distances = [float((x[i] - word).square().sum()) for word in vocabulary]
         weights = [math.exp(-2 * distance) for distance in distances]
@@ -57,7 +57,7 @@ def test_weights_are_made_from_the_direction_of_each_word_and_have_one_length():
 
 @pytest.mark.parametrize("scores", [2**22, 1])
 def test_a_late_bag_is_each_word_at_its_strongest_place(scores, monkeypatch):
-    monkeypatch.setattr(words, "SCORES", scores)  # all images at once, or one by one
+    monkeypatch.setattr(visual_words, "SCORES", scores)  # all images at once, or one by one
     late, maps = LateWords(6, 4, sharpness=3.0, decay=0.9), torch.randn(5, 3, 2, 4)
     late.spread.fill_(2.0)
     bags = late.bags(maps, torch.rand(5))
@@ -122,6 +122,6 @@ def test_metrics_tell_a_right_answer_and_a_collapsed_vocabulary():
 
 def test_the_border_is_cut_and_a_small_map_keeps_its_middle():
     maps = torch.arange(49.0).view(1, 1, 7, 7)
-    assert words.inner(maps, 1).shape == (1, 5, 5, 1) and words.inner(maps, 1)[0, 0, 0] == 8
-    assert words.inner(maps, 9).flatten().tolist() == [24]
-    assert words.inner(maps[..., :2, :2], 1).shape == (1, 2, 2, 1)
+    assert visual_words.inner(maps, 1).shape == (1, 5, 5, 1) and visual_words.inner(maps, 1)[0, 0, 0] == 8
+    assert visual_words.inner(maps, 9).flatten().tolist() == [24]
+    assert visual_words.inner(maps[..., :2, :2], 1).shape == (1, 2, 2, 1)
