@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from components.cluster.stopping import Stopped
 from pipelines import console
-from pipelines.console import Stopped
 
 app = typer.Typer(
     help="Unlabelled images, video and audio in; a registered, evaluated encoder out.",
@@ -139,8 +139,8 @@ def artefacts(recipe: RecipeArgument, set_: SetOption = None, output: OutputOpti
     from pipelines.local import artefacts_alone
     from pipelines.summary import show_artefacts
 
-    found, plan = artefacts_alone(load_recipe(recipe, set_ or ()))
-    show_artefacts(found, plan, as_json=output is Output.json)
+    found, context = artefacts_alone(load_recipe(recipe, set_ or ()))
+    show_artefacts(found, context, as_json=output is Output.json)
     if not found:
         raise typer.Exit(NOTHING_TO_DO)
 
@@ -151,8 +151,8 @@ def pretrain(recipe: RecipeArgument, set_: SetOption = None) -> None:
     from pipelines.config import load_recipe
     from pipelines.local import pretrain_alone
 
-    plan = pretrain_alone(load_recipe(recipe, set_ or ()))
-    console.say(f"trained {plan.name}; next: pretext evaluate {recipe}")
+    context = pretrain_alone(load_recipe(recipe, set_ or ()))
+    console.say(f"trained {context.name}; next: pretext evaluate {recipe}")
 
 
 @app.command()
@@ -162,8 +162,8 @@ def evaluate(recipe: RecipeArgument, set_: SetOption = None, output: OutputOptio
     from pipelines.local import evaluate_alone
     from pipelines.summary import show_evaluation
 
-    evaluation, plan = evaluate_alone(load_recipe(recipe, set_ or ()))
-    show_evaluation(evaluation, plan, as_json=output is Output.json)
+    evaluation, context = evaluate_alone(load_recipe(recipe, set_ or ()))
+    show_evaluation(evaluation, context, as_json=output is Output.json)
 
 
 @app.command()
@@ -189,7 +189,8 @@ def compare(
     output: OutputOption = Output.table,
 ) -> None:
     """Train and evaluate several recipes on one corpus, and show them side by side; a stopped comparison goes on."""
-    from pipelines.compare import compare, load
+    from pipelines.compare import compare
+    from pipelines.comparison_file import load
     from pipelines.side_by_side import show_compared
 
     compared = compare(load(recipes, budget, set_ or ()))
@@ -265,7 +266,7 @@ def tasks(
 @app.command()
 def validate(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...")], set_: SetOption = None) -> None:
     """Check recipes, or comparisons of recipes, without running them."""
-    from pipelines.compare import load
+    from pipelines.comparison_file import load
     from pipelines.config import RecipeError
 
     bad = 0
@@ -318,7 +319,7 @@ def main() -> NoReturn:
         code = BAD_USE
     except Stopped as stop:
         console.complain(str(stop))
-        code = stop.exit_code
+        code = stop.exit_status
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has left

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -30,8 +31,11 @@ from pydantic import (
     model_validator,
 )
 
+from components.cluster.connect import Cluster
 from components.corpus.corpus import CorpusError, corpus_uri
 from components.evaluation.evaluate import Settings
+from components.steps.context import CorpusSpec, Registration, RunSpec, Tracking
+from components.storage.home import at_home
 from components.tracking.errors import shown
 from pipelines.source_map import SourceMap, YamlError
 from ssl_core.data.decode import Limits, SampleFormat
@@ -172,18 +176,6 @@ def _well_named(section: Any) -> Any:
     return section
 
 
-class ClusterSection(Section):
-    """Where and how wide training runs."""
-
-    workers: int = Field(1, ge=1, description="DDP workers; part of the run key, since they change the weights")
-    gpus: bool = Field(False, description="one GPU for each worker, with nccl; else CPUs, with gloo")
-    max_failures: int = Field(3, ge=0, description="restarts of the worker group after a lost worker or node")
-    address: str | None = Field(None, description="Ray cluster; none: RAY_ADDRESS, else a local one")
-    storage: str | None = Field(
-        None, description="checkpoints: a folder or URI that all nodes reach; default <home>/runs"
-    )
-
-
 class EvaluateSection(mirror(Settings)):  # type: ignore[misc]
     """How the encoder is evaluated."""
 
@@ -245,7 +237,7 @@ class Recipe(Section):
     encoder: mirror(EncoderSpec)  # type: ignore[valid-type]
     optim: mirror(Optim)  # type: ignore[valid-type]
     train: mirror(Train)  # type: ignore[valid-type]
-    cluster: ClusterSection = Field(default_factory=ClusterSection)
+    cluster: mirror(Cluster) = Field(default_factory=lambda: mirror(Cluster)())  # type: ignore[valid-type]
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     register_: RegisterSection | None = Field(None, alias="register")
     tracking: TrackingSection = Field(default_factory=TrackingSection)
@@ -284,6 +276,31 @@ class Recipe(Section):
             train=self.train.build(),
         )
 
+    def spec(self) -> RunSpec:
+        """What the steps are told: the recipe as plain values."""
+        probes = [
+            CorpusSpec(section.name, _placed(section.sources), labels=section.labels) if section else None
+            for section in (self.evaluate.train, self.evaluate.test)
+        ]
+        corpus, registered = self.corpus, self.register_
+        return RunSpec(
+            name=self.name,
+            task_name=self.task_name,
+            run=self.run(),
+            corpus=CorpusSpec(corpus.name, _placed(corpus.sources), corpus.version, column=corpus.column),
+            probe_train=probes[0],
+            probe_test=probes[1],
+            sample_format=corpus.sample_format(),
+            limits=corpus.limits.build(),
+            settings=self.evaluate.build(),
+            factors=at_home(self.evaluate.factors) if self.evaluate.factors else None,
+            cluster=self.cluster.build(),
+            registration=Registration(registered.model, registered.margin) if registered else None,
+            tracking=Tracking(self.tracking.uri, self.tracking.experiment),
+            recipe=self.plain(),
+            recipe_text=yaml.safe_dump(self.plain(), sort_keys=False),
+        )
+
     @property
     def task_name(self) -> str:
         """Key of the task in TASKS."""
@@ -297,12 +314,9 @@ class Recipe(Section):
         """The whole recipe with its defaults, as JSON data."""
         return self.model_dump(mode="json", by_alias=True)
 
-    def learning(self) -> dict[str, Any]:
-        """The part that determines the weights, given corpus and code: what the run key hashes."""
-        whole = self.plain()
-        return {key: whole[key] for key in ("name", "task", "encoder", "optim", "train")} | {
-            "workers": self.cluster.workers
-        }
+
+def _placed(sources: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(at_home, sources))
 
 
 def find_recipe(name: str, folder: Path = Path()) -> Path:

@@ -7,8 +7,9 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from components.steps.progress import Advance, duration
 
 
 def _open_missing_streams() -> None:
@@ -32,14 +35,6 @@ def _open_missing_streams() -> None:
 _open_missing_streams()
 OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-class Stopped(BaseException):
-    """The user or the cluster asked to stop. No Exception, so that nothing mistakes it for a failure."""
-
-    def __init__(self, reason: str, exit_code: int) -> None:
-        super().__init__(reason)
-        self.exit_code = exit_code
 
 
 def say(sentence: str) -> None:
@@ -124,6 +119,57 @@ class Bar:
             say(f"{self.title}{share}  {note}")
 
 
+class Terminal:
+    """What a person at a terminal sees of steps at work: a bar for each, sentences between them."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+        self._turn = threading.RLock()
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_bar()
+
+    def say(self, sentence: str) -> None:
+        with self._turn:
+            self._end_bar()
+            say(sentence)
+
+    def advance(self, now: Advance) -> None:
+        with self._turn:
+            if self._bar is None or self._bar.title != now.step:
+                self._end_bar()
+                self._bar = Bar(now.step).__enter__()
+            self._bar.update(now.done, now.total, ", ".join(_in_words(now)))
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = None
+
+
+FIGURES: Mapping[str, Callable[[float], str]] = {
+    "loss": "loss {:.3f}".format,
+    "accuracy": "accuracy {:.2f}".format,
+    "samples_per_s": "{:,.0f} samples/s".format,
+    "seconds_left": lambda seconds: f"{duration(seconds)} left",
+    "added": "{:,.0f} added".format,
+    "embedded": "{:,.0f} embedded".format,
+    "quarantined": "{:,.0f} quarantined".format,
+    "files_per_s": "{:,.0f}/s".format,
+    "samples_read": "{:,.0f} samples read".format,
+}
+"""How figures of a step's progress are written, in this order; others are not shown."""
+
+
+def _in_words(now: Advance) -> Iterator[str]:
+    if now.total is not None:
+        yield f"step {now.done:,.0f}/{now.total:,.0f}"
+    yield from (write(now.figures[name]) for name, write in FIGURES.items() if name in now.figures)
+
+
 def program() -> str:
     """How this shell calls us: `pretext`, or the path of a script that is not on its PATH, fit to be copied."""
     called = Path(sys.argv[0])
@@ -133,16 +179,8 @@ def program() -> str:
 
 
 def near(path: str | Path) -> str:
-    """A local path as short as it goes: from the current folder where it lies in it."""
+    """A local path as short as it goes, from the current folder where it lies in it; a URI as it is."""
+    if "://" in str(path):
+        return str(path)
     here = Path(path).absolute()
     return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from components.evaluation.comparison import MARKED, MARKS
+from components.steps.progress import duration
 from pipelines import console
-from pipelines.console import duration, program
+from pipelines.console import program
 from pipelines.summary import markdown_table
 
 if TYPE_CHECKING:
@@ -67,23 +68,17 @@ def grids(comparison: Comparison) -> Iterator[Grid]:
         yield Grid(title, columns, [*rows, [Cell("chance"), *guesses]])
 
 
-def markdown(comparison: Comparison) -> str:
-    """All tables, and what failed."""
-    failed = [f"{one.recipe} failed: {one.failure}\n" for one in comparison.contenders if one.failure]
-    return "\n".join([*(grid.markdown() for grid in grids(comparison)), *failed])
-
-
 def show_compared(compared: Compared, as_json: bool) -> None:
     """The tables, where the page and the figures lie, and what failed."""
     comparison = compared.comparison
     if as_json:
         failed = {one.recipe: one.failure for one in comparison.contenders if one.failure}
-        console.emit({"table": comparison.records(), "failed": failed, "folder": str(compared.folder)})
+        console.emit({"table": comparison.records(), "failed": failed, "folder": compared.folder.uri})
         return
     for grid in grids(comparison):
         grid.show()
     failed = {f"{one.recipe} failed": one.failure for one in comparison.contenders if one.failure}
-    lines = {"page": console.near(compared.folder / "comparison.html"), "MLflow UI": f"{program()} ui"} | failed
+    lines = {"page": console.near(compared.folder.uri_of("comparison.html")), "MLflow UI": f"{program()} ui"} | failed
     console.pairs(f"{compared.folder.name}: done in {duration(compared.seconds)}", lines)
 
 

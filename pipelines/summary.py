@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from components.steps.progress import duration
+from components.training.run_folder import REPORT
 from pipelines import console
-from pipelines.console import duration, program
+from pipelines.console import program
 
 if TYPE_CHECKING:
     from components.embed.embed import EmbedReport
     from components.evaluation.result import Evaluation, Known, Row
     from components.ingest.ingest import IngestReport
     from components.registry.register import Registered
+    from components.steps.context import RunContext
     from pipelines.doctor import Finding
     from pipelines.local import Summary
-    from pipelines.plan import Plan
     from ssl_core.probes.intervals import Interval
 
 PROBES = ("linear", "knn", "1-shot", "5-shot")
@@ -30,40 +32,41 @@ def show_summary(summary: Summary, as_json: bool) -> None:
     """A whole pipeline run: the table, the report, and how to go on."""
     registered = summary.registered
     if as_json:
-        data: dict[str, Any] = {"run": dataclasses.asdict(summary.plan), "evaluation": summary.evaluation.table()}
+        data: dict[str, Any] = {"run": summary.context.facts(), "evaluation": summary.evaluation.table()}
         data |= {"factors": summary.evaluation.factor_table()}
         data |= {"registered": dataclasses.asdict(registered) if registered else None, "seconds": summary.seconds}
         data |= {"ingested": {name: dataclasses.asdict(report) for name, report in summary.ingested.items()}}
-        console.emit(data | {"report": summary.report})
+        console.emit(data | {"report": summary.context.folder.uri_of(REPORT)})
         return
     evaluation_table(summary.evaluation)
     factor_table(summary.evaluation)
     if registered:
         console.OUT.print(Text(promotion_sentence(registered)))
-    lines = {"report": console.near(summary.report), "MLflow UI": f"{program()} ui"}
+    lines = {"report": console.near(summary.context.folder.uri_of(REPORT)), "MLflow UI": f"{program()} ui"}
     if registered:
         lines["embed"] = f"{program()} embed --model models:/{registered.name}@champion SOURCE -o out.parquet"
-    console.pairs(f"{summary.plan.name}: done in {duration(summary.seconds)}", lines)
+    console.pairs(f"{summary.context.name}: done in {duration(summary.seconds)}", lines)
 
 
-def show_artefacts(digests: Mapping[str, str], plan: Plan, as_json: bool) -> None:
+def show_artefacts(digests: Mapping[str, str], context: RunContext, as_json: bool) -> None:
     """What was made for the task before it trains."""
     if as_json:
         console.emit(digests)
     elif digests:
-        console.pairs(f"artefacts of {plan.name}", digests)
+        console.pairs(f"artefacts of {context.name}", digests)
     else:
-        console.OUT.print(f"{plan.name}: its task needs no artefacts")
+        console.OUT.print(f"{context.name}: its task needs no artefacts")
 
 
-def show_evaluation(evaluation: Evaluation, plan: Plan, as_json: bool) -> None:
+def show_evaluation(evaluation: Evaluation, context: RunContext, as_json: bool) -> None:
     """The evaluation's table."""
     if as_json:
         console.emit(evaluation.table())
         return
     evaluation_table(evaluation)
     factor_table(evaluation)
-    console.pairs(plan.name, {"report": plan.folder / "report.html", "next": f"{program()} register RECIPE"})
+    report = console.near(context.folder.uri_of(REPORT))
+    console.pairs(context.name, {"report": report, "next": f"{program()} register RECIPE"})
 
 
 def evaluation_table(evaluation: Evaluation) -> None:

@@ -9,9 +9,35 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, every init warns
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where and how wide training runs.
+
+    Attributes:
+        workers: DDP workers; part of the run key, since they change the weights.
+        gpus: one GPU for each worker, with nccl; else CPUs, with gloo.
+        max_failures: restarts of the worker group after a lost worker or node.
+        address: Ray cluster; none: RAY_ADDRESS, else a local one.
+        storage: run folders: a folder or URI that all nodes reach; default <home>/runs.
+    """
+
+    workers: int = 1
+    gpus: bool = False
+    max_failures: int = 3
+    address: str | None = None
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"cluster.workers is {self.workers}; it must be at least 1.")
+        if self.max_failures < 0:
+            raise ValueError(f"cluster.max_failures is {self.max_failures}; it must be at least 0.")
 
 
 class ClusterError(RuntimeError):

@@ -165,6 +165,17 @@ class Comparison:
         return json.dumps(plain | {"table": self.records()}, indent=1)
 
 
+def training_cost(curve: Sequence[tuple[int, Mapping[str, float]]], batch: int) -> dict[str, Any]:
+    """Steps, computing seconds, rate and memory, as `Contender` takes them, from (step, metrics) of a run's curves."""
+    timed = [(step, metrics["compute_seconds"]) for step, metrics in curve if "compute_seconds" in metrics]
+    if not timed:
+        return {}
+    (first, began), (last, ended) = min(timed), max(timed)
+    memory = max(metrics.get("peak_memory_mib", 0.0) for _, metrics in curve)
+    rate = (last - first) * batch / (ended - began) if ended > began else 0.0
+    return {"steps": last, "seconds": ended, "rate": rate, "memory": int(memory * 2**20)}
+
+
 def _line(contender: Contender) -> Line:
     kind = SUPERVISED if contender.task == SUPERVISED else "task"
     evaluation = contender.evaluation

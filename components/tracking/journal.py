@@ -51,10 +51,16 @@ class JournalEntry:
 class Journal:
     """Append-only journal of one run in `folder`; one process at a time (raises `Busy` otherwise)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, restore: Callable[[], None] = lambda: None) -> None:
+        """restore: called once the folder is this process's own; may put an earlier journal into it."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = acquire(folder / "journal.lock")
+        try:
+            restore()
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._file = os.open(folder / "journal.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._guard = threading.Lock()
         self.size = _repair(self._file)
@@ -94,6 +100,13 @@ class Journal:
     def records(self) -> list[Record]:
         """All of the journal, from its beginning."""
         return [entry.record for entry in self.scan()]
+
+    def read_bytes(self, start: int, end: int) -> bytes:
+        """The journal's lines between two offsets, each the start or the end of one."""
+        content, at = b"", start
+        while at < end and (block := os.pread(self._file, end - at, at)):
+            content, at = content + block, at + len(block)
+        return content
 
     def bind(self, owner: str) -> None:
         """Names the run that takes the records. Another than before (a new server, a deleted run) gets all of them."""

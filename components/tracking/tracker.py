@@ -20,9 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from components.storage.files import StorageError, absolute, is_remote, join, write
+from components.storage.home import cache_folder
 from components.storage.lease import TakenOver
 from components.tracking.errors import answering, shown
 from components.tracking.journal import Journal, Shipper, last_header
+from components.tracking.mirror import COPIES, Mirror
 from components.tracking.stale_runs import is_stale
 from components.tracking.store import connect_tracking, database_of, quieten, tracking_uri, ui_command
 from components.tracking.system_metrics import SystemMetrics
@@ -32,13 +35,13 @@ __all__ = ["Tracker", "close_stale_runs", "connect_tracking", "tracking_uri", "u
 log = logging.getLogger("pretext.tracking")
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-JOURNAL, COPIES = "tracking", "artifacts"
-"""In the run folder; in the journal's folder."""
+JOURNAL = "tracking"
+"""In the run folder."""
 
 
-def logged_copy(folder: Path, artifact: str) -> Path:
-    """Where a run's folder keeps a file that was logged, such as "figures/answers.png"."""
-    return folder / JOURNAL / COPIES / artifact
+def logged_copy(artifact: str) -> str:
+    """Name in a run's folder of a file that was logged, such as "figures/answers.png"."""
+    return join(JOURNAL, COPIES, artifact)
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,13 @@ class Tracker:
 
     Attributes:
         uri: the tracking store.
-        folder: the run folder; the journal and copies of all that is logged stay in its `tracking` folder.
+        folder: path or URI of the run folder; the journal and copies of all that is logged lie in its `tracking`.
     """
 
     def __init__(
         self,
         run_key: str,
-        folder: Path,
+        folder: Path | str,
         *,
         name: str | None = None,
         experiment: str = "pretext",
@@ -84,8 +87,10 @@ class Tracker:
         if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,250}", run_key):
             raise ValueError(f"run key {run_key!r}: letters, digits and _.:- only")
         self.uri = tracking_uri(uri)
-        self.folder = Path(folder).absolute()
-        self._journal = Journal(self.folder / JOURNAL)
+        self.folder = absolute(str(folder))
+        place = join(self.folder, JOURNAL)
+        self._mirror = Mirror(place, cache_folder("journals", place)) if is_remote(place) else None
+        self._journal = Journal(self._mirror.folder, self._mirror.restore) if self._mirror else Journal(Path(place))
         self._closed: str | None = None
         self._lost = 0
         given = {key: value for key, value in (tags or {}).items() if value is not None}
@@ -158,6 +163,16 @@ class Tracker:
         """A self-contained page as <name>.html."""
         self._stage(f"{name}.html", text.encode())
 
+    def persist(self) -> None:
+        """Makes what was logged so far as durable as the run's folder is: on disk here, uploaded where it is remote.
+
+        Raises:
+            StorageError: the run's folder refuses.
+        """
+        self._guarded(self._journal.sync)
+        if self._mirror is not None:
+            self._mirror.upload(self._journal)
+
     def flush(self, seconds: float = 60.0) -> bool:
         """Waits until the tracker has everything logged so far. False: it has not within `seconds`."""
         deadline, target = time.monotonic() + seconds, self._journal.size
@@ -165,8 +180,10 @@ class Tracker:
             time.sleep(0.05)
         return self._journal.acked >= target
 
-    def close(self, status: Status | None = "FINISHED", seconds: float = 30.0) -> str:
+    def close(self, status: Status | None = "FINISHED", seconds: float = 30.0, persist: bool = True) -> str:
         """Ends the run; None leaves its status. What is not taken within `seconds` waits in the folder for the next.
+
+        `persist`: False where another process has taken the run over, whose folder is not written any more.
 
         Returns:
             A sentence on what waits or is lost; empty where the tracker has everything.
@@ -179,6 +196,8 @@ class Tracker:
             self._append({"kind": "end", "status": status, "time_ms": time.time_ns() // 1_000_000})
         drained = self._shipper.drain(seconds)
         left = 0 if drained else self._journal.left()
+        if persist:
+            self._persist_at_last()
         self._journal.close(in_use=self._shipper.is_alive())
         self._closed = ""
         if left or self._lost:
@@ -195,7 +214,7 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, TakenOver):
-            self.close(None)  # the run goes on, and its new driver says how it ends
+            self.close(None, persist=False)  # the run goes on, and its new driver says how it ends
         else:
             stopped = kind is not None and not issubclass(kind, Exception)  # KeyboardInterrupt, SystemExit of a SIGTERM
             self.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
@@ -226,17 +245,19 @@ class Tracker:
 
     def _stage(self, artifact: str, content: bytes, kind: str = "file") -> None:
         """Keeps a copy in the run folder and logs it; the same name again replaces it."""
-        path = logged_copy(self.folder, artifact)
 
-        def write() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_bytes(content)
-            temporary.replace(path)
+        def write_copy() -> None:
+            write(str(self._journal.folder / COPIES / artifact), content)
             to = artifact.rpartition("/")[0]
             self._journal.append({"kind": kind, "path": f"{COPIES}/{artifact}", "to": to})
 
-        self._guarded(write)
+        self._guarded(write_copy)
+
+    def _persist_at_last(self) -> None:
+        try:
+            self.persist()
+        except StorageError as error:
+            log.warning("The end of this run's record stays in %s alone: %s", self._journal.folder, error)
 
     def _append(self, record: dict[str, Any]) -> None:
         self._guarded(lambda: self._journal.append(record))
@@ -244,7 +265,7 @@ class Tracker:
     def _guarded(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except OSError as error:  # the disk is full: the training may still get to its checkpoint
+        except (OSError, StorageError) as error:  # the disk is full: the training may still get to its checkpoint
             self._lost += 1
             if self._lost == 1:
                 log.warning("Cannot write to %s (%s); the run goes on without its record", self._journal.folder, error)

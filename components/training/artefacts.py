@@ -24,9 +24,9 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
-from components.cluster.connect import connect, lacking_gpus
+from components.cluster.connect import Cluster, connect, lacking_gpus
 from components.cluster.driver_channel import open_driver_channel
-from components.corpus.corpus import Corpus, corpus_uri
+from components.corpus.corpus import Corpus
 from components.storage.files import is_remote, join, read
 from components.storage.home import pretext_home
 from components.storage.lease import ExclusiveLease, require
@@ -37,7 +37,7 @@ from ssl_core.data.shards import Shards
 from ssl_core.folder import CONFIG, WEIGHTS, verify, write_folder
 from ssl_core.task import PretextTask
 from ssl_core.train.run import Run
-from ssl_core.types import Raw
+from ssl_core.types import CorpusVersion, Raw
 
 FIELDS = "fields.json"
 """Beside the tensors: field -> digest."""
@@ -58,8 +58,7 @@ class FitJob:
     Attributes:
         task: the pretext task.
         fields: of it, those whose artefacts are to be made.
-        corpus: URI of the corpus.
-        version: of the corpus.
+        corpus: the version to fit on.
         seed: of the run.
         gpu: compute on one.
         home: the driver's pretext home, where a remote corpus is cached.
@@ -69,8 +68,7 @@ class FitJob:
 
     task: PretextTask
     fields: tuple[str, ...]
-    corpus: str
-    version: int
+    corpus: CorpusVersion
     seed: int
     gpu: bool
     home: str
@@ -80,14 +78,11 @@ class FitJob:
 
 def prepare(
     run: Run,
-    corpus: str,
-    version: int,
+    corpus: CorpusVersion,
+    folder: RunFolder,
+    cluster: Cluster | None = None,
     *,
-    storage: str,
-    name: str,
-    gpus: bool = False,
     progress: Callable[[str, int], None] = lambda field, samples: None,
-    address: str | None = None,
     lease: ExclusiveLease | None = None,
     tracking: str | None = None,
 ) -> Run:
@@ -108,7 +103,6 @@ def prepare(
     wanted = artefact.digests(run.task)
     if not wanted:
         return run
-    folder = RunFolder(storage, name)
     digests = recorded(folder)
     if not digests:
         with nullcontext(lease) if lease else folder.lease() as held:
@@ -116,7 +110,7 @@ def prepare(
             artefact.look_in(store)
             for digest in filter(None, wanted.values()):
                 artefact.load(digest)
-            made = _made(run, corpus, version, gpus, progress, address, tracking)
+            made = _made(run, corpus, cluster or Cluster(), progress, tracking)
             digests = {field: digest or artefact.keep(store, made[field]) for field, digest in wanted.items()}
             require(held.record)
             folder.put(ARTEFACTS, lambda path: _write(path, digests))
@@ -152,26 +146,24 @@ def _write(path: Path, digests: Mapping[str, str]) -> None:
 
 def _made(
     run: Run,
-    corpus: str,
-    version: int,
-    gpus: bool,
+    corpus: CorpusVersion,
+    cluster: Cluster,
     progress: Callable[[str, int], None],
-    address: str | None,
     tracking: str | None,
 ) -> Mapping[str, Tensors]:
     """Runs the fits of the empty fields as one Ray task."""
     fields = tuple(field for field, digest in artefact.digests(run.task).items() if not digest)
     if not fields:
         return {}
-    with connect(address):
-        lacking = lacking_gpus(1, address) if gpus else ""
+    with connect(cluster.address):
+        lacking = lacking_gpus(1, cluster.address) if cluster.gpus else ""
         if lacking:
             raise ArtefactError(lacking)
         models = {field: _files(uri, run, tracking) for field, uri in artefact.saved_models(run.task).items()}
         channel, home = open_driver_channel(), str(pretext_home())
-        job = FitJob(run.task, fields, corpus_uri(corpus), version, run.train.seed, gpus, home, channel, models)
+        job = FitJob(run.task, fields, corpus, run.train.seed, cluster.gpus, home, channel, models)
         # A whole CPU may never be free where a cluster of few is shared; the task takes all threads of its machine.
-        fitting = ray.remote(fit).options(num_cpus=0.5, num_gpus=int(gpus)).remote(job)
+        fitting = ray.remote(fit).options(num_cpus=0.5, num_gpus=int(cluster.gpus)).remote(job)
         try:
             while not ray.wait([fitting], timeout=0.25)[0]:
                 for field, samples in ray.get(channel.receive.remote(0.01))[-1:]:
@@ -212,7 +204,7 @@ def fit(job: FitJob) -> dict[str, Tensors]:
     os.environ["PRETEXT_HOME"] = job.home
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = torch.device("cuda" if job.gpu else "cpu")
-    corpus = Corpus.open(job.corpus, job.version)
+    corpus = Corpus.open(job.corpus.uri, job.corpus.version)
     shards, digest = Shards.open(corpus.shards()), corpus.digest()
     made: dict[str, Tensors] = {}
     with tempfile.TemporaryDirectory() as scratch:

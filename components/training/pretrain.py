@@ -1,8 +1,8 @@
 """Pretraining on Ray Train: workers that restart, checkpoints that survive, points that arrive once.
 
-    pretrain(run, corpus, version, storage=, name=) -> Outcome;  the model is then in <storage>/<name>/model
+    pretrain(run, corpus version, run folder, cluster) -> Outcome;  the model is then in <run folder>/model
 
-The name is the run's key: the same name resumes from its newest whole checkpoint, however the last attempt ended.
+The same folder resumes from its newest whole checkpoint, however the last attempt ended.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from components.cluster.connect import connect, lacking_gpus
+from components.cluster.connect import Cluster, connect, lacking_gpus
 from components.cluster.driver_channel import open_driver_channel
-from components.corpus.corpus import corpus_uri
-from components.storage.files import join
+from components.cluster.stopping import stop_signals
 from components.storage.home import pretext_home
 from components.storage.lease import ExclusiveLease, require
-from components.training.run_folder import MODEL, RunFolder
+from components.training.run_folder import RunFolder
 from components.training.snapshot import repair
 from components.training.worker import Training, place, work
 from ssl_core.train.loop import Outcome, Point
 from ssl_core.train.run import Run
+from ssl_core.types import CorpusVersion
 
-__all__ = ["Outcome", "Point", "model_uri", "pretrain"]
+__all__ = ["Outcome", "Point", "pretrain"]
 
 GRACE_S = 60.0
 """How long workers may take for the checkpoint after a wish to stop, before the driver leaves without it."""
@@ -47,42 +47,30 @@ GRACE_S = 60.0
 log = logging.getLogger(__name__)
 
 
-def model_uri(storage: str, name: str) -> str:
-    """Where a finished run's model lies (`ssl_core.train.checkpoint.load_model` reads it)."""
-    return join(RunFolder(storage, name).uri, MODEL)
-
-
 def pretrain(
     run: Run,
-    corpus: str,
-    version: int,
+    corpus: CorpusVersion,
+    folder: RunFolder,
+    cluster: Cluster | None = None,
     *,
-    storage: str,
-    name: str,
-    workers: int = 1,
-    gpus: bool = False,
     sink: Callable[[Point], None] = lambda point: None,
-    max_failures: int = 3,
-    address: str | None = None,
+    before_checkpoint: Callable[[], None] = lambda: None,
     lease: ExclusiveLease | None = None,
 ) -> Outcome:
-    """Trains `run` on a version of a corpus, or goes on where the run of that name stands.
+    """Trains `run` on a version of a corpus, or goes on where the run of that folder stands.
 
-    SIGTERM and SIGINT to this process checkpoint at the next step and end it as KILLED; the same call goes on. One that
-    comes too late for that is raised again at the end.
+    SIGTERM, SIGINT and SIGHUP to this process checkpoint at the next step and end it as KILLED; the same call goes on.
+    One that comes too late for that is raised again at the end.
 
     Args:
         run: what to learn and how.
-        corpus: name, path or URI.
-        version: of the corpus.
-        storage: folder or URI that all workers reach; the run's folder is `name` in it.
-        name: the run's key; another task, corpus or code needs another one.
-        workers: processes that train together.
-        gpus: one GPU for each.
+        corpus: the version.
+        folder: the run's own, which all workers reach; another task, corpus or code needs another one.
+        cluster: where and how wide.
         sink: gets each step's point once, as it happens, in this process. After a killed driver the points since the
             checkpoint come again, equal.
-        max_failures: how often the workers are restarted after one has died.
-        address: of a Ray cluster; None takes RAY_ADDRESS or starts a local one.
+        before_checkpoint: called in this process once the sink has every point up to a checkpoint, and before that
+            checkpoint counts: what the points went to can be made as durable as the checkpoint is.
         lease: of the run's folder, which the caller holds already; None takes it for this call.
 
     Returns:
@@ -92,20 +80,20 @@ def pretrain(
         Busy: another process, here or on another machine, holds the run's folder.
         TakenOver: the lease was lost on the way; nothing was written since then.
     """
-    folder = RunFolder(storage, name)
-    with nullcontext(lease) if lease else folder.lease() as held, connect(address):
-        lacking = lacking_gpus(workers, address) if gpus else ""
+    cluster = cluster or Cluster()
+    with nullcontext(lease) if lease else folder.lease() as held, connect(cluster.address):
+        lacking = lacking_gpus(cluster.workers, cluster.address) if cluster.gpus else ""
         if lacking:
             return Outcome("FAILED", 0, 0, lacking)
         wrong = repair(folder, run.train.keep)
         if wrong:
             log.info("repaired Ray's snapshot of %s, which was %s", folder.uri, wrong)
         channel = open_driver_channel()
-        training = Training(run, corpus_uri(corpus), version, folder, held.record, str(pretext_home()), channel)
-        fit = _Fit(_trainer(training, workers, gpus, max_failures))
+        training = Training(run, corpus, folder, held.record, str(pretext_home()), channel)
+        fit = _Fit(_trainer(training, cluster))
         try:
             with _stop_requests() as request:
-                outcome = _Driver(channel, fit, sink, request.reasons, held).watch()
+                outcome = _Driver(channel, fit, sink, before_checkpoint, request.reasons, held).watch()
         finally:  # workers that still wait for this driver shall not wait for ever
             with suppress(ray.exceptions.RayError):
                 ray.kill(channel)
@@ -118,28 +106,30 @@ def pretrain(
     return outcome
 
 
-def _trainer(training: Training, workers: int, gpus: bool, max_failures: int) -> TorchTrainer:
+def _trainer(training: Training, cluster: Cluster) -> TorchTrainer:
     path, filesystem = place(training.folder.storage)
     return TorchTrainer(
         work,
         train_loop_config={"training": training},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker=_resources(workers, gpus)),
+        torch_config=TorchConfig(backend="nccl" if cluster.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers, use_gpu=cluster.gpus, resources_per_worker=_resources(cluster)
+        ),
         run_config=RunConfig(
             name=training.folder.name,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=training.run.train.keep),
         ),
     )
 
 
-def _resources(workers: int, gpus: bool) -> dict[str, float]:
+def _resources(cluster: Cluster) -> dict[str, float]:
     """Fractions of a CPU where there are as many workers as CPUs: whole ones would leave none for anything else."""
-    share = 0.8 * ray.cluster_resources().get("CPU", 1.0) / workers
+    share = 0.8 * ray.cluster_resources().get("CPU", 1.0) / cluster.workers
     cpu = {"CPU": 1.0 if share >= 1 else max(0.01, round(share, 2))}
-    return {**cpu, "GPU": 1.0} if gpus else cpu
+    return {**cpu, "GPU": 1.0} if cluster.gpus else cpu
 
 
 class _Fit(threading.Thread):
@@ -159,12 +149,19 @@ class _Fit(threading.Thread):
 
 
 class _Driver:
-    """Hands on points, passes a wish to stop, and says how it ended."""
+    """Hands on points, passes a request to stop on, and says how it ended."""
 
     def __init__(
-        self, channel: Any, fit: _Fit, sink: Callable[[Point], None], reasons: list[str], lease: ExclusiveLease
+        self,
+        channel: Any,
+        fit: _Fit,
+        sink: Callable[[Point], None],
+        before_checkpoint: Callable[[], None],
+        reasons: list[str],
+        lease: ExclusiveLease,
     ) -> None:
-        self.channel, self.fit, self.sink, self.reasons, self.lease = channel, fit, sink, reasons, lease
+        self.channel, self.fit, self.reasons, self.lease = channel, fit, reasons, lease
+        self.sink, self.before_checkpoint = sink, before_checkpoint
         self.last = Point(0, 0, {}, 0)
         self.outcome: Outcome | None = None
         self.asked_at: float | None = None
@@ -186,6 +183,9 @@ class _Driver:
         for item in ray.get(self.channel.receive.remote(seconds)):
             if "status" in item:
                 self.outcome = Outcome(**item)
+            elif "checkpoint" in item:  # rank 0 waits for the next `receive` before it writes
+                require(self.lease.record)
+                self.before_checkpoint()
             elif item["step"] > self.last.step:  # a restarted group repeats the steps since its checkpoint
                 self.last = Point(**item)
                 self.sink(self.last)
@@ -202,7 +202,7 @@ class _Driver:
         if self.reasons:
             return self._ended("KILLED", f"{self.reasons[0]}; the workers did not write a checkpoint in {GRACE_S:g} s")
         return self._ended(
-            "FAILED", "The workers ended without a word; their logs are in /tmp/ray/session_latest/logs."
+            "FAILED", "The workers ended and gave no reason; their logs are in /tmp/ray/session_latest/logs."
         )
 
     def _ended(self, status: Any, reason: str) -> Outcome:
@@ -236,7 +236,7 @@ def _stop_requests() -> Iterator[_StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in stop_signals()}
     try:
         yield request
     finally:

@@ -1,6 +1,7 @@
-"""A run's folder, on this machine or behind a URI: its artefacts, checkpoints and model, each whole or not there.
+"""A run's folder, on this machine or behind a URI: all that a run leaves, each file and folder whole or not there.
 
-<storage>/<name>/{artefacts/, checkpoint_00000120/, model/, checkpoint_manager_snapshot.json, _lease/}
+<storage>/<name>/{artefacts/, checkpoint_00000120/, model/, checkpoint_manager_snapshot.json, _lease/,
+                  evaluation.json, report.html, tracking/}
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.storage.files import absolute, download, entries, is_remote, join, read, remote, remove, stat
+from components.storage.files import absolute, download, entries, is_remote, join, read, remote, remove, stat, write
 from components.storage.lease import ExclusiveLease
 from ssl_core import folder
 from ssl_core.folder import MARKER, DamagedError
@@ -20,15 +22,33 @@ from ssl_core.train import checkpoint
 from ssl_core.train.ranks import Checkpoint
 
 MODEL, ARTEFACTS = "model", "artefacts"
+EVALUATION, REPORT = "evaluation.json", "report.html"
 
 
+@dataclass(frozen=True)
 class RunFolder:
-    """Local: written in place by rename. Remote: written here, then uploaded file by file, the marker last."""
+    """Local: written in place by rename. Remote: written here, then uploaded file by file, the marker last.
 
-    def __init__(self, storage: str, name: str) -> None:
-        self.storage, self.name = absolute(storage), name
-        self.uri = join(self.storage, name)
-        self.remote = is_remote(self.uri)
+    Attributes:
+        storage: path or URI of the folder that it lies in.
+        name: of the run.
+    """
+
+    storage: str
+    name: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "storage", absolute(self.storage))
+
+    @property
+    def uri(self) -> str:
+        """Path or URI."""
+        return join(self.storage, self.name)
+
+    @property
+    def remote(self) -> bool:
+        """Whether it lies behind a URI."""
+        return is_remote(self.storage)
 
     def lease(self) -> ExclusiveLease:
         """The right to write here, to be held while training; other machines that reach the storage respect it."""
@@ -90,6 +110,22 @@ class RunFolder:
             for path in sorted(local.iterdir(), key=lambda path: path.name == MARKER):
                 _upload(path, join(self.uri, name, path.name))
 
+    def write(self, name: str, content: bytes | str) -> None:
+        """A small file, whole or not at all."""
+        write(join(self.uri, name), content.encode() if isinstance(content, str) else content)
+
+    def uri_of(self, name: str) -> str:
+        """Where a file or folder of it lies."""
+        return join(self.uri, name)
+
+    def read(self, name: str) -> bytes | None:
+        """The file; None where there is none."""
+        return read(join(self.uri, name))
+
+    def names(self) -> list[str]:
+        """Of the files and folders in it."""
+        return [entry.uri.rsplit("/", 1)[1] for entry in self._entries()]
+
     def remove(self, name: str) -> None:
         """Deletes a checkpoint, marker first."""
         if not self.remote:
@@ -100,8 +136,7 @@ class RunFolder:
             remove(uri)
 
     def _checkpoints(self) -> list[str]:
-        names = [entry.uri.rsplit("/", 1)[1] for entry in self._entries()]
-        return [name for name in names if checkpoint.step_of(name) is not None]
+        return [name for name in self.names() if checkpoint.step_of(name) is not None]
 
     def _entries(self, *names: str) -> list[Any]:
         uri = join(self.uri, *names)

@@ -26,6 +26,7 @@ from ssl_core.train import checkpoint
 from ssl_core.train.loop import pretrain
 from ssl_core.train.ranks import Checkpoint
 from ssl_core.train.run import Run
+from ssl_core.types import CorpusVersion
 
 FINAL = (
     ValueError,
@@ -46,8 +47,7 @@ class Training:
 
     Attributes:
         run: what to learn and how.
-        corpus: URI of the corpus.
-        version: of the corpus.
+        corpus: the version to train on.
         folder: the run's folder.
         lease: record of the driver's lease of that folder; nothing is written there once it is gone.
         home: the driver's pretext home, where a remote corpus is cached.
@@ -55,8 +55,7 @@ class Training:
     """
 
     run: Run
-    corpus: str
-    version: int
+    corpus: CorpusVersion
     folder: RunFolder
     lease: str
     home: str
@@ -82,7 +81,7 @@ def _train(training: Training) -> None:
     rank = context.get_world_rank()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
     artefacts.load_all(training.run.task, training.folder)
-    corpus = Corpus.open(training.corpus, training.version)
+    corpus = Corpus.open(training.corpus.uri, training.corpus.version)
     outcome = pretrain(
         training.run,
         Shards.open(corpus.shards()),
@@ -134,6 +133,7 @@ class ReportingStore:
         reported = None
         if self.rank == 0:
             # Workers outlive a killed driver by seconds. A checkpoint of theirs would hide the points that nobody took.
+            self.channel.post.remote({"checkpoint": step})
             ray.get(self.channel.settle.remote())
             require(self.lease)
             name = checkpoint.name_of(step)

@@ -1,0 +1,187 @@
+"""What a run is, for every step: the recipe as plain values, and those values pinned to versions of its corpora.
+
+RunSpec (what is asked for) -> resolve -> RunContext (what exactly is done, and where it lies) -> every step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from components.cluster.connect import Cluster
+from components.corpus.corpus import Corpus, CorpusError
+from components.evaluation.evaluate import Settings
+from components.steps.progress import Progress, Silent
+from components.steps.run_key import code_digest, run_key
+from components.storage.home import pretext_home
+from components.training.run_folder import MODEL, RunFolder
+from ssl_core.data.decode import Limits, SampleFormat
+from ssl_core.train.run import Run
+from ssl_core.types import CorpusVersion
+
+
+class StepError(RuntimeError):
+    """A step cannot be done; the message says why, and what to do first."""
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """A corpus as a recipe names it.
+
+    Attributes:
+        name: of the corpus, its path or URI.
+        sources: what is ingested into it first; none where it is there already.
+        version: that is meant; None is the newest.
+        labels: "parent" where a sample's label is the name of the folder that holds its file.
+        column: of image bytes in Parquet sources.
+    """
+
+    name: str
+    sources: tuple[str, ...] = ()
+    version: int | None = None
+    labels: Literal["parent"] | None = None
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The registered model: its name, and the gain in percentage points that a new champion's lower bound exceeds."""
+
+    model: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where runs are recorded: the MLflow URI, None for the default, and the experiment."""
+
+    uri: str | None = None
+    experiment: str = "pretext"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a recipe asks for, as plain values.
+
+    Attributes:
+        name: of the recipe.
+        task_name: key of the task in TASKS.
+        run: what is trained.
+        corpus: the unlabelled one.
+        probe_train: labelled, fits the probes; None without labels.
+        probe_test: labelled, scores the probes; None without labels.
+        sample_format: how a new corpus stores its samples.
+        limits: what one media file may cost.
+        settings: of the evaluation.
+        factors: Parquet file of what is known of the evaluated samples, a path or URI; None where nothing is.
+        cluster: where and how wide.
+        registration: None where nothing is to be registered.
+        tracking: where the run is recorded.
+        recipe: the whole recipe as JSON data, without secrets, for the record.
+        recipe_text: the same as its user would write it, for the report.
+    """
+
+    name: str
+    task_name: str
+    run: Run
+    corpus: CorpusSpec
+    probe_train: CorpusSpec | None
+    probe_test: CorpusSpec | None
+    sample_format: SampleFormat
+    limits: Limits
+    settings: Settings
+    factors: str | None = None
+    cluster: Cluster = field(default_factory=Cluster)
+    registration: Registration | None = None
+    tracking: Tracking = field(default_factory=Tracking)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
+
+    @property
+    def corpora(self) -> tuple[CorpusSpec, ...]:
+        """All that there are, the unlabelled one first."""
+        return tuple(corpus for corpus in (self.corpus, self.probe_train, self.probe_test) if corpus is not None)
+
+    @property
+    def storage(self) -> str:
+        """The folder or URI in which the run's folder lies."""
+        return self.cluster.storage or str(pretext_home() / "runs")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run: what every step of it is told.
+
+    Attributes:
+        spec: what was asked for.
+        key: hash of all that decides the weights; the same key goes on where it stands, another one never does.
+        name: recipe name and key; names the run in MLflow, on Ray and in storage.
+        code: digest of the code that decides the weights.
+        corpus: the version that is trained on.
+        probe_train: the version that fits the probes; None without labels, or while that corpus is not there yet.
+        probe_test: the version that scores them; None likewise.
+        folder: all that the run leaves.
+        progress: hears what the steps say.
+    """
+
+    spec: RunSpec
+    key: str
+    name: str
+    code: str
+    corpus: CorpusVersion
+    probe_train: CorpusVersion | None
+    probe_test: CorpusVersion | None
+    folder: RunFolder
+    progress: Progress = field(default_factory=Silent, compare=False)
+
+    def facts(self) -> dict[str, Any]:
+        """Which run it is, as JSON data."""
+        corpus = {"corpus": self.spec.corpus.name, "version": self.corpus.version, "digest": self.corpus.digest}
+        who = {"key": self.key, "name": self.name, "code": self.code, "folder": self.folder.uri}
+        return who | corpus | {"samples": self.corpus.samples}
+
+    @property
+    def trained(self) -> bool:
+        """Whether the run has its model."""
+        return self.folder.holds(MODEL)
+
+    def require_model(self) -> None:
+        """Asked before a run's record is opened, so that a step out of order leaves no trace in it.
+
+        Raises:
+            StepError: the run has no model yet.
+        """
+        if not self.trained:
+            raise StepError(f"run {self.name} has no trained model; `pretext pretrain` comes first")
+
+
+def resolve(spec: RunSpec, progress: Progress | None = None) -> RunContext:
+    """The run of a recipe on its corpora as they are now.
+
+    Raises:
+        CorpusError: there is no such corpus or version.
+    """
+    corpus = Corpus.open(spec.corpus.name, spec.corpus.version).pinned()
+    code = code_digest(spec.run)
+    key = run_key(spec.run, spec.cluster.workers, corpus.digest, code)
+    name = f"{spec.name}-{key[:10]}"
+    return RunContext(
+        spec,
+        key,
+        name,
+        code,
+        corpus,
+        probe_train=_pinned_if_there(spec.probe_train),
+        probe_test=_pinned_if_there(spec.probe_test),
+        folder=RunFolder(spec.storage, name),
+        progress=progress or Silent(),
+    )
+
+
+def _pinned_if_there(probe: CorpusSpec | None) -> CorpusVersion | None:
+    """Training needs no labelled corpus; `evaluate` says what is missing."""
+    try:
+        return Corpus.open(probe.name, probe.version).pinned() if probe else None
+    except CorpusError:
+        return None

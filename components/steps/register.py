@@ -1,0 +1,76 @@
+"""The evaluated encoder registered: a version, and champion only where it is significantly better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.evaluation.result import Evaluation
+from components.steps.context import RunContext, StepError
+from components.steps.evaluation_data import evaluated_with
+from components.training.run_folder import EVALUATION, MODEL
+
+if TYPE_CHECKING:
+    from components.registry.register import Registered
+    from components.tracking.tracker import Tracker
+
+
+def require_evaluation(context: RunContext) -> Evaluation:
+    """The run's last evaluation.
+
+    Raises:
+        StepError: the run has no model, has not been evaluated, or its evaluation cannot be read.
+    """
+    context.require_model()
+    written = context.folder.read(EVALUATION)
+    if written is None:
+        raise StepError(f"run {context.name} has not been evaluated; `pretext evaluate` comes first")
+    try:
+        return Evaluation.from_json(written.decode())
+    except ValueError as error:  # undecodable bytes as well
+        where = context.folder.uri_of(EVALUATION)
+        raise StepError(f"{where} is damaged ({error}); `pretext evaluate` writes it anew") from None
+
+
+def register(context: RunContext, tracker: Tracker, evaluation: Evaluation) -> Registered:
+    """The version, made or found; it becomes champion only where it is significantly better on the same samples.
+
+    Raises:
+        StepError: the recipe registers nothing, the run has no model, or the tracker does not answer.
+        TrackingError, ValueError, DamagedError: see `components.registry.register.register`.
+    """
+    from components.evaluation.evaluate import evaluate, untrained
+    from components.registry.register import register as register_model
+    from ssl_core.train.checkpoint import load_model, read_config
+
+    spec = context.spec
+    registration = spec.registration
+    if registration is None:
+        raise StepError("the recipe has no section `register`; add `register: {model: NAME}`")
+    context.require_model()
+
+    def reevaluate(champion: Path) -> Evaluation:
+        context.progress.say(f"evaluate the champion of {registration.model} on this recipe's samples")
+        task, model = load_model(champion)
+        _, encoder = read_config(champion)
+        start = untrained(task, encoder, spec.run.train.seed)
+        return evaluate(task, model, start, **evaluated_with(context))[0]
+
+    if not tracker.flush() or tracker.run_id is None:
+        raise StepError(f"nothing can be registered: {tracker.trouble}; `pretext register` tries again")
+    tags = {"corpus": spec.corpus.name, "corpus_version": context.corpus.version}
+    tags |= {"corpus_digest": context.corpus.digest, "task": spec.task_name, "code": context.code}
+    with context.folder.local_copy(MODEL) as folder:
+        assert folder is not None, "it is there"
+        return register_model(
+            folder,
+            registration.model,
+            evaluation,
+            run_key=context.key,
+            run_id=tracker.run_id,
+            uri=spec.tracking.uri,
+            size=spec.sample_format.size,
+            margin=registration.margin,
+            tags=tags,
+            reevaluate=reevaluate,
+        )

@@ -1,0 +1,152 @@
+"""The journal of a run whose folder lies behind a URI: it is written on this machine, and lives in the run's folder.
+
+    restore   what the run's folder holds becomes the local journal, unless that is the same and goes further
+    upload    what the folder lacks: the journal's segments, and the files that were logged
+
+<run>/tracking/{journal-000000000000.jsonl, journal-000004210231.jsonl, ..., artifacts/figures/curves.png, ...}
+
+A segment is named by the offset of its first byte in the journal. The last one is written anew, longer, until it has
+`SEGMENT` bytes. How far the tracker has got (journal.ack) stays here: a process elsewhere sends all again and drops the
+points that the tracker has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.storage.files import Entry, StorageError, download, entries, join, stat, write
+
+if TYPE_CHECKING:
+    from components.tracking.journal import Journal
+
+SEGMENT = 4 << 20
+STATE = "mirror.json"
+"""What of the local journal the run's folder holds: {"size": bytes, "files": {path: [size, mtime in ns]}}."""
+COPIES = "artifacts"
+ATTEMPTS = 4
+_SEGMENT_NAME = re.compile(r"journal-(\d{12,})\.jsonl")
+
+
+class Mirror:
+    """Between the folder `uri`, part of a run's folder, and the local `folder`, in which the journal is written."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        self.uri, self.folder = uri, folder
+        self._start, self._size = 0, 0
+        self._files: dict[str, list[int]] = {}
+
+    def restore(self) -> None:
+        """To be called once the local folder is this process's own and before the journal in it is opened.
+
+        Raises:
+            StorageError: the run's folder cannot be read, or lacks a segment.
+        """
+        segments = self._segments()
+        self._size = sum(entry.size for entry in segments)
+        self._start = _next_start(segments)
+        state = self._state()
+        journal = self.folder / "journal.jsonl"
+        here = journal.stat().st_size if journal.exists() else 0
+        if state.get("size") == self._size <= here:
+            self._files = state["files"]
+            return
+        for name in ("journal.ack", STATE):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / COPIES, ignore_errors=True)
+        parts = self.folder / "restored"
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir()
+        with (parts / "journal.jsonl").open("wb") as whole:
+            for number, entry in enumerate(segments):
+                download(entry.uri, parts / str(number))
+                whole.write((parts / str(number)).read_bytes())
+        self._fetch_files(join(self.uri, COPIES), self.folder / COPIES)
+        os.replace(parts / "journal.jsonl", journal)
+        shutil.rmtree(parts)
+        self._write_state()
+
+    def upload(self, journal: Journal) -> None:
+        """Everything that was appended and logged so far; tried again for some seconds where the storage refuses.
+
+        Raises:
+            StorageError: it refused to the end.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                self._upload(journal)
+                return
+            except StorageError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(0.5 * 2**attempt)
+
+    def _upload(self, journal: Journal) -> None:
+        for path in sorted((self.folder / COPIES).rglob("*")):
+            name, found = path.relative_to(self.folder).as_posix(), path.stat()
+            about = [found.st_size, found.st_mtime_ns]
+            if path.is_file() and self._files.get(name) != about and not path.name.startswith("."):
+                write(join(self.uri, name), path.read_bytes())
+                self._files[name] = about
+        size = journal.size
+        if size > self._size:  # after the files that its records name
+            content = journal.read_bytes(self._start, size)
+            write(join(self.uri, f"journal-{self._start:012d}.jsonl"), content)
+            self._size = size
+            self._start = size if len(content) >= SEGMENT else self._start
+        self._write_state()
+
+    def _segments(self) -> list[Entry]:
+        """In order, without a gap."""
+        listed = list(entries(self.uri)) if stat(self.uri) else []
+        found = sorted((entry for entry in listed if _SEGMENT_NAME.fullmatch(_name(entry))), key=_offset)
+        end = 0
+        for entry in found:
+            if _offset(entry) != end:
+                raise StorageError(f"{self.uri} lacks the segment of the journal that starts at {end}; restore it")
+            end += entry.size
+        return found
+
+    def _fetch_files(self, uri: str, folder: Path) -> None:
+        for entry in entries(uri) if stat(uri) else ():
+            path = folder / _name(entry)
+            if entry.folder:
+                self._fetch_files(entry.uri, path)
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            download(entry.uri, path)
+            found = path.stat()
+            self._files[path.relative_to(self.folder).as_posix()] = [found.st_size, found.st_mtime_ns]
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self.folder / STATE).read_text())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) and isinstance(state.get("files"), dict) else {}
+
+    def _write_state(self) -> None:
+        write(str(self.folder / STATE), json.dumps({"size": self._size, "files": self._files}).encode())
+
+
+def _next_start(segments: list[Entry]) -> int:
+    """Offset at which the segment begins that is written next: the last one, until it is full."""
+    if not segments:
+        return 0
+    last = segments[-1]
+    return _offset(last) + (last.size if last.size >= SEGMENT else 0)
+
+
+def _offset(entry: Entry) -> int:
+    found = _SEGMENT_NAME.fullmatch(_name(entry))
+    assert found is not None
+    return int(found[1])
+
+
+def _name(entry: Entry) -> str:
+    return entry.uri.rsplit("/", 1)[1]
