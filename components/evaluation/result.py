@@ -160,7 +160,7 @@ class Evaluation:
         """
         flat: dict[str, float] = {}
         for row in self.rows:
-            flat |= _flat("/".join(("evaluate", row.source.replace(" ", "_"), row.layer)).rstrip("/"), row)
+            flat |= _flat("/".join(("evaluation", row.source.replace(" ", "_"), row.layer)).rstrip("/"), row)
         best = self.row(ENCODER, self.best)
         flat |= _flat("evaluation/best", best) if best else {}
         flat |= {f"evaluation/pretext/{name}": value.mean for name, value in self.pretext.items()}
