@@ -5,6 +5,7 @@ RunSpec (what is asked for) -> resolve -> RunContext (what exactly is done, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from components.corpus.corpus import Corpus, CorpusError
 from components.evaluation.evaluate import Settings
 from components.steps.progress import Progress, Silent
 from components.steps.run_key import code_digest, run_key
+from components.storage.files import entries, stat
 from components.storage.home import pretext_home
 from components.training.run_folder import MODEL, RunFolder
 from ssl_core.data.decode import Limits, SampleFormat
@@ -153,7 +155,24 @@ class RunContext:
             StepError: the run has no model yet.
         """
         if not self.trained:
-            raise StepError(f"run {self.name} has no trained model; `pretext pretrain` comes first")
+            other = self.trained_otherwise()
+            raise StepError(
+                f"run {self.name} has no trained model; `pretext pretrain` comes first{f' ({other})' if other else ''}"
+            )
+
+    def trained_otherwise(self) -> str:
+        """A sentence on a run of the same recipe that has a model and another key; empty where there is none."""
+        pattern = rf"{re.escape(self.spec.name)}-[0-9a-f]{{10}}"
+        listed = entries(self.folder.storage) if stat(self.folder.storage) else ()
+        names = [entry.uri.rsplit("/", 1)[1] for entry in listed if entry.folder]
+        others = [RunFolder(self.folder.storage, n) for n in names if re.fullmatch(pattern, n) and n != self.name]
+        found = next((folder for folder in others if folder.holds(MODEL)), None)
+        if found is None:
+            return ""
+        return (
+            f"{found.name} was trained with another recipe, corpus version or code; "
+            f"`pretext embed --model {found.uri_of(MODEL)} SOURCE -o OUT` uses it as it is"
+        )
 
 
 def resolve(spec: RunSpec, progress: Progress | None = None) -> RunContext:

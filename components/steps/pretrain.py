@@ -35,6 +35,8 @@ def pretrain(context: RunContext, tracker: Tracker, lease: ExclusiveLease) -> Ou
     if context.trained:
         progress.say(f"pretrain {context.name}: trained already (same recipe, corpus and code)")
         return None
+    if not context.folder.complete() and (other := context.trained_otherwise()):
+        progress.say(f"pretrain {context.name} is a new run: {other}")
     run = prepare(spec.run, context.corpus, context.folder, spec.cluster, lease=lease, tracking=spec.tracking.uri)
     tracker.params({"artefacts": digests(run.task)})
     samples, version = context.corpus.samples, context.corpus.version

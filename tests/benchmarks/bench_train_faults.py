@@ -28,8 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # before tests/ssl_core, whi
 from processes import running
 from small_corpus import make_corpus
 
+from components.cluster.connect import Cluster
 from components.corpus.corpus import Corpus
 from components.training.pretrain import pretrain
+from components.training.run_folder import RunFolder
 from components.training.snapshot import SNAPSHOT
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.rotation import Rotation
@@ -45,12 +47,9 @@ def drive(folder: Path, name: str, steps: int, seed: int) -> None:
     corpus = Corpus.open(str(folder / "corpus"))
     outcome = pretrain(
         run,
-        corpus.uri,
-        corpus.version,
-        storage=str(folder),
-        name=name,
-        workers=2,
-        max_failures=1000,
+        corpus.pinned(),
+        RunFolder(str(folder), name),
+        Cluster(workers=2, max_failures=1000),
         sink=lambda point: print(point.step, flush=True),
     )
     print(outcome, flush=True)

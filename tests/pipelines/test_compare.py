@@ -10,12 +10,16 @@ import pytest
 from test_local import recipe_file, runs
 
 from components.evaluation.comparison import Comparison, Contender
+from components.reports.tables import comparison_markdown
+from components.steps.context import StepError
+from components.steps.ingest import ingest_corpora
+from components.steps.progress import Silent
 from components.storage.home import pretext_home
-from pipelines.compare import Compared, _reference, compare, load, seconds_of
+from components.training.run_folder import RunFolder
+from pipelines.compare import Compared, _reference, compare
+from pipelines.comparison_file import load, seconds_of
 from pipelines.config import COMPARISONS, RecipeError, load_recipe
-from pipelines.local import ingest_step
-from pipelines.session import StepError
-from pipelines.side_by_side import markdown, show_compared
+from pipelines.side_by_side import show_compared
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("100s", 100), ("90", 90), ("1.5m", 90), ("2h", 7200), ("10min", 600)])
@@ -134,19 +138,19 @@ def test_no_budget_is_passed_over_in_silence(tmp_path: Path) -> None:
 def test_the_end_of_a_comparison_says_why_one_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     contender = Contender("turned", "rotation", "resnet18", "turned-0123456789", None, failure="the loss became NaN")
     comparison = Comparison("all", "tiny", 1, 4.0, "CPU-seconds", (contender,))
-    show_compared(Compared(comparison, tmp_path / "all-0123456789", 2.0), as_json=False)
+    show_compared(Compared(comparison, RunFolder(str(tmp_path), "all-0123456789"), 2.0), as_json=False)
     assert re.search(r"done in 2 s\n(.*\n)*  turned failed +the loss became NaN\n", capsys.readouterr().out)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_supervised_reference_is_recorded_where_the_others_are(tmp_path: Path) -> None:
     recipe = load_recipe(variant(tmp_path, "first"), ["tracking.uri=https://anna:secret@tracker.example"])
-    ingest_step(recipe)
+    ingest_corpora(recipe.spec(), Silent())
     (reference,) = _reference([recipe])
     assert (reference.task_name, reference.tracking) == ("supervised", recipe.tracking)
 
     poor = load_recipe(variant(tmp_path, "poor", **{"/train": "/train/corner", "tiny-train": "poor-train"}))
-    ingest_step(poor)
+    ingest_corpora(poor.spec(), Silent())
     with pytest.raises(StepError, match=r"cannot train on poor-train \(classes: 1\): .*at 2\. Mend evaluate"):
         _reference([poor])
 
@@ -163,7 +167,7 @@ def test_a_comparison_evaluates_all_but_what_fails_and_trains_nothing_that_is_tr
     first, failed, *others = comparison.contenders
     others = [first, *others]
     assert failed.evaluation is None and "became NaN" in failed.failure
-    assert "bad failed:" in markdown(comparison)
+    assert "bad failed:" in comparison_markdown(comparison)
     assert [(one.recipe, one.task, one.failure) for one in others] == [
         ("turned", "rotation", ""),
         ("coded", "variational_autoencoder", ""),
@@ -171,10 +175,10 @@ def test_a_comparison_evaluates_all_but_what_fails_and_trains_nothing_that_is_tr
     ]
     assert all(one.steps > 0 and one.rate > 0 and one.memory > 1 << 26 for one in others)
     assert all(1 < one.seconds < 8 for one in others)
-    files = {path.name for path in done.folder.iterdir()} - {"tracking", ".lock"}
+    files = set(done.folder.names()) - {"tracking", "_lease"}
     assert files == {"comparison.html", "comparison.json", "comparison.md", "probes.png"}
-    assert (done.folder / "comparison.md").read_text() == markdown(comparison)
-    assert len(json.loads((done.folder / "comparison.json").read_text())["table"]) == len(comparison.lines())
+    assert (done.folder.read("comparison.md") or b"").decode() == comparison_markdown(comparison)
+    assert len(json.loads(done.folder.read("comparison.json") or b"")["table"]) == len(comparison.lines())
 
     parent = next(run for run in runs() if run.info.run_name == done.folder.name)
     children = [run for run in runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]

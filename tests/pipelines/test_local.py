@@ -22,10 +22,12 @@ from PIL import Image
 
 from components.embed.embed import embed
 from components.evaluation.factors import FactorsError
+from components.steps.context import StepError, resolve
+from components.steps.ingest import ingest_corpora
+from components.steps.progress import Silent
 from components.tracking.store import connect_tracking, tracking_uri
 from pipelines.config import load_recipe
-from pipelines.local import StepError, artefacts_alone, evaluate_alone, pretrain_alone, register_alone, run_pipeline
-from pipelines.plan import plan
+from pipelines.local import artefacts_alone, evaluate_alone, pretrain_alone, register_alone, run_pipeline
 from pipelines.summary import show_summary
 from ssl_core.folder import DamagedError
 
@@ -92,28 +94,28 @@ def test_a_recipe_ends_as_a_registered_evaluated_encoder_and_running_it_again_ch
     }
     assert first.registered is not None and first.registered.champion == 1
     assert {row.source for row in first.evaluation.rows} == {"encoder", "random init", "raw pixels"}
-    assert "<img" in first.report.read_text()
+    assert b"<img" in (first.context.folder.read("report.html") or b"")
 
     again = run_pipeline(recipe)
     assert all(report.added == 0 for report in again.ingested.values())
-    assert again.plan == first.plan
+    assert again.context == first.context
     assert again.evaluation == first.evaluation
     assert again.registered is not None and (again.registered.version, again.registered.created) == (1, False)
 
     (run,) = runs()
     assert run.info.status == "FINISHED"
-    assert run.data.tags["pretext.corpus.version"] == str(first.plan.version)
+    assert run.data.tags["pretext.corpus.version"] == str(first.context.corpus.version)
     assert run.data.params["train.steps"] == "6"
     history = connect_tracking()[0].get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
 
     other = load_recipe(str(tmp_path / "tiny.yaml"), ["evaluate.draws=4"])
-    assert plan(other).key == first.plan.key
+    assert resolve(other.spec()).key == first.context.key
     evaluation, _ = evaluate_alone(other)
     assert evaluation != first.evaluation
     assert register_alone(other).version == 1
 
-    weights = first.plan.folder / "model" / "model.safetensors"
+    weights = Path(first.context.folder.uri) / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(DamagedError):
         evaluate_alone(other)
@@ -128,27 +130,25 @@ PUZZLE = "task: {name: jigsaw, canvas: 32, tile: 8, gap: 2, jitter: 1, permutati
 def test_what_a_task_needs_first_is_made_recorded_and_registered_with_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipelines.local import ingest_step
-
     path = Path(recipe_file(tmp_path))
     text = path.read_text().replace("task: {name: rotation, canvas: 16, flip: false}", PUZZLE)
     path.write_text(text.replace("size: 16}", "size: 32}"))
     recipe = load_recipe(str(path))
-    ingest_step(recipe)
-    made, planned = artefacts_alone(recipe)
+    ingest_corpora(recipe.spec(), Silent())
+    made, context = artefacts_alone(recipe)
     assert list(made) == ["permutation_set"] and not tracking_database().exists()
     assert f"artefacts permutation_set {made['permutation_set']}" in capsys.readouterr().err
-    assert artefacts_alone(recipe) == (made, planned)
+    assert artefacts_alone(recipe) == (made, context)
 
     summary = run_pipeline(recipe)
-    assert summary.plan == planned
+    assert summary.context == context
     (run,) = runs()
     assert run.data.params["artefacts.permutation_set"] == made["permutation_set"]
-    assert artefacts_alone(recipe) == (made, planned), "trained already"
+    assert artefacts_alone(recipe) == (made, context), "trained already"
 
     monkeypatch.setattr("ssl_core.artefact._FOLDERS", [])
     monkeypatch.setattr("ssl_core.artefact._HELD", {})
-    for folder in (planned.folder, tmp_path / "home" / "artefacts"):
+    for folder in (context.folder.uri, tmp_path / "home" / "artefacts"):
         shutil.rmtree(folder)
     report = embed("models:/tiny@champion", str(tmp_path / "test"), tmp_path / "out.parquet")
     assert report.rows == 16
@@ -173,7 +173,7 @@ def test_known_factors_are_evaluated_and_shown_and_a_file_that_is_missing_is_tol
     summary = run_pipeline(recipe)
     kind = summary.evaluation.factors["kind"]
     assert kind.chance == 0.5 and set(kind.known) == {"encoder", "random init", "raw pixels"}
-    assert "What the encoder knows" in summary.report.read_text()
+    assert b"What the encoder knows" in (summary.context.folder.read("report.html") or b"")
     (run,) = runs()
     assert run.data.metrics["evaluation/factors/kind/encoder"] == kind.known["encoder"].score.mean
     assert {"factors.json", "evaluation.json"} <= {
@@ -192,10 +192,8 @@ def test_known_factors_are_evaluated_and_shown_and_a_file_that_is_missing_is_tol
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_step_out_of_order_says_which_comes_first(tmp_path: Path) -> None:
-    from pipelines.local import ingest_step
-
     recipe = load_recipe(recipe_file(tmp_path))
-    ingest_step(recipe)
+    ingest_corpora(recipe.spec(), Silent())
     for step in (evaluate_alone, register_alone):
         with pytest.raises(StepError, match="`pretext pretrain` comes first"):
             step(recipe)

@@ -21,6 +21,7 @@ import torch
 from processes import running
 from small_corpus import make_corpus
 
+from components.cluster.connect import Cluster
 from components.corpus.corpus import Corpus
 from components.storage.files import join, remove
 from components.storage.home import pretext_home
@@ -62,7 +63,7 @@ def puzzle_run(task: Jigsaw = PUZZLE, seed: int = 0) -> Run:
 
 
 def prepared(run: Run, corpus: Corpus, storage: str) -> Jigsaw:
-    task = prepare(run, corpus.uri, corpus.version, storage=storage, name="run").task
+    task = prepare(run, corpus.pinned(), RunFolder(storage, "run")).task
     assert isinstance(task, Jigsaw)
     return task
 
@@ -91,8 +92,8 @@ def test_they_are_made_once_and_found_by_the_same_name_on_another_machine(
 
 @pytest.mark.parametrize("storage", ["s3"], indirect=True)  # a local one: tests/pipelines/test_local.py
 def test_workers_and_whoever_has_only_the_model_find_them(corpus: Corpus, storage: str, tmp_path: Path) -> None:
-    run = prepare(puzzle_run(), corpus.uri, corpus.version, storage=storage, name="run")
-    outcome = pretrain(run, corpus.uri, corpus.version, storage=storage, name="run", workers=2)
+    run = prepare(puzzle_run(), corpus.pinned(), RunFolder(storage, "run"))
+    outcome = pretrain(run, corpus.pinned(), RunFolder(storage, "run"), Cluster(workers=2))
     assert outcome.status == "FINISHED", outcome.reason
     with RunFolder(storage, "run").local_copy(MODEL) as model:
         assert model is not None
@@ -143,18 +144,18 @@ def test_a_digest_in_the_recipe_is_taken_from_the_home_and_a_wrong_one_is_one_se
 
 def test_a_task_without_artefacts_starts_nothing(corpus: Corpus, tmp_path: Path) -> None:
     run = Run(Rotation(canvas=16), ENCODER)
-    assert prepare(run, corpus.uri, corpus.version, storage=str(tmp_path / "runs"), name="run") is run
+    assert prepare(run, corpus.pinned(), RunFolder(str(tmp_path / "runs"), "run")) is run
     assert not (tmp_path / "runs").exists()
 
 
 def test_training_without_them_fails_in_one_sentence(corpus: Corpus, tmp_path: Path) -> None:
-    outcome = pretrain(puzzle_run(), corpus.uri, corpus.version, storage=str(tmp_path), name="run")
+    outcome = pretrain(puzzle_run(), corpus.pinned(), RunFolder(str(tmp_path), "run"))
     assert outcome.status == "FAILED" and "was not made yet" in outcome.reason
 
 
 def test_gpus_that_are_not_there_are_refused_at_once(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="asks for 1 GPUs and this machine shows 0"):
-        prepare(puzzle_run(), corpus.uri, corpus.version, storage=str(tmp_path), name="run", gpus=True)
+        prepare(puzzle_run(), corpus.pinned(), RunFolder(str(tmp_path), "run"), Cluster(gpus=True))
 
 
 def test_a_kill_on_the_way_leaves_nothing_that_counts_and_the_same_call_makes_the_same(
@@ -206,7 +207,7 @@ def word_run(**changed: Any) -> Run:
 
 
 def vocabulary(run: Run, corpus: Corpus, storage: Path, **options: Any) -> Mapping[str, torch.Tensor]:
-    task = prepare(run, corpus.uri, corpus.version, storage=str(storage), name="run", **options).task
+    task = prepare(run, corpus.pinned(), RunFolder(str(storage), "run"), **options).task
     assert isinstance(task, BagOfWords)
     return artefact.load(task.vocabulary)
 

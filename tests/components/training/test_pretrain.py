@@ -18,12 +18,13 @@ import torch
 from processes import running
 from small_corpus import make_corpus
 
+from components.cluster.connect import Cluster
 from components.cluster.driver_channel import open_driver_channel
 from components.corpus.corpus import Corpus
 from components.storage.lease import ExclusiveLease, TakenOver
 from components.storage.locks import Busy
-from components.training.pretrain import Outcome, Point, _Driver, model_uri, pretrain
-from components.training.run_folder import RunFolder
+from components.training.pretrain import Outcome, Point, _Driver, pretrain
+from components.training.run_folder import MODEL, RunFolder
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.train import checkpoint
@@ -47,7 +48,12 @@ def make_run(**train: Any) -> Run:
 
 
 def train(
-    run: Run, corpus: Corpus, storage: Path, on_point: Callable[[Point], None] = lambda point: None, **options: Any
+    run: Run,
+    corpus: Corpus,
+    storage: Path,
+    on_point: Callable[[Point], None] = lambda point: None,
+    before_checkpoint: Callable[[], None] = lambda: None,
+    **cluster: Any,
 ) -> tuple[Outcome, list[Point]]:
     points: list[Point] = []
 
@@ -55,7 +61,9 @@ def train(
         points.append(point)
         on_point(point)
 
-    outcome = pretrain(run, corpus.uri, corpus.version, storage=str(storage), name="run", sink=sink, **options)
+    folder = RunFolder(str(storage), "run")
+    hooks: Any = {"sink": sink, "before_checkpoint": before_checkpoint}
+    outcome = pretrain(run, corpus.pinned(), folder, Cluster(**cluster), **hooks)
     return outcome, points
 
 
@@ -99,7 +107,7 @@ def test_every_point_arrives_once_and_the_model_is_there(straight: tuple[Path, l
     storage, points = straight
     assert [point.step for point in points] == list(range(1, 31))
     assert {"loss", "accuracy", "lr", "samples_per_s"} <= points[-1].metrics.keys()
-    task, model = checkpoint.load_model(Path(model_uri(str(storage), "run")))
+    task, model = checkpoint.load_model(storage / "run" / MODEL)
     assert task == Rotation(canvas=16)
     tensors, _ = state(storage, 30)
     assert all(torch.equal(tensor, tensors[f"model/{name}"]) for name, tensor in model.state_dict().items())
@@ -213,7 +221,7 @@ def test_a_posted_outcome_counts_more_than_what_befalls_ray_later(tmp_path: Path
     channel = open_driver_channel()
     ray.get(channel.post.remote({"status": "FINISHED", "step": 12, "steps": 12, "reason": ""}))
     fit: Any = SimpleNamespace(is_alive=lambda: False, error=RuntimeError("Ray came down"))
-    driver = _Driver(channel, fit, lambda point: None, [], RunFolder(str(tmp_path), "run").lease())
+    driver = _Driver(channel, fit, lambda point: None, lambda: None, [], RunFolder(str(tmp_path), "run").lease())
     assert driver.watch() == Outcome("FINISHED", 12, 12)
 
 

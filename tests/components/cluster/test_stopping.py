@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipelines.console import Stopped
-from pipelines.session import stoppable
+from components.cluster.stopping import Stopped, stoppable
 
 
 def stopped(handler: Callable[[int, object], object] | None = None) -> None:
@@ -29,7 +28,7 @@ def test_sigterm_stops_with_143_also_where_ray_has_put_its_own_handler(
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped, match="SIGTERM") as stop:
         stopped(handler)
-    assert stop.value.exit_code == 143
+    assert stop.value.exit_status == 143
     assert signal.getsignal(signal.SIGTERM) == before
 
 
