@@ -1,4 +1,4 @@
-"""The journal of a run whose folder lies in a bucket: what a machine that is gone has uploaded, another one goes on with."""
+"""The journal of a run whose folder lies in a bucket: another machine goes on with what one that is gone uploaded."""
 
 from __future__ import annotations
 
