@@ -117,7 +117,7 @@ def test_each_step_of_digits_works_in_an_empty_home_and_a_killed_driver_is_follo
     assert held <= {*folder.names(), "_lease"}
     assert place.history(folder) == list(range(1, 41)) and place.status == "FINISHED"
     assert b"<img" in (folder.read("report.html") or b"")
-    kept = [path for home in ("home4", "home5", "home6") for path in (place.root / home).rglob("*") if path.is_file()]
+    kept = [path for home in ("home5", "home6", "home7") for path in (place.root / home).rglob("*") if path.is_file()]
     assert kept and {path.relative_to(place.root).parts[1] for path in kept} <= {"cache", "locks"}
 
     out = place.root / "out.parquet"
