@@ -63,7 +63,7 @@ def test_what_was_uploaded_is_found_by_an_empty_machine_which_goes_on(
     assert steps_of(there) == list(range(30))
     whole = b"".join(read(f"{bucket}/tracking/{name}") or b"" for name, _ in segments(bucket))
     assert whole == (tmp_path / "b" / "journal.jsonl").read_bytes()
-    assert len(segments(bucket)) == (1 if segment > 500 else 5)
+    assert len(segments(bucket)) == (1 if segment > 500 else 3)
 
 
 def test_a_machine_that_comes_back_keeps_what_it_had_not_uploaded_unless_another_went_on(
