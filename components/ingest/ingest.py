@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from components.cluster.connect import connect
 from components.corpus.corpus import Corpus
+from components.decoding.sandbox import DecoderError
 from components.ingest.commits import Committer
 from components.ingest.containers import ColumnError
 from components.ingest.dedup import DedupIndex
@@ -31,6 +32,7 @@ from components.ingest.vacuum import folder_of, ingest_lease, vacuum
 from components.storage.files import StorageError
 from ssl_core.data.decode import Limits, SampleFormat
 from ssl_core.data.shards import SHARD_BYTES
+from ssl_core.errors import PretextError
 
 FILES_PER_TASK = 64
 """Files that one decoding task takes: some tenths of a second of work."""
@@ -230,7 +232,7 @@ def _quiet_streaming() -> Iterator[None]:
 
 @contextmanager
 def _clear_errors(job: IngestJob) -> Iterator[None]:
-    """Raise a worker's storage error as what it was, without Ray's wrapping."""
+    """Raise what a worker told of an error as what it was, without Ray's wrapping."""
     from ray.exceptions import RayError
 
     try:
@@ -240,7 +242,8 @@ def _clear_errors(job: IngestJob) -> Iterator[None]:
         if failure is None:
             raise
         kind, message = failure
-        raise (StorageError if kind == "StorageError" else ColumnError)(message) from None
+        known = {error.__name__: error for error in (StorageError, ColumnError, DecoderError)}
+        raise known.get(kind, PretextError)(message) from None
 
 
 @contextmanager
