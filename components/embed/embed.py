@@ -107,8 +107,8 @@ def embed(
     progress: called with (embedded, refused) after every batch.
 
     Raises:
-        InputError: the model has no such layer, or is none of ours; `out` is a folder, the source, or a file that is no Parquet; or the
-            source is a corpus and something else as well.
+        InputError: the model has no such layer, or is none of ours; `out` is a folder, the source, or a file that is
+            no Parquet; or the source is a corpus and something else as well.
         EmbedError: every file was refused.
         TrackingError: there is no such model, or it cannot be fetched.
         StorageError: source or output cannot be read or written.

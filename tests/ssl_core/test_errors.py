@@ -23,7 +23,7 @@ import ssl_core
 from pipelines.catalogue import UnknownTaskError
 from pipelines.config import RecipeError
 from ssl_core.errors import InputError, PretextError, fault, told, trace_of
-from ssl_core.folder import write_folder, write_tensors
+from ssl_core.folder import write_tensors
 
 INTERNAL = {
     "ssl_core.data.decode.Rejected": "a file's verdict: it becomes a row of the quarantine",
@@ -67,7 +67,7 @@ def test_every_error_class_is_for_the_user_or_internal_for_a_stated_reason() -> 
 
 @pytest.mark.parametrize("kind", OF_USERS, ids=lambda kind: kind.__name__)
 def test_an_error_comes_whole_from_another_process(kind: type[PretextError]) -> None:
-    back = pickle.loads(pickle.dumps(kind("the corpus is away; mount it")))
+    back = pickle.loads(pickle.dumps(kind("the corpus is away; mount it")))  # noqa: S301
     assert type(back) is kind
     assert str(back) == told(back) == "the corpus is away; mount it"
     assert back.exit_status == kind.exit_status
@@ -119,9 +119,9 @@ def test_any_other_error_is_a_fault_of_ours(error: Exception) -> None:
     assert told(error) is None
 
 
-def test_a_fault_is_told_with_its_place_in_our_code_and_keeps_the_trace_of_all_code() -> None:
+def test_a_fault_is_told_with_its_place_in_our_code_and_keeps_the_trace_of_all_code(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as failed:
-        write_tensors(Path("/dev/shm") / "never", {"x": torch.empty(2, device="meta")})
+        write_tensors(tmp_path / "never", {"x": torch.empty(2, device="meta")})
     assert told(failed.value) is None
     sentence = fault(failed.value, "/tmp/trace.txt")
     assert sentence.startswith(f"unexpected {failed.type.__name__} in ssl_core/folder.py:")
@@ -134,32 +134,51 @@ def test_a_fault_that_comes_from_another_process_or_says_nothing_is_told_too() -
     assert "no message" in fault(_raised(AssertionError()), "T")
 
 
-def test_a_disk_that_refuses_tensors_is_the_disk_and_names_the_file(tmp_path: Path) -> None:
+def _where_no_file_may_be_larger_than(size: int, code: str) -> str:
+    """What the code prints in a process of that limit, at which writing fails as on a full disk."""
+    limit = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+"""
+    done = subprocess.run([sys.executable, "-c", limit + code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "write_folder(path, {'model.safetensors': {'x': torch.zeros(10**6)}}, {})",
+        "write_tensors(path, {'x': torch.zeros(10**6)})",
+    ],
+)
+def test_a_disk_that_refuses_tensors_is_the_disk_and_names_the_file(tmp_path: Path, write: str) -> None:
     code = f"""
-import pathlib, resource, signal, torch
+import pathlib, torch
 from ssl_core.errors import told
 from ssl_core.folder import write_folder, write_tensors
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-for write in (
-    lambda: write_folder(pathlib.Path({str(tmp_path / "model")!r}), {{"model.safetensors": {{"x": torch.zeros(10**6)}}}}, {{}}),
-    lambda: write_tensors(pathlib.Path({str(tmp_path / "x.safetensors")!r}), {{"x": torch.zeros(10**6)}}),
-):
-    try:
-        write()
-    except OSError as error:
-        print(told(error))
+path = pathlib.Path({str(tmp_path / "model")!r})
+try:
+    {write}
+except OSError as error:
+    print(told(error))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    first, second = done.stdout.splitlines()
-    assert "model.safetensors: the file would be larger" in first
-    assert "x.safetensors" in second and "the file would be larger" in second
+    printed = _where_no_file_may_be_larger_than(65536, code)
+    assert printed.startswith(f"{tmp_path}/.model.") and "the file would be larger" in printed
     assert not list(tmp_path.iterdir())
 
 
-def test_a_whole_folder_is_written_where_nothing_refuses(tmp_path: Path) -> None:
-    write_folder(tmp_path / "model", {"model.safetensors": {"x": torch.zeros(2)}}, {})
-    assert (tmp_path / "model" / "model.safetensors").exists()
+def test_full_disks_that_leave_no_temporary_folder_are_no_fault_of_ours() -> None:
+    code = """
+import tempfile
+from ssl_core.errors import told
+try:
+    tempfile.mkdtemp()
+except OSError as error:
+    print(told(error))
+"""
+    printed = _where_no_file_may_be_larger_than(0, code)
+    assert "No usable temporary directory" in printed and "set TMPDIR" in printed
 
 
 def test_telling_errors_apart_imports_nothing_heavy() -> None:

@@ -9,12 +9,15 @@ from components.training.run_folder import RunFolder
 from components.training.worker import FINAL, TRACE, Training, _fault
 from ssl_core.data.layout import ShardError
 from ssl_core.errors import InputError, PretextError
+from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.train.run import Run
 
 
 def _training(storage: Path) -> Training:
-    return Training(Run(Rotation()), "corpus", 0, RunFolder(str(storage), "run"), "lease", "home", None)
+    return Training(
+        Run(Rotation(), EncoderSpec("resnet18")), "corpus", 0, RunFolder(str(storage), "run"), "lease", "home", None
+    )
 
 
 def _caught() -> Exception:
