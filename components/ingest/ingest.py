@@ -21,15 +21,12 @@ import pyarrow as pa
 
 from components.cluster.connect import connect
 from components.corpus.corpus import Corpus
-from components.decoding.sandbox import DecoderError
 from components.ingest.commits import Committer
-from components.ingest.containers import ColumnError
 from components.ingest.dedup import DedupIndex
 from components.ingest.precheck import nothing_new
 from components.ingest.sources import Part, Taking, parts
 from components.ingest.stages import IngestJob, decoded, listed, written
 from components.ingest.vacuum import folder_of, ingest_lease, vacuum
-from components.storage.files import StorageError
 from ssl_core.data.decode import Limits, SampleFormat
 from ssl_core.data.shards import SHARD_BYTES
 from ssl_core.errors import PretextError
@@ -238,12 +235,10 @@ def _clear_errors(job: IngestJob) -> Iterator[None]:
     try:
         yield
     except RayError:
-        failure = job.call_index("failure")
+        failure: PretextError | None = job.call_index("failure")
         if failure is None:
             raise
-        kind, message = failure
-        known = {error.__name__: error for error in (StorageError, ColumnError, DecoderError)}
-        raise known.get(kind, PretextError)(message) from None
+        raise failure from None
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from components.ingest.sources import Part, Taking, stretches
 from components.storage.files import StorageError, is_remote, join, naming, open_file, outgoing, stat
 from ssl_core.data.decode import Limits, Rejected, SampleFormat
 from ssl_core.data.shards import SCHEMA, SHARD_BYTES, write_shard
-from ssl_core.errors import told
+from ssl_core.errors import PretextError, told
 
 DECODED = pa.schema(
     [
@@ -97,7 +97,7 @@ class IngestJob:
             yield
         except Exception as error:
             if sentence := told(error):
-                self.call_index("fail", type(error).__name__, sentence)
+                self.call_index("fail", error if isinstance(error, PretextError) else PretextError(sentence))
             raise
 
 
