@@ -34,6 +34,7 @@ from components.training.run_folder import RunFolder
 from pipelines.comparison_file import ComparisonRequest
 from pipelines.config import Recipe
 from pipelines.console import Terminal, complain
+from ssl_core.errors import PretextError
 from ssl_core.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -153,8 +154,6 @@ def _record(request: ComparisonRequest, folder: RunFolder, key: str) -> Iterator
 
 def _contend(context: RunContext, parent: Tracker) -> Contender:
     """Train and evaluate one; what fails of it is told in the table, and the others go on."""
-    from components.training.artefacts import ArtefactError
-
     spec = context.spec
     who = Contender(spec.name, spec.task_name, _in_words(spec.run.encoder), context.name, None)
     try:
@@ -164,7 +163,7 @@ def _contend(context: RunContext, parent: Tracker) -> Contender:
             evaluation = evaluate(context, tracker, anew=False)
             curve = [(point.step, point.metrics) for point in tracker.points()]
             return replace(who, evaluation=evaluation, **training_cost(curve, spec.run.train.batch_size))
-    except (StepError, ArtefactError, ValueError) as error:
+    except PretextError as error:
         complain(f"{spec.name}: {error}")
         return replace(who, failure=str(error))
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ssl_core.errors import InputError, PretextError
+
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, every init warns
 
 
@@ -35,12 +37,12 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.workers < 1:
-            raise ValueError(f"cluster.workers is {self.workers}; it must be at least 1.")
+            raise InputError(f"cluster.workers is {self.workers}; it must be at least 1.")
         if self.max_failures < 0:
-            raise ValueError(f"cluster.max_failures is {self.max_failures}; it must be at least 0.")
+            raise InputError(f"cluster.max_failures is {self.max_failures}; it must be at least 0.")
 
 
-class ClusterError(RuntimeError):
+class ClusterError(PretextError):
     """Ray cannot be reached or started."""
 
 

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from ssl_core.data.decode import Image, Limits, Reason, Rejected, SampleFormat, check_size
+from ssl_core.errors import PretextError
 
 _HEADER_BYTES = 8
 _MAX_TEXT = 8192
@@ -37,6 +38,10 @@ _BOOT = (
     "from components.decoding.child import main; main(int(sys.argv[1]))"
 )
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
+
+
+class DecoderError(PretextError, RuntimeError):
+    """The child process that decodes does not start on this machine; the message has its last words."""
 
 
 class _Died(Exception):
@@ -62,7 +67,7 @@ class Sandbox:
         self._lock = threading.Lock()
 
     def decode(self, data: bytes | bytearray | memoryview) -> Image:
-        """The canonical sample; raises `Rejected` for the file's faults, RuntimeError if no child can be started."""
+        """The canonical sample; raises `Rejected` for the file's faults, DecoderError if no child can be started."""
         check_size(len(data), self.limits)
         with self._lock:
             try:
@@ -153,7 +158,7 @@ class _Child:
         except _Died as death:
             words = self._last_words()
             self.end()
-            raise RuntimeError(f"The image decoder does not start: {death.message} {words}") from None
+            raise DecoderError(f"The image decoder does not start: {death.message} {words}") from None
         self._process.stderr.close()  # type: ignore[union-attr]
 
     def _last_words(self) -> str:

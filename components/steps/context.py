@@ -19,11 +19,12 @@ from components.storage.files import entries, stat
 from components.storage.home import pretext_home
 from components.training.run_folder import MODEL, RunFolder
 from ssl_core.data.decode import Limits, SampleFormat
+from ssl_core.errors import PretextError
 from ssl_core.train.run import Run
 from ssl_core.types import CorpusVersion
 
 
-class StepError(RuntimeError):
+class StepError(PretextError):
     """A step cannot be done; the message says why, and what to do first."""
 
 

@@ -1,7 +1,7 @@
 """A run's folder, on this machine or behind a URI: all that a run leaves, each file and folder whole or not there.
 
 <storage>/<name>/{artefacts/, checkpoint_00000120/, model/, checkpoint_manager_snapshot.json, _lease/,
-                  evaluation.json, report.html, tracking/}
+                  evaluation.json, report.html, tracking/, fault.txt}
 """
 
 from __future__ import annotations

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import pytest
+from small_corpus import make_corpus
 from test_local import recipe_file, runs
 
 from components.evaluation.comparison import Comparison, Contender
 from components.reports.tables import comparison_markdown
-from components.steps.context import StepError
+from components.steps.context import StepError, resolve
 from components.steps.ingest import ingest_corpora
 from components.steps.progress import Silent
 from components.storage.home import pretext_home
+from components.tracking.errors import TrackingError
 from components.training.run_folder import RunFolder
-from pipelines.compare import Compared, _reference, compare
+from pipelines.compare import Compared, _contend, _reference, compare
 from pipelines.comparison_file import load, seconds_of
 from pipelines.config import COMPARISONS, RecipeError, load_recipe
 from pipelines.side_by_side import show_compared
@@ -140,6 +144,23 @@ def test_the_end_of_a_comparison_says_why_one_failed(tmp_path: Path, capsys: pyt
     comparison = Comparison("all", "tiny", 1, 4.0, "CPU-seconds", (contender,))
     show_compared(Compared(comparison, RunFolder(str(tmp_path), "all-0123456789"), 2.0), as_json=False)
     assert re.search(r"done in 2 s\n(.*\n)*  turned failed +the loss became NaN\n", capsys.readouterr().out)
+
+
+def test_what_fails_for_a_reason_of_its_own_is_told_and_a_fault_of_ours_ends_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_corpus(tmp_path / "corpus")
+    spec = load_recipe(variant(tmp_path, "first"), [f"corpus.name={tmp_path / 'corpus'}"]).spec()
+    errors = [TrackingError("the server is away"), ValueError("x")]
+
+    def refuse(*arguments: object) -> NoReturn:
+        raise errors.pop(0)
+
+    monkeypatch.setattr("pipelines.compare.at_work", refuse)
+    parent, context = cast(Any, SimpleNamespace(run_id=None)), resolve(spec)
+    assert _contend(context, parent).failure == "the server is away"
+    with pytest.raises(ValueError, match="x"):
+        _contend(context, parent)
 
 
 @pytest.mark.usefixtures("ray_cluster")
