@@ -290,7 +290,7 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Evaluation
     from components.evaluation.evaluate import evaluate, untrained
     from components.reports import figures
     from components.reports.report import About, write_report
-    from ssl_core.train.checkpoint import load_model
+    from ssl_core.train.saved_model import load_model
 
     with model_of(recipe, planned) as folder:
         task, trained = load_model(folder)
@@ -366,7 +366,7 @@ def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, evaluation: E
     """Register the encoder; it becomes champion only where it is significantly better, evaluated on the same images."""
     from components.evaluation.evaluate import evaluate, untrained
     from components.registry.register import register
-    from ssl_core.train.checkpoint import load_model, read_config
+    from ssl_core.train.saved_model import load_model, read_config
 
     section = recipe.register_
     assert section is not None, "callers check"

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def model_uri(storage: str, name: str) -> str:
-    """Where a finished run's model lies (`ssl_core.train.checkpoint.load_model` reads it)."""
+    """Where a finished run's model lies (`ssl_core.train.saved_model.load_model` reads it)."""
     return join(RunFolder(storage, name).uri, MODEL)
 
 
@@ -97,7 +97,7 @@ def pretrain(
         lacking = lacking_gpus(workers, address) if gpus else ""
         if lacking:
             return Outcome("FAILED", 0, 0, lacking)
-        wrong = repair(folder, run.train.keep)
+        wrong = repair(folder, run.runtime.keep)
         if wrong:
             log.info("repaired Ray's snapshot of %s, which was %s", folder.uri, wrong)
         channel = open_driver_channel()
@@ -130,7 +130,7 @@ def _trainer(training: Training, workers: int, gpus: bool, max_failures: int) ->
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=training.run.train.keep),
+            checkpoint_config=CheckpointConfig(num_to_keep=training.run.runtime.keep),
         ),
     )
 

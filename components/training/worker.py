@@ -24,7 +24,7 @@ from ssl_core.data.reader import ReadError
 from ssl_core.data.shards import Shards
 from ssl_core.train import checkpoint
 from ssl_core.train.loop import pretrain
-from ssl_core.train.ranks import Checkpoint
+from ssl_core.train.ranks import Checkpoint, Ranks
 from ssl_core.train.run import Run
 
 FINAL = (
@@ -88,9 +88,7 @@ def _train(training: Training) -> None:
         Shards.open(corpus.shards()),
         corpus.digest(),
         ReportingStore(training, rank),
-        rank=rank,
-        world=context.get_world_size(),
-        device=device,
+        ranks=Ranks.join(rank, context.get_world_size(), device),
         on_point=lambda point: training.channel.post.remote(asdict(point)),
         stop=_listen(training.channel) if rank == 0 else str,
     )
