@@ -1,7 +1,8 @@
 """The recipe: one YAML file, checked before anything runs, answered in one sentence when it is wrong.
 
-The sections `task`, `encoder`, `optim`, `train` and `corpus.limits` mirror the frozen dataclasses of ssl_core field by
-field, so a new task or option is in the recipe, in `pretext schema` and in `pretext tasks` the moment it exists.
+The sections `task`, `encoder`, `optim`, `train`, `runtime` and `corpus.limits` mirror the frozen dataclasses of
+ssl_core field by field, so a new task or option is in the recipe, in `pretext schema` and in `pretext tasks` the moment
+it exists.
 
     YAML over its base + --set  ->  check(...)  ->  Recipe  ->  .run() -> ssl_core.train.run.Run
 """
@@ -32,13 +33,14 @@ from pydantic import (
 
 from components.corpus.corpus import CorpusError, corpus_uri
 from components.evaluation.evaluate import Settings
+from components.steps.run_key import learning
 from components.tracking.errors import shown
 from pipelines.source_map import SourceMap, YamlError
 from ssl_core.data.decode import Limits, SampleFormat
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.task import PretextTask
 from ssl_core.tasks import TASKS
-from ssl_core.train.run import Optim, Run, Train
+from ssl_core.train.run import Optim, Run, Runtime, Train
 
 RECIPES = Path(__file__).parent / "recipes"
 COMPARISONS = Path(__file__).parent / "comparisons"
@@ -58,6 +60,11 @@ WRITTEN = {
     "float_parsing": "write a number, such as 0.1",
 }
 """How a value of the wrong type should have been written, by pydantic's name for the error."""
+
+
+WATCHING = ("checkpoint_every", "keep", "log_every", "check_every", "collapse_std", "collapse_rank", "collapse_checks")
+MOVED = {f"train.{name}": f"runtime.{name}" for name in (*WATCHING, "reader_threads")}
+"""Keys of earlier recipes -> where they are now."""
 
 
 class RecipeError(ValueError):
@@ -176,7 +183,9 @@ class ClusterSection(Section):
     """Where and how wide training runs."""
 
     workers: int = Field(1, ge=1, description="DDP workers; part of the run key, since they change the weights")
-    gpus: bool = Field(False, description="one GPU for each worker, with nccl; else CPUs, with gloo")
+    gpus: bool = Field(
+        False, description="one GPU for each worker, with nccl; else CPUs, with gloo; part of the run key"
+    )
     max_failures: int = Field(3, ge=0, description="restarts of the worker group after a lost worker or node")
     address: str | None = Field(None, description="Ray cluster; none: RAY_ADDRESS, else a local one")
     storage: str | None = Field(
@@ -245,6 +254,7 @@ class Recipe(Section):
     encoder: mirror(EncoderSpec)  # type: ignore[valid-type]
     optim: mirror(Optim)  # type: ignore[valid-type]
     train: mirror(Train)  # type: ignore[valid-type]
+    runtime: mirror(Runtime) = Field(default_factory=lambda: mirror(Runtime)())  # type: ignore[valid-type]
     cluster: ClusterSection = Field(default_factory=ClusterSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     register_: RegisterSection | None = Field(None, alias="register")
@@ -282,6 +292,7 @@ class Recipe(Section):
             encoder=self.encoder.build(),
             optim=self.optim.build(),
             train=self.train.build(),
+            runtime=self.runtime.build(),
         )
 
     @property
@@ -298,11 +309,8 @@ class Recipe(Section):
         return self.model_dump(mode="json", by_alias=True)
 
     def learning(self) -> dict[str, Any]:
-        """The part that determines the weights, given corpus and code: what the run key hashes."""
-        whole = self.plain()
-        return {key: whole[key] for key in ("name", "task", "encoder", "optim", "train")} | {
-            "workers": self.cluster.workers
-        }
+        """The part that decides the weights, given corpus and code; see `components.steps.run_key`."""
+        return learning(self.run(), self.cluster.workers, self.cluster.gpus)
 
 
 def find_recipe(name: str, folder: Path = Path()) -> Path:
@@ -406,6 +414,8 @@ def _is_union_tag(loc: tuple[str | int, ...], i: int) -> bool:
 
 def _sentence(problem: Any, dotted: str, data: dict[str, Any]) -> str:
     kind, given = problem["type"], problem.get("input")
+    if kind == "extra_forbidden" and dotted in MOVED:
+        return f"`{dotted}` is now `{MOVED[dotted]}`"
     if kind == "extra_forbidden":
         return f"`{dotted}` is no key of a recipe; {_nearest_key(dotted, data)}"
     if kind == "missing":

@@ -1,15 +1,14 @@
-"""The identity of a run: same key, same weights; so the same key resumes, and other data or code never does."""
+"""What one run of a recipe is about to do: the corpus version that it means, and the run's key and name."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from components.corpus.corpus import Corpus
+from components.steps.run_key import code_digest, code_of, run_key
 from components.storage.home import pretext_home
 from pipelines.config import Recipe
 
@@ -21,13 +20,13 @@ class Plan:
     """What one `pretext run` is about to do.
 
     Attributes:
-        key: hash of recipe, learning code and corpus version.
+        key: hash of what decides the weights.
         name: recipe name and key; names the run in MLflow, on Ray and on disk.
         corpus: the corpus as the recipe names it.
         version: of the corpus.
         digest: of that version's content.
         samples: rows of that version.
-        code: digest of the learning code.
+        code: digest of the code that the run executes.
         folder: what the run leaves on this machine.
     """
 
@@ -50,25 +49,10 @@ def plan(recipe: Recipe) -> Plan:
     corpus = Corpus.open(recipe.corpus.name)
     version = corpus.version if recipe.corpus.version is None else recipe.corpus.version
     pinned = corpus.at(version)
-    digest, code = pinned.digest(), code_digest()
-    key = run_key(recipe, digest, code)
+    digest, code = pinned.digest(), code_digest(code_of(recipe.run()))
+    key = run_key(recipe.learning(), corpus=digest, code=code)
     name = f"{recipe.name}-{key[:10]}"
     return Plan(key, name, recipe.corpus.name, version, digest, pinned.count(), code, pretext_home() / "runs" / name)
-
-
-def run_key(recipe: Recipe, corpus_digest: str, code: str) -> str:
-    """Hash of everything that determines the weights."""
-    parts = {"recipe": recipe.learning(), "corpus": corpus_digest, "code": code}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@functools.cache
-def code_digest() -> str:
-    """Digest of the sources that determine the weights: ssl_core, in any checkout or installation."""
-    whole = hashlib.sha256()
-    for path in sorted((ROOT / "ssl_core").rglob("*.py")):
-        whole.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return whole.hexdigest()[:16]
 
 
 @functools.cache

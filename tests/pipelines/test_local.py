@@ -35,7 +35,8 @@ corpus: {{name: tiny, sources: ["{folder}/all"], size: 16}}
 task: {{name: rotation, canvas: 16, flip: false}}
 encoder: {{name: resnet18, stem: cifar, width: 0.0625}}
 optim: {{name: sgd, lr: 0.05}}
-train: {{steps: {steps}, batch_size: 16, log_every: 1, check_every: 0, checkpoint_every: 20}}
+train: {{steps: {steps}, batch_size: 16}}
+runtime: {{log_every: 1, check_every: 0, checkpoint_every: 20}}
 cluster: {{workers: {workers}}}
 evaluate:
   draws: 3
