@@ -1,7 +1,8 @@
 """The recipe: one YAML file, checked before anything runs, answered in one sentence when it is wrong.
 
-The sections `task`, `encoder`, `optim`, `train` and `corpus.limits` mirror the frozen dataclasses of ssl_core field by
-field, so a new task or option is in the recipe, in `pretext schema` and in `pretext tasks` the moment it exists.
+The sections `task`, `encoder`, `optim`, `train`, `runtime` and `corpus.limits` mirror the frozen dataclasses of
+ssl_core field by field, so a new task or option is in the recipe, in `pretext schema` and in `pretext tasks` the moment
+it exists.
 
     YAML over its base + --set  ->  check(...)  ->  Recipe  ->  .run() -> ssl_core.train.run.Run
 """
@@ -43,7 +44,7 @@ from ssl_core.errors import InputError, told
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.task import PretextTask
 from ssl_core.tasks import TASKS
-from ssl_core.train.run import Optim, Run, Train
+from ssl_core.train.run import Optim, Run, Runtime, Train
 
 RECIPES = Path(__file__).parent / "recipes"
 COMPARISONS = Path(__file__).parent / "comparisons"
@@ -63,6 +64,11 @@ WRITTEN = {
     "float_parsing": "write a number, such as 0.1",
 }
 """How a value of the wrong type should have been written, by pydantic's name for the error."""
+
+
+WATCHING = ("checkpoint_every", "keep", "log_every", "check_every", "collapse_std", "collapse_rank", "collapse_checks")
+MOVED = {f"train.{name}": f"runtime.{name}" for name in (*WATCHING, "reader_threads")}
+"""Keys of earlier recipes -> where they are now."""
 
 
 class RecipeError(InputError):
@@ -240,6 +246,7 @@ class Recipe(Section):
     encoder: mirror(EncoderSpec)  # type: ignore[valid-type]
     optim: mirror(Optim)  # type: ignore[valid-type]
     train: mirror(Train)  # type: ignore[valid-type]
+    runtime: mirror(Runtime) = Field(default_factory=lambda: mirror(Runtime)())  # type: ignore[valid-type]
     cluster: mirror(Cluster) = Field(default_factory=lambda: mirror(Cluster)())  # type: ignore[valid-type]
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     register_: RegisterSection | None = Field(None, alias="register")
@@ -277,6 +284,7 @@ class Recipe(Section):
             encoder=self.encoder.build(),
             optim=self.optim.build(),
             train=self.train.build(),
+            runtime=self.runtime.build(),
         )
 
     def spec(self) -> RunSpec:
@@ -423,6 +431,8 @@ def _is_union_tag(loc: tuple[str | int, ...], i: int) -> bool:
 
 def _sentence(problem: Any, dotted: str, data: dict[str, Any]) -> str:
     kind, given = problem["type"], problem.get("input")
+    if kind == "extra_forbidden" and dotted in MOVED:
+        return f"`{dotted}` is now `{MOVED[dotted]}`"
     if kind == "extra_forbidden":
         return f"`{dotted}` is no key of a recipe; {_nearest_key(dotted, data)}"
     if kind == "missing":

@@ -15,6 +15,7 @@ from ssl_core import artefact
 from ssl_core.probes.audit import CUES
 from ssl_core.task import PretextTask, TaskModel
 from ssl_core.tasks import TASKS
+from ssl_core.train.checkpoint import task_name
 from ssl_core.types import Choice
 
 
@@ -30,6 +31,13 @@ def _one_thread():
 @pytest.fixture(params=list(TASKS))
 def task(request) -> PretextTask:
     return small(request.param)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_called_like_its_module(name):
+    """Saved models and run keys name it so, without a look at the list of all tasks."""
+    assert TASKS[name].__module__ == f"ssl_core.tasks.{name}"
+    assert task_name(small(name)) == name
 
 
 def leaves(batch) -> list[Tensor]:

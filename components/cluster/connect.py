@@ -23,7 +23,7 @@ class Cluster:
 
     Attributes:
         workers: DDP workers; part of the run key, since they change the weights.
-        gpus: one GPU for each worker, with nccl; else CPUs, with gloo.
+        gpus: one GPU for each worker, with nccl; else CPUs, with gloo; part of the run key.
         max_failures: restarts of the worker group after a lost worker or node.
         address: Ray cluster; none: RAY_ADDRESS, else a local one.
         storage: run folders: a folder or URI that all nodes reach; default <home>/runs.

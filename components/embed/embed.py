@@ -38,7 +38,7 @@ from components.registry.export import Loaded, input_of, load_artifact
 from components.registry.fetch import fetch
 from components.storage.files import absolute, join, stat
 from ssl_core.data.decode import Image, Limits, Reason, Rejected, SampleFormat
-from ssl_core.data.reader import Reader
+from ssl_core.data.reader import Reader, Sampler
 from ssl_core.data.shards import Shards
 from ssl_core.errors import InputError
 from ssl_core.types import media
@@ -171,9 +171,8 @@ def _from_corpus(corpus: Corpus, loaded: Loaded, batch_size: int) -> Iterator[_P
     shards = Shards.open(corpus.shards())
     name, _ = input_of(loaded.task)
     uris, hashes = shards.column("uri"), shards.column("hash")
-    with Reader(
-        shards, media(loaded.task.sample), batch_size=batch_size, seed=0, digest=corpus.digest(), train=False
-    ) as reader:
+    sampler = Sampler(batch_size, seed=0, digest=corpus.digest(), train=False)
+    with Reader(shards, media(loaded.task.sample), sampler) as reader:
         for batch in reader:
             squares = batch.raw[name].permute(0, 2, 3, 1).numpy()
             for i, square in zip(batch.ids.tolist(), squares):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ssl_core.errors import InputError
 from ssl_core.task import PretextTask, TaskModel
-from ssl_core.train.checkpoint import load_model
+from ssl_core.train.saved_model import load_model
 from ssl_core.types import Field, media
 
 PRETEXT, PT2, ABOUT, EVALUATION = "pretext", "data/model.pt2", "about.json", "evaluation.json"

@@ -54,7 +54,7 @@ class About:
 
     Attributes:
         title: name of the run.
-        run_key: hash of recipe, code and corpus.
+        run_key: hash of what decides the weights.
         corpus: name of the corpus.
         version: of the corpus.
         digest: of the version's contents.

@@ -14,8 +14,8 @@ from components.cluster.connect import Cluster
 from components.corpus.corpus import Corpus, CorpusError
 from components.evaluation.evaluate import Settings
 from components.steps.progress import Progress, Silent
-from components.steps.run_key import code_digest, run_key
-from components.storage.files import entries, stat
+from components.steps.run_key import code_digest, code_of, learning, run_key
+from components.storage.files import absolute, entries, stat
 from components.storage.home import pretext_home
 from components.training.run_folder import MODEL, RunFolder
 from ssl_core.data.decode import Limits, SampleFormat
@@ -107,6 +107,11 @@ class RunSpec:
         return tuple(corpus for corpus in (self.corpus, self.probe_train, self.probe_test) if corpus is not None)
 
     @property
+    def learning(self) -> dict[str, Any]:
+        """What of it decides the weights."""
+        return learning(self.run, self.cluster.workers, self.cluster.gpus)
+
+    @property
     def storage(self) -> str:
         """The folder or URI in which the run's folder lies."""
         return self.cluster.storage or str(pretext_home() / "runs")
@@ -119,7 +124,7 @@ class RunContext:
     Attributes:
         spec: what was asked for.
         key: hash of all that decides the weights; the same key goes on where it stands, another one never does.
-        name: recipe name and key; names the run in MLflow, on Ray and in storage.
+        name: recipe name and key; names the run in MLflow, on Ray and in storage. A renamed recipe keeps its run.
         code: digest of the code that decides the weights.
         corpus: the version that is trained on.
         probe_train: the version that fits the probes; None without labels, or while that corpus is not there yet.
@@ -164,9 +169,8 @@ class RunContext:
     def trained_otherwise(self) -> str:
         """A sentence on a run of the same recipe that has a model and another key; empty where there is none."""
         pattern = rf"{re.escape(self.spec.name)}-[0-9a-f]{{10}}"
-        listed = entries(self.folder.storage) if stat(self.folder.storage) else ()
-        names = [entry.uri.rsplit("/", 1)[1] for entry in listed if entry.folder]
-        others = [RunFolder(self.folder.storage, n) for n in names if re.fullmatch(pattern, n) and n != self.name]
+        names = [name for name in _folders_in(self.folder.storage) if re.fullmatch(pattern, name) and name != self.name]
+        others = (RunFolder(self.folder.storage, name) for name in names)
         found = next((folder for folder in others if folder.holds(MODEL)), None)
         if found is None:
             return ""
@@ -183,9 +187,9 @@ def resolve(spec: RunSpec, progress: Progress | None = None) -> RunContext:
         CorpusError: there is no such corpus or version.
     """
     corpus = Corpus.open(spec.corpus.name, spec.corpus.version).pinned()
-    code = code_digest(spec.run)
-    key = run_key(spec.run, spec.cluster.workers, corpus.digest, code)
-    name = f"{spec.name}-{key[:10]}"
+    code = code_digest(code_of(spec.run))
+    key = run_key(spec.learning, corpus=corpus.digest, code=code)
+    name = _name_of_run(spec, key)
     return RunContext(
         spec,
         key,
@@ -197,6 +201,18 @@ def resolve(spec: RunSpec, progress: Progress | None = None) -> RunContext:
         folder=RunFolder(spec.storage, name),
         progress=progress or Silent(),
     )
+
+
+def _name_of_run(spec: RunSpec, key: str) -> str:
+    """Recipe name and key; where the recipe was renamed since, the name that the run has."""
+    own, suffix = f"{spec.name}-{key[:10]}", f"-{key[:10]}"
+    names = [name for name in _folders_in(spec.storage) if name.endswith(suffix)]
+    return own if own in names or not names else min(names)
+
+
+def _folders_in(storage: str) -> list[str]:
+    listed = entries(absolute(storage)) if stat(absolute(storage)) else ()
+    return [entry.uri.rsplit("/", 1)[1] for entry in listed if entry.folder]
 
 
 def _pinned_if_there(probe: CorpusSpec | None) -> CorpusVersion | None:

@@ -28,7 +28,7 @@ def evaluate(context: RunContext, tracker: Tracker, anew: bool = True) -> Evalua
     """
     from components.evaluation.evaluate import evaluate as run_probes
     from components.evaluation.evaluate import evaluation_set, untrained
-    from ssl_core.train.checkpoint import load_model
+    from ssl_core.train.saved_model import load_model
 
     data = evaluated_with(context)
     known = None if anew else _last(context)

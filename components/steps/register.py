@@ -41,7 +41,7 @@ def register(context: RunContext, tracker: Tracker, evaluation: Evaluation) -> R
     """
     from components.evaluation.evaluate import evaluate, untrained
     from components.registry.register import register as register_model
-    from ssl_core.train.checkpoint import load_model, read_config
+    from ssl_core.train.saved_model import load_model, read_config
 
     spec = context.spec
     registration = spec.registration

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from components.steps.context import RunContext, RunSpec, StepError
+from components.steps.context import RunContext, StepError
 from components.storage.home import lock_file
 from components.storage.lease import ExclusiveLease
 from components.storage.locks import Busy, exclusive
@@ -73,17 +73,11 @@ def recorded(context: RunContext, attempt: bool, parent: str | None = None) -> I
     uri = spec.tracking.uri
     how: dict[str, Any] = {"experiment": spec.tracking.experiment, "uri": uri, "tags": tags, "attempt": attempt}
     with Tracker(context.key, context.folder.uri, name=context.name, **how) as tracker:
-        tracker.params(_learning(spec))  # what cannot change within a run; the rest may, as tags may
+        tracker.params(spec.learning)  # what cannot change within a run; the rest may, as tags may
         tracker.tag({"pretext.recipe": spec.recipe})
         tracker.dataset(spec.corpus.name, corpus.uri, corpus.version, corpus.digest, samples=corpus.samples)
         close_dead_runs(uri, context.progress)
         yield tracker
-
-
-def _learning(spec: RunSpec) -> dict[str, Any]:
-    """What of the recipe decides the weights, and its name."""
-    sections = ("name", "task", "encoder", "optim", "train")
-    return {key: spec.recipe[key] for key in sections} | {"workers": spec.cluster.workers}
 
 
 def close_dead_runs(uri: str | None, progress: Progress) -> None:

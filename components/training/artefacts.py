@@ -32,7 +32,7 @@ from components.storage.home import pretext_home
 from components.storage.lease import ExclusiveLease, require
 from components.training.run_folder import ARTEFACTS, RunFolder
 from ssl_core import artefact
-from ssl_core.data.reader import Reader
+from ssl_core.data.reader import Reader, Sampler
 from ssl_core.data.shards import Shards
 from ssl_core.errors import PretextError
 from ssl_core.folder import CONFIG, WEIGHTS, verify, write_folder
@@ -230,7 +230,7 @@ def _batches(job: FitJob, field: str, shards: Shards, digest: str, device: torch
     """The corpus in random order without end; tells the driver how much was read."""
     samples, told = 0, time.monotonic()
     size = min(BATCH, len(shards))
-    with Reader(shards, job.task.sample, batch_size=size, seed=job.seed, digest=digest, device=device) as reader:
+    with Reader(shards, job.task.sample, Sampler(size, job.seed, digest), device=device) as reader:
         for batch in reader:
             samples += size
             if time.monotonic() - told > 0.5:

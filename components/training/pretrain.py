@@ -86,7 +86,7 @@ def pretrain(
         lacking = lacking_gpus(cluster.workers, cluster.address) if cluster.gpus else ""
         if lacking:
             return Outcome("FAILED", 0, 0, lacking)
-        wrong = repair(folder, run.train.keep)
+        wrong = repair(folder, run.runtime.keep)
         if wrong:
             log.info("repaired Ray's snapshot of %s, which was %s", folder.uri, wrong)
         channel = open_driver_channel()
@@ -121,7 +121,7 @@ def _trainer(training: Training, cluster: Cluster) -> TorchTrainer:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=training.run.train.keep),
+            checkpoint_config=CheckpointConfig(num_to_keep=training.run.runtime.keep),
         ),
     )
 

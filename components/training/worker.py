@@ -26,7 +26,7 @@ from ssl_core.data.shards import Shards
 from ssl_core.errors import PretextError, fault, told, trace_of
 from ssl_core.train import checkpoint
 from ssl_core.train.loop import pretrain
-from ssl_core.train.ranks import Checkpoint
+from ssl_core.train.ranks import Checkpoint, Ranks
 from ssl_core.train.run import Run
 from ssl_core.types import CorpusVersion
 
@@ -104,9 +104,7 @@ def _train(training: Training) -> None:
         Shards.open(corpus.shards()),
         corpus.digest(),
         ReportingStore(training, rank),
-        rank=rank,
-        world=context.get_world_size(),
-        device=device,
+        ranks=Ranks.join(rank, context.get_world_size(), device),
         on_point=lambda point: training.channel.post.remote(asdict(point)),
         stop=_listen(training.channel) if rank == 0 else str,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_core.probes.rank import collapse
 from ssl_core.task import TaskModel
-from ssl_core.train.run import Train
+from ssl_core.train.run import Runtime
 from ssl_core.types import Raw
 
 
@@ -20,10 +20,10 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 class CollapseCheck:
-    """Counts checks in a row whose representation is below the thresholds of `Train`."""
+    """Counts checks in a row whose representation is below the thresholds of `Runtime`."""
 
-    def __init__(self, train: Train, failures: int = 0) -> None:
-        self.train = train
+    def __init__(self, runtime: Runtime, failures: int = 0) -> None:
+        self.runtime = runtime
         self.failures = failures
 
     def check(self, model: TaskModel, raw: Raw) -> dict[str, float]:
@@ -34,11 +34,11 @@ class CollapseCheck:
             vectors = list(model.represent(raw).values())[-1]
         for module in training:
             module.training = True
-        gate = collapse(vectors, self.train.collapse_std, self.train.collapse_rank)
+        gate = collapse(vectors, self.runtime.collapse_std, self.runtime.collapse_rank)
         self.failures = self.failures + 1 if gate.collapsed else 0
         return {"spread": gate.spread, "effective_rank": gate.rank}
 
     @property
     def collapsed(self) -> bool:
         """Whether enough checks in a row have failed."""
-        return self.failures >= self.train.collapse_checks
+        return self.failures >= self.runtime.collapse_checks

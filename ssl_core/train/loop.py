@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
-
-from ssl_core.data.reader import Batch, Reader
+from ssl_core.data.reader import Batch, Reader, Sampler
 from ssl_core.data.shards import Shards
 from ssl_core.errors import InputError
 from ssl_core.train import checkpoint
@@ -25,7 +23,7 @@ from ssl_core.train.budget import Clock, steps_within
 from ssl_core.train.collapse import CollapseCheck, all_finite
 from ssl_core.train.memory import keep_freed_memory, peak_memory
 from ssl_core.train.optim import lr_schedule
-from ssl_core.train.ranks import Checkpoint, Ranks
+from ssl_core.train.ranks import ALONE, Checkpoint, Ranks
 from ssl_core.train.run import Run
 from ssl_core.train.train_state import TrainState
 
@@ -107,9 +105,7 @@ def pretrain(
     digest: str,
     store: Store,
     *,
-    rank: int = 0,
-    world: int = 1,
-    device: str | torch.device = "cpu",
+    ranks: Ranks = ALONE,
     on_point: Callable[[Point], None] = lambda point: None,
     stop: Callable[[], str] = str,
 ) -> Outcome:
@@ -120,30 +116,24 @@ def pretrain(
         shards: the corpus.
         digest: the corpus version's digest; order and resume depend on it.
         store: checkpoints and the finished model.
-        rank: this process of `world`; with more than one, torch.distributed must be initialised.
-        world: number of processes.
-        device: where this rank computes.
+        ranks: this process among those that train together, and where it computes; see `Ranks.join`.
         on_point: receives the curves' points, on rank 0. After a resume, points since the checkpoint come again, equal.
         stop: asked after every step on every rank; a reason instead of "" writes a checkpoint and ends as KILLED.
 
     Raises:
         InputError: run, corpus and ranks do not fit together; the message says how to mend it.
     """
-    ranks = Ranks.join(rank, world, device)
     if ranks.device.type == "cpu":
         keep_freed_memory()
-    state = ranks.share_state(store.newest() if rank == 0 else None)
+    state = ranks.share_state(store.newest() if ranks.rank == 0 else None)
     clock = Clock(ranks, state[1].get("compute_seconds", 0.0) if state else 0.0)
     steps = _steps(run, shards, digest, ranks, state, clock)
     train_state = TrainState(run, ranks)
-    collapse_check = CollapseCheck(run.train, _resume(train_state, state, digest))
+    collapse_check = CollapseCheck(run.runtime, _resume(train_state, state, digest))
     train_state.wrap()
     with _reader(run, shards, digest, train_state) as reader:
         steps = steps or run.train.epochs * reader.steps_per_epoch
-        training = _Training(
-            train_state, collapse_check, store, digest, steps, reader.steps_per_epoch, on_point, stop, clock
-        )
-        return training.go(reader)
+        return _Training(train_state, reader, steps, collapse_check, store, clock, on_point, stop).go()
 
 
 def _steps(run: Run, shards: Shards, digest: str, ranks: Ranks, state: Checkpoint | None, clock: Clock) -> int | None:
@@ -165,27 +155,25 @@ class _Training:
     def __init__(
         self,
         train_state: TrainState,
+        reader: Reader,
+        steps: int,
         collapse_check: CollapseCheck,
         store: Store,
-        digest: str,
-        steps: int,
-        steps_per_epoch: int,
+        clock: Clock,
         on_point: Callable[[Point], None],
         stop: Callable[[], str],
-        clock: Clock,
     ) -> None:
-        self.train_state, self.collapse_check, self.store, self.digest = train_state, collapse_check, store, digest
-        self.compute = clock
-        self.steps, self.steps_per_epoch = steps, steps_per_epoch
+        self.train_state, self.reader, self.steps = train_state, reader, steps
+        self.collapse_check, self.store, self.compute = collapse_check, store, clock
         self.on_point, self.stop = on_point, stop
-        self.run, self.ranks = train_state.run, train_state.ranks
-        self.lr = lr_schedule(self.run.optim, self.run.train, steps, steps_per_epoch)
+        self.run, self.ranks, self.digest = train_state.run, train_state.ranks, reader.sampler.digest
+        self.lr = lr_schedule(self.run.optim, self.run.train, steps, reader.steps_per_epoch)
         self.checked: dict[str, float] = {}
         self.clock = (time.perf_counter(), train_state.step_count)
 
-    def go(self, reader: Reader) -> Outcome:
+    def go(self) -> Outcome:
         """Steps until the end, a stop or a failure."""
-        batches = iter(reader)
+        batches = iter(self.reader)
         if self.run.train.seconds is not None and self.train_state.step_count == 0:
             self._save()  # the number of steps that was found: another trial could find another one
         while self.train_state.step_count < self.steps:
@@ -209,12 +197,12 @@ class _Training:
     def _after_step(self, batch: Batch) -> str:
         """Points, checks and checkpoints that are due; a sentence if the run must not go on."""
         step, last = self.train_state.step_count, self.train_state.step_count == self.steps
-        train = self.run.train
-        if train.check_every and step % train.check_every == 0 and self._collapsed(batch):
+        runtime = self.run.runtime
+        if runtime.check_every and step % runtime.check_every == 0 and self._collapsed(batch):
             return self._collapse_sentence()
-        if (step % train.log_every == 0 or last) and not self._log():
+        if (step % runtime.log_every == 0 or last) and not self._log():
             return self._nan_sentence("loss or gradient")
-        if (step % train.checkpoint_every == 0 or last) and not self._save():
+        if (step % runtime.checkpoint_every == 0 or last) and not self._save():
             return self._nan_sentence("weights")
         return ""
 
@@ -228,7 +216,7 @@ class _Training:
             **means,
             **self.checked,
             "lr": self.lr(train_state.step_count - 1),
-            "epoch": train_state.step_count / self.steps_per_epoch,
+            "epoch": train_state.step_count / self.reader.steps_per_epoch,
             "samples_per_s": steps * self.run.train.batch_size / seconds,
             "compute_seconds": self.compute.read(),
             "peak_memory_mib": peak_memory(self.ranks.device) / 2**20,
@@ -273,12 +261,12 @@ class _Training:
         )
 
     def _collapse_sentence(self) -> str:
-        train = self.run.train
+        runtime = self.run.runtime
         return (
-            f"The representation has collapsed at step {self.train_state.step_count}: {train.collapse_checks} checks "
-            f"in a row found its spread below {train.collapse_std:g} or its effective rank below "
-            f"{train.collapse_rank:g}. Change the task's settings or the learning rate; train.check_every 0 trains on "
-            "regardless."
+            f"The representation has collapsed at step {self.train_state.step_count}: {runtime.collapse_checks} checks "
+            f"in a row found its spread below {runtime.collapse_std:g} or its effective rank below "
+            f"{runtime.collapse_rank:g}. Change the task's settings or the learning rate; runtime.check_every 0 trains "
+            "on regardless."
         )
 
 
@@ -297,16 +285,13 @@ def _resume(train_state: TrainState, state: Checkpoint | None, digest: str) -> i
 
 
 def _reader(run: Run, shards: Shards, digest: str, train_state: TrainState) -> Reader:
-    ranks = train_state.ranks
+    ranks, train = train_state.ranks, run.train
+    sampler = Sampler(train.batch_size // ranks.world, train.seed, digest, ranks.rank, ranks.world)
     return Reader(
         shards,
         run.task.sample,
-        seed=run.train.seed,
-        digest=digest,
-        batch_size=run.train.batch_size // ranks.world,
-        rank=ranks.rank,
-        world=ranks.world,
+        sampler,
         start=train_state.cursor,
-        threads=run.train.reader_threads,
+        threads=run.runtime.reader_threads,
         device=ranks.device,
     )

@@ -33,7 +33,7 @@ class Ranks:
     group: dist.ProcessGroup | None = None
 
     @classmethod
-    def join(cls, rank: int, world: int, device: str | torch.device) -> Ranks:
+    def join(cls, rank: int, world: int, device: str | torch.device = "cpu") -> Ranks:
         """Opens the talking group; all ranks call it.
 
         Raises:
@@ -43,7 +43,7 @@ class Ranks:
         if world == 1:
             return cls(rank, world, place)
         if not dist.is_initialized():
-            raise RuntimeError(f"{world} ranks need torch.distributed; call init_process_group before pretrain.")
+            raise RuntimeError(f"{world} ranks need torch.distributed; call init_process_group before that.")
         group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         return cls(rank, world, place, group)
 
@@ -87,3 +87,7 @@ class Ranks:
         for name in layout:
             dist.broadcast(tensors[name], src=0, group=self.group)
         return tensors, meta
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+"""One process on the CPU."""

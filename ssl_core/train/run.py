@@ -1,4 +1,4 @@
-"""The typed run: everything that decides what is learnt, and the only place where task, encoder and training meet.
+"""The typed run: what decides the weights, what only looks after them, and the one place where all of it meets.
 
 The recipe's schema is derived from these fields; the `Attributes` texts are what a user reads there.
 """
@@ -90,7 +90,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class Train:
-    """How long, in which pieces and how safely.
+    """How long and in which pieces; all of it decides the weights.
 
     Attributes:
         epochs: passes over the corpus; ignored where steps is given.
@@ -105,15 +105,6 @@ class Train:
         compile: torch.compile of the model; off, because it is slower on CPUs and for short runs.
         ema: decay per step of the running average of the weights that is evaluated and saved; 0 keeps none.
         sync_bn: batch norm statistics over all workers; GPUs only.
-        checkpoint_every: steps between checkpoints; one more is written at the end and on SIGTERM.
-        keep: newest checkpoints that are kept.
-        log_every: steps between points of the curves.
-        check_every: steps between looks for a collapsed representation; 0 does not look.
-        collapse_std: a check fails where the normalised representation's spread (1 is uniform on the sphere, 0 is
-            one point) is below this.
-        collapse_rank: a check fails where the centred representation's effective rank is below this.
-        collapse_checks: failed checks in a row that stop the run.
-        reader_threads: threads per worker that read and crop ahead of the training.
     """
 
     epochs: int = 100
@@ -127,31 +118,11 @@ class Train:
     compile: bool = False
     ema: float = 0.0
     sync_bn: bool = False
-    checkpoint_every: int = 500
-    keep: int = 2
-    log_every: int = 10
-    check_every: int = 100
-    collapse_std: float = 1e-3
-    collapse_rank: float = 1.05
-    collapse_checks: int = 3
-    reader_threads: int = 2
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("accumulate", 1),
-            ("checkpoint_every", 1),
-            ("keep", 1),
-            ("log_every", 1),
-            ("check_every", 0),
-            ("collapse_std", 0),
-            ("collapse_rank", 0),
-            ("collapse_checks", 1),
-            ("reader_threads", 1),
-        ):
+        for name in ("epochs", "batch_size", "accumulate"):
             value = getattr(self, name)
-            _require(value >= low, f"train.{name} is {value}; it must be at least {low}.")
+            _require(value >= 1, f"train.{name} is {value}; it must be at least 1.")
         _require(self.steps is None or self.steps >= 1, f"train.steps is {self.steps}; it must be at least 1.")
         _require(
             self.seconds is None or 0 < self.seconds < math.inf,
@@ -174,6 +145,46 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """How a training is watched, kept and fed; none of it changes a bit of the weights.
+
+    Attributes:
+        checkpoint_every: steps between checkpoints; one more is written at the end and on SIGTERM.
+        keep: newest checkpoints that are kept.
+        log_every: steps between points of the curves.
+        check_every: steps between looks for a collapsed representation; 0 does not look.
+        collapse_std: a check fails where the normalised representation's spread (1 is uniform on the sphere, 0 is
+            one point) is below this.
+        collapse_rank: a check fails where the centred representation's effective rank is below this.
+        collapse_checks: failed checks in a row that stop the run.
+        reader_threads: threads per worker that read and crop ahead of the training.
+    """
+
+    checkpoint_every: int = 500
+    keep: int = 2
+    log_every: int = 10
+    check_every: int = 100
+    collapse_std: float = 1e-3
+    collapse_rank: float = 1.05
+    collapse_checks: int = 3
+    reader_threads: int = 2
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("checkpoint_every", 1),
+            ("keep", 1),
+            ("log_every", 1),
+            ("check_every", 0),
+            ("collapse_std", 0),
+            ("collapse_rank", 0),
+            ("collapse_checks", 1),
+            ("reader_threads", 1),
+        ):
+            value = getattr(self, name)
+            _require(value >= low, f"runtime.{name} is {value}; it must be at least {low}.")
+
+
+@dataclass(frozen=True)
 class Run:
     """One training: what is learnt, by which network, how.
 
@@ -182,12 +193,14 @@ class Run:
         encoder: the network under it.
         optim: how the weights move.
         train: how long and in which pieces.
+        runtime: how the training is watched, kept and fed.
     """
 
     task: PretextTask
     encoder: EncoderSpec
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 def _outside(where: str, name: str, value: float, low: float, high: float) -> str:

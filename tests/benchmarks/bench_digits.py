@@ -25,9 +25,9 @@ from components.samples.digits import write_digits
 from pipelines.config import Recipe, load_recipe
 from ssl_core.data.decode import Limits, decode
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
-from ssl_core.train.checkpoint import load_model
 from ssl_core.train.loop import Folder, Point, pretrain
 from ssl_core.train.run import Run
+from ssl_core.train.saved_model import load_model
 
 PROBES = ("linear", "knn", "1-shot", "5-shot")
 LIBRARY = {"linear": 98.7, "knn": 94.7, "1-shot": 54.4, "5-shot": 82.1}
@@ -53,7 +53,8 @@ def train(run: Run, part: Split, folder: Path, steps: int) -> tuple[float, float
     """Train; the model lies in folder/model. Returns CPU-seconds of the whole and of a step, the first 10 left out."""
     marks: dict[int, float] = {}
     began = time.process_time()
-    run = dataclasses.replace(run, train=dataclasses.replace(run.train, steps=steps, log_every=10))
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, steps=steps))
+    run = dataclasses.replace(run, runtime=dataclasses.replace(run.runtime, log_every=10))
 
     def mark(point: Point) -> None:
         marks[point.step] = time.process_time()

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_core.data.decode import Limits, SampleFormat, decode
-from ssl_core.data.reader import Reader
+from ssl_core.data.reader import Reader, Sampler
 from ssl_core.data.shards import SCHEMA, SHARD_BYTES, Shards, write_shard
 from ssl_core.types import Field
 
@@ -103,7 +103,7 @@ def peer(paths: list[Path]) -> Iterator[Tensor]:
 
 def ours(shards: Shards, side: int = CROP, batch: int = BATCH) -> Iterator[Tensor]:
     sample = {"image": Field("image", (3, side, side))}
-    for read in Reader(shards, sample, batch_size=batch, seed=0, digest="benchmark", threads=WORKERS):
+    for read in Reader(shards, sample, Sampler(batch, seed=0, digest="benchmark"), threads=WORKERS):
         yield read.raw["image"]
 
 

@@ -36,14 +36,15 @@ from components.training.snapshot import SNAPSHOT
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.train import checkpoint
-from ssl_core.train.run import Optim, Run, Train
+from ssl_core.train.run import Optim, Run, Runtime, Train
 
 
 def drive(folder: Path, name: str, steps: int, seed: int) -> None:
     """The driver: one call of pretrain; every point is a line on stdout."""
     encoder = EncoderSpec("resnet18", width=0.125, stem="cifar")
-    train = Train(steps=steps, batch_size=16, seed=seed, checkpoint_every=10, log_every=1, check_every=0, ema=0.9)
-    run = Run(Rotation(canvas=16), encoder, Optim(lr=0.05, scale_lr=False), train)
+    train = Train(steps=steps, batch_size=16, seed=seed, ema=0.9)
+    runtime = Runtime(checkpoint_every=10, log_every=1, check_every=0)
+    run = Run(Rotation(canvas=16), encoder, Optim(lr=0.05, scale_lr=False), train, runtime)
     corpus = Corpus.open(str(folder / "corpus"))
     outcome = pretrain(
         run,

@@ -39,7 +39,7 @@ from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.ops.images import IMAGENET_MEAN, IMAGENET_STD
 from ssl_core.tasks.simclr import SimCLR
 from ssl_core.train.loop import Folder, Point, pretrain
-from ssl_core.train.run import Optim, Run, Train
+from ssl_core.train.run import Optim, Run, Runtime, Train
 
 SIZE, CANVAS, STEPS, WARM, WORKERS = 96, 128, 8, 4, 2
 TARGET = 3.0
@@ -137,8 +137,9 @@ def peer_rate(paths: list[Path], stem: str, batch: int) -> float:
 
 def our_rate(shard_files: list[Path], stem: str, batch: int, precision: str) -> float:
     """The loop itself, with a point after the warm-up and one at the end."""
-    train = Train(steps=WARM + STEPS, batch_size=batch, precision=precision, log_every=1, check_every=0)  # type: ignore[arg-type]
-    run = Run(SimCLR(canvas=CANVAS, size=SIZE), EncoderSpec("resnet18", stem=stem), Optim(lr=0.12), train)
+    train = Train(steps=WARM + STEPS, batch_size=batch, precision=precision)  # type: ignore[arg-type]
+    runtime = Runtime(log_every=1, check_every=0)
+    run = Run(SimCLR(canvas=CANVAS, size=SIZE), EncoderSpec("resnet18", stem=stem), Optim(lr=0.12), train, runtime)
     times: list[float] = []
 
     def note(point: Point) -> None:

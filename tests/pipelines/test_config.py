@@ -9,11 +9,12 @@ import jsonschema
 import pytest
 import yaml
 
+from components.steps.run_key import run_key
 from pipelines.config import RECIPES, RecipeError, field_docs, find_recipe, json_schema, load_recipe
 from ssl_core.data.decode import Limits
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks import TASKS
-from ssl_core.train.run import Optim, Train
+from ssl_core.train.run import Optim, Runtime, Train
 
 GOOD = """\
 name: tiny
@@ -266,7 +267,7 @@ def test_an_unknown_recipe_names_the_nearest_built_in_one() -> None:
 
 
 def test_every_field_of_a_mirrored_dataclass_is_documented() -> None:
-    for cls in (*TASKS.values(), EncoderSpec, Optim, Train, Limits):
+    for cls in (*TASKS.values(), EncoderSpec, Optim, Train, Runtime, Limits):
         missing = {f.name for f in dataclasses.fields(cls)} - set(field_docs(cls))
         assert not missing, f"{cls.__name__}: no text for {missing}"
 
@@ -285,21 +286,64 @@ def test_the_schema_accepts_the_recipes_and_refuses_a_wrong_key() -> None:
     jsonschema.validate(yaml.safe_load(DERIVED + "task: {canvas: 32}\nregister: {margin: 1}\n"), schema)
 
 
-def test_the_key_depends_on_what_determines_the_weights_and_on_nothing_else(tmp_path: Path) -> None:
-    from pipelines.plan import run_key
+def key_of(path: str, *overrides: str, corpus: str = "data", code: str = "code") -> str:
+    return run_key(load_recipe(path, overrides).spec().learning, corpus=corpus, code=code)
 
+
+def test_the_key_depends_on_what_decides_the_weights(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    key = run_key(load_recipe(path), "data", "code")
-    assert key == run_key(load_recipe(path, ["evaluate.draws=5", "tracking.experiment=other"]), "data", "code")
-    changed = [["optim.lr=0.2"], ["task.canvas=32"], ["train.seed=1"], ["cluster.workers=2"]]
-    keys = {run_key(load_recipe(path, change), "data", "code") for change in changed}
-    keys |= {run_key(load_recipe(path), "other data", "code"), run_key(load_recipe(path), "data", "other code")}
-    assert len(keys) == 6 and key not in keys
+    changes = ["optim.lr=0.2", "task.canvas=32", "train.seed=1", "cluster.workers=2", "cluster.gpus=true"]
+    keys = {key_of(path, change) for change in changes}
+    keys |= {key_of(path, corpus="other data"), key_of(path, code="other code")}
+    assert len(keys) == 7 and key_of(path) not in keys
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "name=other",
+        "runtime.log_every=1",
+        "runtime={keep: 9, checkpoint_every: 7, reader_threads: 1}",
+        "evaluate.draws=5",
+        "register.model=other",
+        "tracking.experiment=other",
+        "tracking.uri=https://tracker.example",
+        "cluster.address=ray://head:10001",
+        "cluster.storage=/shared",
+        "cluster.max_failures=9",
+        "corpus.sources=[/elsewhere]",
+    ],
+)
+def test_the_key_depends_on_nothing_else_of_a_recipe(tmp_path: Path, change: str) -> None:
+    path = write(tmp_path, GOOD)
+    assert load_recipe(path, [change]) != load_recipe(path)
+    assert key_of(path, change) == key_of(path)
 
 
 def test_the_key_of_a_derived_recipe_is_that_of_the_same_recipe_written_out(tmp_path: Path) -> None:
-    from pipelines.plan import run_key
+    whole = write(tmp_path, GOOD + "  steps: 7\n")
+    written_out = key_of(whole)
+    assert key_of(derive(tmp_path)) == written_out
 
-    whole = write(tmp_path, GOOD.replace("name: tiny", "name: derived") + "  steps: 7\n")
-    written_out = run_key(load_recipe(whole), "data", "code")
-    assert run_key(load_recipe(derive(tmp_path)), "data", "code") == written_out
+
+MOVED = "checkpoint_every keep log_every check_every collapse_std collapse_rank collapse_checks reader_threads"
+
+
+@pytest.mark.parametrize("name", MOVED.split())
+def test_a_key_that_has_moved_is_answered_with_its_new_place(tmp_path: Path, name: str) -> None:
+    said = f"`train.{name}` is now `runtime.{name}`"
+    assert complaint(tmp_path, GOOD + f"  {name}: 3\n").endswith(f"tiny.yaml:14: {said}")
+    assert complaint(tmp_path, GOOD, f"train.{name}=3") == f"--set train.{name}=3: {said}"
+    with pytest.raises(RecipeError, match=f"derived.yaml:5: {said}$"):
+        load_recipe(derive(tmp_path, DERIVED + f"  {name}: 3\n"))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(GOOD + f"  {name}: 3\n"), json_schema())
+
+
+def test_the_runtime_of_a_recipe_is_that_of_the_run(tmp_path: Path) -> None:
+    text = GOOD + "runtime: {log_every: 3, keep: 5}\n"
+    jsonschema.validate(yaml.safe_load(text), json_schema())
+    assert load_recipe(write(tmp_path, text), ["runtime.keep=4"]).run().runtime == Runtime(log_every=3, keep=4)
+    assert load_recipe(write(tmp_path, GOOD)).run().runtime == Runtime()
+    assert "tiny.yaml:14: runtime.log_every is 0" in complaint(tmp_path, GOOD + "runtime: {log_every: 0}\n")
+    assert "did you mean `runtime.log_every`?" in complaint(tmp_path, GOOD + "runtime: {log_evry: 1}\n")

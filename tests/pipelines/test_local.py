@@ -37,7 +37,8 @@ corpus: {{name: tiny, sources: ["{folder}/all"], size: 16}}
 task: {{name: rotation, canvas: 16, flip: false}}
 encoder: {{name: resnet18, stem: cifar, width: 0.0625}}
 optim: {{name: sgd, lr: 0.05}}
-train: {{steps: {steps}, batch_size: 16, log_every: 1, check_every: 0, checkpoint_every: 20}}
+train: {{steps: {steps}, batch_size: 16}}
+runtime: {{log_every: 1, check_every: 0, checkpoint_every: 20}}
 cluster: {{workers: {workers}}}
 evaluate:
   draws: 3
@@ -109,6 +110,8 @@ def test_a_recipe_ends_as_a_registered_evaluated_encoder_and_running_it_again_ch
     history = connect_tracking()[0].get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
 
+    renamed = resolve(load_recipe(str(tmp_path / "tiny.yaml"), ["name=small"]).spec())
+    assert renamed.trained and renamed.name == first.context.name, "a recipe that is renamed keeps its run"
     other = load_recipe(str(tmp_path / "tiny.yaml"), ["evaluate.draws=4"])
     assert resolve(other.spec()).key == first.context.key
     evaluation, _ = evaluate_alone(other)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = ["train.steps=40", "train.batch_size=64", "encoder.width=0.0625", "task.hidden=16", "task.out=16"]
 SMALL += ["optim.warmup_steps=2", "evaluate.draws=3", "cluster.workers=2"]
-OFTEN = ["train.log_every=1", "train.checkpoint_every=8", "train.check_every=0"]
+OFTEN = ["runtime.log_every=1", "runtime.checkpoint_every=8", "runtime.check_every=0"]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -75,10 +76,12 @@ class ResNet(Encoder):
     Strides of the four stages against the input: 4, 8, 16, 32 with the ImageNet stem; 1, 2, 4, 8 with CIFAR's.
     """
 
-    def __init__(self, name: str, channels: int, base: int, stem: str, norm: str, zero_init: bool) -> None:
+    options: ClassVar[tuple[str, ...]] = ("stem", "norm", "zero_init")
+
+    def __init__(self, name: str, shape: tuple[int, ...], base: int, *, stem: str, norm: str, zero_init: bool) -> None:
         super().__init__()
         branch, expansion = BRANCHES[name]
-        self.stem = _stem(channels, base, stem, NORMS[norm])
+        self.stem = _stem(shape[0], base, stem, NORMS[norm])
         self.dims = {}
         before = base
         gain = None

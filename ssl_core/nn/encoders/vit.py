@@ -10,6 +10,7 @@ answer is the position; a mean over patches instead of the class token; drop pat
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -79,24 +80,31 @@ def sincos_positions(dim: int, rows: int, columns: int) -> Tensor:
 class ViT(Encoder):
     """`blocks` over patches; `positions` is [1, t, d], preceded by a row for the class token where there is one."""
 
+    options: ClassVar[tuple[str, ...]] = ("patch", "positions", "pool", "drop_path")
     positions: Tensor | None
 
     def __init__(
         self,
         name: str,
-        channels: int,
-        size: tuple[int, int],
+        shape: tuple[int, ...],
         head_dim: int,
+        *,
         patch: int,
         positions: str,
         pool: str,
         drop_path: float,
     ) -> None:
         super().__init__()
+        channels, rows, columns = shape
+        if rows % patch or columns % patch:
+            raise InputError(
+                f"encoder.patch is {patch}, which does not divide the {rows}x{columns} px of the input; "
+                "change the patch or the task's input size."
+            )
         depth, heads = SIZES[name]
         self.dim = heads * head_dim
         self.dims = {f"block{i + 1}": self.dim for i in range(depth)}
-        self.grid = (size[0] // patch, size[1] // patch)
+        self.grid = (rows // patch, columns // patch)
         self.patches = nn.Conv2d(channels, self.dim, patch, patch)
         self.cls = nn.Parameter(torch.empty(1, 1, self.dim)) if pool == "cls" else None
         self._make_positions(positions)

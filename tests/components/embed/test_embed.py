@@ -22,7 +22,8 @@ from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA, write_shard
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.rotation import Rotation
-from ssl_core.train.checkpoint import load_model, save_model
+from ssl_core.train.checkpoint import save_model
+from ssl_core.train.saved_model import load_model
 
 SIDE = 16
 

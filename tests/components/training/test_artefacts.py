@@ -35,7 +35,7 @@ from ssl_core.tasks.bag_of_words import BagOfWords
 from ssl_core.tasks.jigsaw import Jigsaw
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.train.checkpoint import save_model
-from ssl_core.train.run import Run, Train
+from ssl_core.train.run import Run, Runtime, Train
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),
@@ -59,7 +59,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def puzzle_run(task: Jigsaw = PUZZLE, seed: int = 0) -> Run:
-    return Run(task, ENCODER, train=Train(steps=2, batch_size=16, check_every=0, seed=seed))
+    return Run(task, ENCODER, train=Train(steps=2, batch_size=16, seed=seed), runtime=Runtime(check_every=0))
 
 
 def prepared(run: Run, corpus: Corpus, storage: str) -> Jigsaw:
@@ -99,7 +99,7 @@ def test_workers_and_whoever_has_only_the_model_find_them(corpus: Corpus, storag
         assert model is not None
         shutil.copytree(model, tmp_path / "model")
     code = (
-        "import sys, pathlib, torch; from ssl_core.train.checkpoint import load_model\n"
+        "import sys, pathlib, torch; from ssl_core.train.saved_model import load_model\n"
         "task, model = load_model(pathlib.Path(sys.argv[1]))\n"
         "raw = {'image': torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}\n"
         "inputs, targets = task.make_batch(raw, torch.Generator())\n"

@@ -28,7 +28,8 @@ from components.training.run_folder import MODEL, RunFolder
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.train import checkpoint
-from ssl_core.train.run import Optim, Run, Train
+from ssl_core.train.run import Optim, Run, Runtime, Train
+from ssl_core.train.saved_model import load_model
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),
@@ -42,9 +43,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def make_run(**train: Any) -> Run:
-    settings = {"steps": 12, "batch_size": 16, "checkpoint_every": 5, "log_every": 1, "check_every": 0, **train}
+    runtime = Runtime(checkpoint_every=train.pop("checkpoint_every", 5), log_every=1, check_every=0)
     encoder = EncoderSpec("resnet18", width=0.125, stem="cifar")
-    return Run(Rotation(canvas=16), encoder, Optim(lr=0.05, scale_lr=False), Train(**settings))
+    learning = Train(**{"steps": 12, "batch_size": 16, **train})
+    return Run(Rotation(canvas=16), encoder, Optim(lr=0.05, scale_lr=False), learning, runtime)
 
 
 def train(
@@ -107,7 +109,7 @@ def test_every_point_arrives_once_and_the_model_is_there(straight: tuple[Path, l
     storage, points = straight
     assert [point.step for point in points] == list(range(1, 31))
     assert {"loss", "accuracy", "lr", "samples_per_s"} <= points[-1].metrics.keys()
-    task, model = checkpoint.load_model(storage / "run" / MODEL)
+    task, model = load_model(storage / "run" / MODEL)
     assert task == Rotation(canvas=16)
     tensors, _ = state(storage, 30)
     assert all(torch.equal(tensor, tensors[f"model/{name}"]) for name, tensor in model.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from itertools import islice
@@ -16,7 +17,7 @@ import torch
 from corpora import corpus, pixels, rows
 
 from ssl_core.data import images
-from ssl_core.data.reader import Batch, Cursor, Reader, ReadError
+from ssl_core.data.reader import Batch, Cursor, Reader, ReadError, Sampler
 from ssl_core.data.shards import SCHEMA, Shards, class_names
 from ssl_core.types import Field
 
@@ -41,8 +42,10 @@ def no_thread_stays() -> Iterator[None]:
 
 
 def reader(shards: Shards, **changes: Any) -> Reader:
-    settings: dict[str, Any] = {"batch_size": 4, "seed": 1, "digest": "d"}
-    return Reader(shards, changes.pop("sample", SMALL), **(settings | changes))
+    order = {field.name for field in dataclasses.fields(Sampler)}
+    settings: dict[str, Any] = {"batch_size": 4, "seed": 1, "digest": "d"} | changes
+    sampler = Sampler(**{name: settings.pop(name) for name in order & settings.keys()})
+    return Reader(shards, settings.pop("sample", SMALL), sampler, **settings)
 
 
 def take(count: int, shards: Shards, **changes: Any) -> list[Batch]:

@@ -12,7 +12,8 @@ from ssl_core.ops import images
 from ssl_core.tasks.bag_of_words import BagOfWords, fit_vocabulary
 from ssl_core.tasks.spatial_bag_of_words import SpatialBagOfWords
 from ssl_core.tasks.spatial_bag_of_words import fit_vocabulary as fit_places
-from ssl_core.train.checkpoint import load_model, save_model
+from ssl_core.train.checkpoint import save_model
+from ssl_core.train.saved_model import load_model
 
 BOTH = ["bag_of_words", "spatial_bag_of_words"]
 SPEC = EncoderSpec("resnet18", width=0.125, stem="cifar")

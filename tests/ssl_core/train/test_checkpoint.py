@@ -14,8 +14,9 @@ import torch
 from tiny import ENCODER, Upside
 
 from ssl_core import artefact
-from ssl_core.folder import MARKER, DamagedError, is_complete, write_folder
+from ssl_core.folder import CONFIG, MARKER, WEIGHTS, DamagedError, is_complete, read_tensors, write_folder
 from ssl_core.train import checkpoint
+from ssl_core.train.saved_model import from_fields, load_model
 
 
 def _save(parent: Path, step: int) -> Path:
@@ -101,10 +102,10 @@ def _save_model(folder: Path) -> None:
 
 def test_a_model_is_rebuilt_from_its_folder_alone(tmp_path: Path) -> None:
     _save_model(tmp_path / "model")
-    task, model = checkpoint.load_model(tmp_path / "model", tasks=TASKS)
+    task, model = load_model(tmp_path / "model", tasks=TASKS)
     assert task == Upside(canvas=8, dropout=0.5)
     raw = {"image": torch.randint(0, 255, (2, 3, 8, 8), dtype=torch.uint8)}
-    again = checkpoint.load_model(tmp_path / "model", tasks=TASKS)[1]
+    again = load_model(tmp_path / "model", tasks=TASKS)[1]
     assert all(torch.equal(one, two) for one, two in zip(model.represent(raw).values(), again.represent(raw).values()))
 
 
@@ -130,7 +131,7 @@ def test_a_model_brings_its_artefacts_along(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(artefact, "_HELD", {})
     with pytest.raises(artefact.MissingArtefactError):
         artefact.load(task.tint)
-    loaded, _ = checkpoint.load_model(tmp_path / "elsewhere", tasks={"Tinted": Tinted})
+    loaded, _ = load_model(tmp_path / "elsewhere", tasks={"Tinted": Tinted})
     shutil.rmtree(tmp_path / "elsewhere")
     assert loaded == task and torch.equal(artefact.load(task.tint)["rgb"], torch.ones(3))
 
@@ -149,10 +150,10 @@ def test_a_model_without_one_of_its_artefacts_is_not_whole(tmp_path: Path, monke
 
 def _edit(folder: Path, **changes: object) -> None:
     """Rewrites config.json together with its marker, as another version would have written it."""
-    tensors = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
-    config = {**json.loads((folder / checkpoint.CONFIG).read_text()), **changes}
+    tensors = read_tensors(folder / WEIGHTS)
+    config = {**json.loads((folder / CONFIG).read_text()), **changes}
     tensors = {name: value for name, value in tensors.items() if name not in changes}
-    write_folder(folder, {checkpoint.WEIGHTS: tensors}, {checkpoint.CONFIG: config})
+    write_folder(folder, {WEIGHTS: tensors}, {CONFIG: config})
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_a_model_that_does_not_fit_is_refused_in_a_sentence(
     _save_model(tmp_path / "model")
     _edit(tmp_path / "model", **changes)
     with pytest.raises(DamagedError, match=sentence):
-        checkpoint.load_model(tmp_path / "model", tasks=TASKS)
+        load_model(tmp_path / "model", tasks=TASKS)
 
 
 def test_json_lists_become_tuples_and_objects_dataclasses() -> None:
@@ -180,4 +181,4 @@ def test_json_lists_become_tuples_and_objects_dataclasses() -> None:
         sizes: tuple[int, ...]
         name: str = "x"
 
-    assert checkpoint.from_fields(Outer, {"sizes": [1, 2]}) == Outer((1, 2))
+    assert from_fields(Outer, {"sizes": [1, 2]}) == Outer((1, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from ssl_core.data.shards import Shards
 from ssl_core.train import checkpoint
 from ssl_core.train.loop import Folder, Outcome, Point, pretrain
 from ssl_core.train.ranks import Ranks
-from ssl_core.train.run import Run
+from ssl_core.train.run import Run, Runtime
+from ssl_core.train.saved_model import load_model
 from ssl_core.train.train_state import TrainState
 
 
@@ -27,7 +28,7 @@ def train(
     run: Run, shards: Shards, folder: Path, stop: Callable[[], str] = str, digest: str = "d1"
 ) -> tuple[Outcome, list[Point]]:
     points: list[Point] = []
-    outcome = pretrain(run, shards, digest, Folder(folder, run.train.keep), on_point=points.append, stop=stop)
+    outcome = pretrain(run, shards, digest, Folder(folder, run.runtime.keep), on_point=points.append, stop=stop)
     return outcome, points
 
 
@@ -40,7 +41,7 @@ def test_learns_the_task_and_leaves_a_model_that_answers_like_the_checkpoint(sha
     outcome, points = train(tiny_run(steps=60, log_every=2), shards, tmp_path / "run")
     assert outcome == Outcome("FINISHED", 60, 60)
     assert points[-1].metrics["accuracy"] > 0.9 > points[0].metrics["accuracy"]
-    task, model = checkpoint.load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
+    task, model = load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
     assert task == Upside() and not model.training
     tensors, _ = checkpoint.load(tmp_path / "run" / "checkpoint_00000060")
     assert all(torch.equal(tensor, tensors[f"model/{name}"]) for name, tensor in model.state_dict().items())
@@ -103,6 +104,23 @@ class _ByContent(Upside):
         return {"image": images}, (raw["image"].int().sum((1, 2, 3)) % 2).long()
 
 
+def test_what_watches_and_keeps_a_training_changes_no_bit_of_it(shards: Shards, tmp_path: Path) -> None:
+    """So it is no part of the run key; see tests/components/steps/test_run_key.py."""
+    run = tiny_run(ema=0.9)
+    others = Runtime(2, 1, 1, 2, collapse_std=1e-9, collapse_rank=1e-9, collapse_checks=99, reader_threads=1)
+    changed = {
+        field.name for field in fields(Runtime) if getattr(others, field.name) != getattr(run.runtime, field.name)
+    }
+    assert changed == {field.name for field in fields(Runtime)}
+    train(run, shards, tmp_path / "one")
+    train(replace(run, runtime=others), shards, tmp_path / "other")
+    one, other = (checkpoint.load(tmp_path / name / "checkpoint_00000012") for name in ("one", "other"))
+    assert one[1]["ids_digests"] == other[1]["ids_digests"]
+    weights = weights_of(one[0])
+    assert weights.keys() == weights_of(other[0]).keys()
+    assert all(torch.equal(weights[name], other[0][name]) for name in weights)
+
+
 def test_points_are_means_over_the_window_with_rate_and_time_left(shards: Shards, tmp_path: Path) -> None:
     _, every = train(tiny_run(log_every=1), shards, tmp_path / "every")
     _, points = train(tiny_run(log_every=4), shards, tmp_path / "fourth")
@@ -142,7 +160,7 @@ def test_a_healthy_run_is_not_taken_for_collapsed(shards: Shards, tmp_path: Path
 
 def test_the_average_of_the_weights_is_what_the_model_holds(shards: Shards, tmp_path: Path) -> None:
     train(tiny_run(ema=0.9), shards, tmp_path / "run")
-    _, model = checkpoint.load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
+    _, model = load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
     tensors, _ = checkpoint.load(tmp_path / "run" / "checkpoint_00000012")
     own = model.state_dict()
     assert all(torch.equal(own[name], tensors[f"ema/{name}"]) for name in own)
@@ -153,7 +171,7 @@ def test_the_average_of_the_weights_is_what_the_model_holds(shards: Shards, tmp_
 def test_bf16_computes_under_autocast_with_float32_weights(shards: Shards, tmp_path: Path) -> None:
     outcome, points = train(tiny_run(steps=60, log_every=20, precision="bf16"), shards, tmp_path / "run")
     assert outcome.status == "FINISHED" and points[-1].metrics["accuracy"] > 0.9
-    _, model = checkpoint.load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
+    _, model = load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
@@ -171,7 +189,7 @@ def test_a_finished_run_only_writes_its_model_again(shards: Shards, tmp_path: Pa
     checkpoint.remove(tmp_path / "run" / "model")
     outcome, points = train(tiny_run(), shards, tmp_path / "run")
     assert outcome == Outcome("FINISHED", 12, 12) and not points
-    checkpoint.load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
+    load_model(tmp_path / "run" / "model", tasks={"Upside": Upside})
 
 
 def test_batches_that_cannot_be_shared_and_sync_bn_on_a_cpu_are_refused() -> None:

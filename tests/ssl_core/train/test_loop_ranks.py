@@ -17,6 +17,7 @@ from tiny import ENCODER, Upside, tiny_run, tiny_shards, weights_of
 
 from ssl_core.train import checkpoint
 from ssl_core.train.loop import Folder, Outcome, pretrain
+from ssl_core.train.ranks import Ranks
 from ssl_core.train.run import Run
 
 WORLD = 3
@@ -46,7 +47,7 @@ def _rank(rank: int, port: int, folder: Path) -> None:
     shards = tiny_shards(folder / f"corpus{rank}")
 
     def go(run: Run, name: str, stop: Callable[[], str] = str) -> Outcome:
-        return pretrain(run, shards, "d1", Folder(folder / name, 2, rank), rank=rank, world=WORLD, stop=stop)
+        return pretrain(run, shards, "d1", Folder(folder / name, 2, rank), ranks=Ranks.join(rank, WORLD), stop=stop)
 
     def stop() -> str:
         return "asked to" if next(calls) == 3 and rank == WORLD - 1 else ""
@@ -83,6 +84,6 @@ def test_three_ranks_move_the_weights_as_one_does(ranks: Path, tmp_path: Path) -
     assert max((one[name] - three[name]).abs().max().item() for name in one) < 1e-5
 
 
-def test_more_ranks_than_processes_are_told_to_initialise(tmp_path: Path) -> None:
+def test_more_ranks_than_processes_are_told_to_initialise() -> None:
     with pytest.raises(RuntimeError, match="init_process_group"):
-        pretrain(PLAIN, tiny_shards(tmp_path), "d1", Folder(tmp_path / "run", 2), world=2)
+        Ranks.join(0, 2)

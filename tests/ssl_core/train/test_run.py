@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ssl_core.train.run import Optim, Train
+from ssl_core.train.run import Optim, Runtime, Train
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,6 @@ def test_a_wrong_optimizer_field_gets_its_sentence(wrong: dict[str, Any], senten
         ({"batch_size": 10, "accumulate": 3}, r"cannot be cut into train.accumulate 3"),
         ({"ema": 1.0}, r"train.ema is 1.0"),
         ({"precision": "fp16"}, r"choose fp32 or bf16"),
-        ({"keep": 0}, r"train.keep is 0"),
     ],
 )
 def test_a_wrong_training_field_gets_its_sentence(wrong: dict[str, Any], sentence: str) -> None:
@@ -45,7 +44,20 @@ def test_a_wrong_training_field_gets_its_sentence(wrong: dict[str, Any], sentenc
         Train(**wrong)
 
 
-@pytest.mark.parametrize("kind", [Optim, Train])
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"keep": 0}, r"runtime.keep is 0; it must be at least 1"),
+        ({"check_every": -1}, r"runtime.check_every is -1; it must be at least 0"),
+        ({"reader_threads": 0}, r"runtime.reader_threads is 0"),
+    ],
+)
+def test_a_wrong_runtime_field_gets_its_sentence(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Runtime(**wrong)
+
+
+@pytest.mark.parametrize("kind", [Optim, Train, Runtime])
 def test_every_field_has_its_line_of_documentation(kind: type) -> None:
     documented = (kind.__doc__ or "").partition("Attributes:")[2]
     assert all(f"        {field.name}: " in documented for field in dataclasses.fields(kind))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from ssl_core.data.shards import SCHEMA, Shards, write_shard
 from ssl_core.nn.encoders import Encoder, EncoderSpec
 from ssl_core.nn.heads import classify
 from ssl_core.task import EncoderFactory, TaskModel
-from ssl_core.train.run import Optim, Run, Train
+from ssl_core.train.run import Optim, Run, Runtime, Train
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
 
@@ -86,9 +86,19 @@ class Upside:
 ENCODER = EncoderSpec(name="resnet18", width=0.125, stem="cifar")
 
 
-def tiny_run(task: Upside | None = None, optim: Mapping[str, Any] | None = None, **train: Any) -> Run:
-    settings = {"steps": 12, "batch_size": 16, "checkpoint_every": 5, "log_every": 2, "check_every": 0, **train}
-    return Run(task or Upside(), ENCODER, Optim(**{"lr": 0.1, "scale_lr": False, **(optim or {})}), Train(**settings))
+def tiny_run(task: Upside | None = None, optim: Mapping[str, Any] | None = None, **settings: Any) -> Run:
+    """`settings` are fields of `Train` and `Runtime`."""
+    watched = {field.name for field in fields(Runtime)} & settings.keys()
+    runtime = {
+        "checkpoint_every": 5,
+        "log_every": 2,
+        "check_every": 0,
+        **{name: settings.pop(name) for name in watched},
+    }
+    train = Train(**{"steps": 12, "batch_size": 16, **settings})
+    return Run(
+        task or Upside(), ENCODER, Optim(**{"lr": 0.1, "scale_lr": False, **(optim or {})}), train, Runtime(**runtime)
+    )
 
 
 def tiny_shards(folder: Path, count: int = 50, size: int = 10) -> Shards:
