@@ -10,7 +10,6 @@ weights. The evaluation, the registry and the user's own code read it; nothing h
 from __future__ import annotations
 
 import re
-import shutil
 import types
 import typing
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ssl_core import artefact
+from ssl_core.atomic import sweep
 from ssl_core.folder import (
     CONFIG,
     WEIGHTS,
@@ -39,7 +39,7 @@ from ssl_core.tasks import TASKS
 
 TENSORS = "state.safetensors"
 META = "state.json"
-_NAME = re.compile(r"checkpoint_(\d{8,})")
+_NAME, _NAMES = re.compile(r"checkpoint_(\d{8,})"), "checkpoint_*"
 
 FORMAT = 1
 
@@ -92,16 +92,18 @@ def load_newest(parent: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
 
 
 def prune(parent: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` complete checkpoints, and what killed writers left behind."""
+    """Deletes all but the newest `keep` complete checkpoints, and what killed writers left behind.
+
+    Only for the one process that writes checkpoints there.
+    """
+    sweep(parent, _NAMES, older_than=0)
+    sweep(parent)
     kept = complete(parent)[:keep]
     newest = step_of(kept[0].name) if kept else None
     for path in _checkpoints(parent):
         stale = newest is not None and (step_of(path.name) or 0) <= newest
         if path not in kept and stale:
             remove(path)
-    for pattern in (".*.part", ".*.old"):
-        for leftover in parent.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def save_model(

@@ -17,7 +17,7 @@ from PIL import Image
 from components.corpus import delta
 from components.corpus.corpus import Corpus
 from components.embed.embed import EmbedError, embed
-from components.storage.files import StorageError, join, outgoing
+from components.storage.files import StorageError, join, replacing
 from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA, write_shard
 from ssl_core.nn.encoders import EncoderSpec
@@ -133,7 +133,7 @@ def test_a_corpus_in_a_bucket_is_embedded(model: Path, tmp_path: Path, s3: str) 
 
 def corpus_of(name: str, seeds: Iterable[int]) -> tuple[Corpus, list[dict[str, object]]]:
     corpus, rows = Corpus.create(name, SampleFormat(size=SIDE)), [row(i) for i in seeds]
-    with outgoing(join(corpus.uri, "part.parquet")) as shard:
+    with replacing(join(corpus.uri, "part.parquet")) as shard:
         write_shard(shard, pa.Table.from_pylist(rows, schema=SCHEMA))
         size = shard.stat().st_size
     table = delta.open_table(corpus.uri)
