@@ -23,6 +23,7 @@ from components.cluster.connect import connect
 from components.corpus.corpus import Corpus, CorpusError
 from components.evaluation.result import Evaluation
 from components.ingest.ingest import IngestReport, Progress, ingest
+from components.ingest.sources import Taking
 from components.storage.home import pretext_home
 from pipelines.config import CorpusSection, LabelledSection, Recipe
 from pipelines.console import Bar, Stopped, duration, say
@@ -153,11 +154,12 @@ def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
             continue
         sources = [at_home(source) for source in section.sources]
         _require_samples(section.sources)
-        options: dict[str, Any] = {"canon": recipe.corpus.sample_format(), "limits": recipe.corpus.limits.build()}
+        limits = recipe.corpus.limits.build()
         if isinstance(section, LabelledSection):
-            options["labels"] = section.labels
+            taking = Taking(labels=section.labels, limits=limits)
         else:
-            options["column"] = section.column
+            taking = Taking(column=section.column, limits=limits)
+        options = {"sample_format": recipe.corpus.sample_format(), "taking": taking}
         reports[section.name] = ingest_watched(sources, section.name, **options)
     return reports
 
@@ -176,7 +178,13 @@ def at_home(text: str) -> str:
 
 
 def ingest_alone(
-    sources: list[str], corpus: str, sample_format: Mapping[str, Any], limits: Mapping[str, Any], **options: Any
+    sources: list[str],
+    corpus: str,
+    sample_format: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    *,
+    retry_quarantined: bool,
+    **taking: Any,
 ) -> IngestReport:
     """Ingest by hand; of `sample_format`, None is as in the corpus, or the default for a new one; so are limits."""
     try:
@@ -186,7 +194,11 @@ def ingest_alone(
     form, cost = ({k: v for k, v in given.items() if v is not None} for given in (sample_format, limits))
     with stoppable():
         return ingest_watched(
-            sources, corpus, sample_format=SampleFormat(**known | form), limits=Limits(**cost), **options
+            sources,
+            corpus,
+            sample_format=SampleFormat(**known | form),
+            taking=Taking(limits=Limits(**cost), **taking),
+            retry_quarantined=retry_quarantined,
         )
 
 
@@ -206,14 +218,17 @@ def ingest_watched(sources: list[str], corpus: str, **options: Any) -> IngestRep
     return report
 
 
-def embed_alone(model: str, source: str, out: Path, **options: Any) -> EmbedReport:
+def embed_alone(model: str, source: str, out: Path, column: str | None = None, **options: Any) -> EmbedReport:
     """`components.embed.embed.embed` with its progress on stderr."""
     from components.embed.embed import embed
+    from components.embed.pictures import Reading
 
     with stoppable(), Bar("embed") as bar:
-        return embed(
-            model, source, out, progress=lambda n, bad: bar.update(n, None, f"{n:,} done, {bad:,} refused"), **options
-        )
+
+        def show(done: int, refused: int) -> None:
+            bar.update(done, None, f"{done:,} done, {refused:,} refused")
+
+        return embed(model, source, out, reading=Reading(column), progress=show, **options)
 
 
 def artefacts_step(recipe: Recipe, planned: Plan, lease: ExclusiveLease | None) -> Run:
@@ -365,7 +380,7 @@ def read_evaluation(planned: Plan) -> Evaluation:
 def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, evaluation: Evaluation) -> Registered:
     """Register the encoder; it becomes champion only where it is significantly better, evaluated on the same images."""
     from components.evaluation.evaluate import evaluate, untrained
-    from components.registry.register import register
+    from components.registry.register import Candidate, register
     from ssl_core.train.checkpoint import load_model, read_config
 
     section = recipe.register_
@@ -381,19 +396,10 @@ def register_step(recipe: Recipe, planned: Plan, tracker: Tracker, evaluation: E
     if not tracker.flush() or tracker.run_id is None:
         raise StepError(f"nothing can be registered: {tracker.trouble}; `pretext register` tries again")
     tags = {"corpus": planned.corpus, "corpus_version": planned.version, "corpus_digest": planned.digest}
+    tags |= {"task": recipe.task_name, "code": planned.code}
     with model_of(recipe, planned) as folder:
-        return register(
-            folder,
-            section.model,
-            evaluation,
-            run_key=planned.key,
-            run_id=tracker.run_id,
-            uri=recipe.tracking.uri,
-            size=recipe.corpus.size,
-            margin=section.margin,
-            tags=tags | {"task": recipe.task_name, "code": planned.code},
-            reevaluate=reevaluate,
-        )
+        candidate = Candidate(folder, evaluation, planned.key, tracker.run_id, recipe.corpus.size, tags)
+        return register(candidate, section.model, uri=recipe.tracking.uri, margin=section.margin, reevaluate=reevaluate)
 
 
 def evaluated_with(recipe: Recipe, planned: Plan) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def test_a_kill_at_any_line_leaves_the_old_content_or_the_new_and_the_next_sweep
     told = json.loads(ended.stdout)
     files = ["target"] if kind == "file" else ["target/a", "target/b"]
     old, new = ([[file, 3 * (10 * letter + "\n")] for file in files] for letter in "xy")
-    outcomes = ["old" if held == old else "new" if held == new else held for held in told["seen"]]
+    outcomes = ["old" if held == old else "new" if held == new else str(held) for held in told["seen"]]
     turn = outcomes.index("new")
     assert set(outcomes[:turn]) == {"old"} and set(outcomes[turn:]) == {"new"}  # there is one moment between them
     assert turn > 50 and len(outcomes) - turn > 10 and told["leftovers"] > 20
