@@ -15,7 +15,6 @@ RENAMES = {"rename", "renames", "link", "symlink", "fsync", "fdatasync", "NamedT
 WRITES = {"write_text", "write_bytes", "write_table", "ParquetWriter", "save_file", "savetxt", "to_parquet", "to_csv"}
 
 ALLOWED = {
-    ("ssl_core/atomic.py", "replace_bytes"): "within `replacing`",
     ("ssl_core/atomic.py", "replacing"): "the writer itself",
     ("ssl_core/atomic.py", "sweep"): "the writer itself",
     ("ssl_core/atomic.py", "_rename"): "the writer itself",

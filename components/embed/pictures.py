@@ -86,7 +86,7 @@ def find_source(source: str) -> Corpus | list[Part]:
 def pictures_of(
     found: Corpus | Sequence[Part], loaded: Loaded, reading: Reading, batch_size: int
 ) -> Iterator[Iterator[Picture]]:
-    """The pictures of what `find_source` found, in its order, for the block; a corpus is read `batch_size` at a time."""
+    """The pictures of what `find_source` found, in its order, for the block; a corpus' in batches of `batch_size`."""
     with ExitStack() as sandboxes:
         if isinstance(found, Corpus):
             pictures = _samples(found, loaded, batch_size)
