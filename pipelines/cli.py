@@ -215,7 +215,7 @@ def embed(
     from pipelines.local import embed_alone
     from pipelines.summary import show_embedded
 
-    options = {"layer": layer, "batch_size": batch_size, "column": column, "uri": tracking}
+    options: dict[str, Any] = {"layer": layer, "batch_size": batch_size, "column": column, "uri": tracking}
     report = embed_alone(model, source, out, **options)
     show_embedded(source, report, as_json=json_)
     if not report.rows:

@@ -135,7 +135,7 @@ def ingest_alone(
         return ingest_corpus(named, SampleFormat(**known | form), Limits(**cost), progress, retry_quarantined)
 
 
-def embed_alone(model: str, source: str, out: Path, **options: Any) -> EmbedReport:
+def embed_alone(model: str, source: str, out: Path, column: str | None = None, **options: Any) -> EmbedReport:
     """`components.embed.embed.embed` with its progress on stderr."""
     from components.embed.embed import embed
 

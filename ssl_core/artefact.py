@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ssl_core.atomic import sweep
 from ssl_core.errors import InputError
 from ssl_core.folder import DamagedError, read_tensors, write_tensors
 from ssl_core.types import Raw
@@ -73,7 +74,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def keep(folder: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Stores tensors in the folder, atomically and at most once; returns their digest."""
+    """Stores tensors in the folder, whole and at most once; returns their digest."""
+    sweep(folder)
     digest = digest_of(tensors)
     if not (folder / file_name(digest)).exists():
         write_tensors(folder / file_name(digest), tensors)

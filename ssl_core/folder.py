@@ -1,7 +1,7 @@
 """Folders that survive a kill at any instant: safetensors and JSON, never pickle.
 
-A folder is written under a temporary name, its marker COMPLETE last, synced and renamed. The marker lists every file
-with its size and SHA-256, so that a half-deleted, half-uploaded or damaged folder is told from a whole one.
+A folder is written as a whole (`ssl_core.atomic`), its marker COMPLETE last. The marker lists every file with its size
+and SHA-256, so that a half-deleted, half-uploaded or damaged folder is told from a whole one.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
+from ssl_core.atomic import replace_bytes, replacing
 from ssl_core.errors import PretextError
 
 MARKER = "COMPLETE"
@@ -34,36 +34,20 @@ class DamagedError(PretextError):
 def write_folder(
     folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Atomically writes safetensors files and JSON files (file name -> content) as `folder`, marker last."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.parent / f".{folder.name}.{uuid4().hex}.part"
-    part.mkdir()
-    try:
+    """Writes safetensors and JSON files (file name -> content) as `folder`, marker last; see `atomic.replacing`."""
+    with replacing(folder) as part:
+        part.mkdir()
         for name, content in tensors.items():
             _save(content, part / name)
         for name, document in documents.items():
             (part / name).write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False))
-        files = {path.name: _synced(path) for path in sorted(part.iterdir())}
+        files = {path.name: _listed(path) for path in sorted(part.iterdir())}
         (part / MARKER).write_text(json.dumps({"files": files}, indent=1, sort_keys=True))
-        _sync(part / MARKER)
-        _sync(part)
-        _replace(part, folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Atomically writes one safetensors file that stands alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f".{path.name}.{uuid4().hex}.part"
-    try:
-        _save(tensors, part)
-        _sync(part)
-        os.replace(part, path)
-        _sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    """Writes one safetensors file that stands alone and is small; see `atomic.replace_bytes`."""
+    replace_bytes(path, save(_storable(tensors)))
 
 
 def verify(folder: Path) -> None:
@@ -146,29 +130,10 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
-def _synced(path: Path) -> dict[str, Any]:
-    _sync(path)
+def _listed(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """fsync of a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(part: Path, folder: Path) -> None:
-    old = part.with_suffix(".old")
-    if folder.exists():
-        os.rename(folder, old)
-    os.replace(part, folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -29,6 +29,7 @@ from components.corpus.delta import DataFile, stream_columns
 from components.storage.files import StorageError, absolute, download, is_remote, join, naming, open_file
 from components.storage.home import pretext_home
 from components.storage.locks import exclusive
+from ssl_core.atomic import sweep
 from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA
 from ssl_core.errors import InputError
@@ -244,9 +245,10 @@ class Corpus:
         cache.mkdir(parents=True, exist_ok=True)
         paths = [cache / file.name for file in files]
         with exclusive(cache / ".lock", wait=24 * 3600):  # the workers of one machine fetch each shard once
+            sweep(cache, older_than=0)
             for path, file in zip(paths, files):
                 uri = join(self.uri, file.path)
-                if not path.exists():
+                if not path.exists() or path.stat().st_size != file.size:  # a power cut may have emptied it
                     download(uri, path)
                 _check_shard(path, file, uri)
         return paths

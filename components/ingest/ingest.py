@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,7 +27,7 @@ from components.ingest.precheck import nothing_new
 from components.ingest.sources import Part, Taking, parts
 from components.ingest.stages import IngestJob, decoded, listed, written
 from components.ingest.vacuum import folder_of, ingest_lease, vacuum
-from ssl_core.data.decode import Limits, SampleFormat
+from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SHARD_BYTES
 from ssl_core.errors import PretextError
 
@@ -96,9 +96,7 @@ def ingest(
     corpus: str,
     *,
     sample_format: SampleFormat,
-    limits: Limits | None = None,
-    labels: Literal["parent"] | None = None,
-    column: str | None = None,
+    taking: Taking | None = None,
     retry_quarantined: bool = False,
     progress: Callable[[Progress], None] | None = None,
     rows_per_shard: int | None = None,
@@ -110,9 +108,7 @@ def ingest(
         sources: folders, files, globs, tars, Parquet files, as paths or URIs.
         corpus: name, path or URI.
         sample_format: form of the samples; an existing corpus must have the same.
-        limits: what one file may cost.
-        labels: "parent" labels a sample with the name of the folder its file lies in.
-        column: column of bytes in Parquet sources; None finds the only one.
+        taking: how files are taken out of the sources: labels, the column of Parquet files, what a file may cost.
         retry_quarantined: read files again that are in quarantine and have not changed.
         progress: called about twice a second, from another thread.
         rows_per_shard: for tests; the size of a shard in bytes decides otherwise.
@@ -126,7 +122,7 @@ def ingest(
     began = time.monotonic()
     cut = parts(sources)
     store = Corpus.create(corpus, sample_format)
-    taking = Taking(labels, column, limits or Limits())
+    taking = taking or Taking()
     with ingest_lease(store.uri) as lease:
         vacuum(lease, [store.uri, store.quarantine_uri])
         if not retry_quarantined and (counts := nothing_new(cut, store, taking)) is not None:

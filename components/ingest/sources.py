@@ -16,7 +16,7 @@ import posixpath
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -101,9 +101,9 @@ class Taking:
         limits: files above max_bytes are refused unread.
     """
 
-    labels: Literal["parent"] | None
-    column: str | None
-    limits: Limits
+    labels: Literal["parent"] | None = None
+    column: str | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 def parts(sources: Sequence[str], enough: int = 64) -> list[Part]:

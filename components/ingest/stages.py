@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from components.decoding.sandbox import Sandbox
 from components.ingest.dedup import Listed
 from components.ingest.listing import list_files
 from components.ingest.sources import Part, Taking, stretches
-from components.storage.files import StorageError, is_remote, join, naming, open_file, outgoing, stat
+from components.storage.files import StorageError, is_remote, join, naming, open_file, replacing, stat
 from ssl_core.data.decode import Limits, Rejected, SampleFormat
 from ssl_core.data.shards import SCHEMA, SHARD_BYTES, write_shard
 from ssl_core.errors import PretextError, told
@@ -215,7 +214,7 @@ def write_rows(rows: pa.Table, job: IngestJob) -> DataFile:
     for digest, label in zip(rows["hash"].to_pylist(), rows["label"].to_pylist()):
         content.update(f"{digest} {label!r}\n".encode())
     path = f"{job.folder}/part-{content.hexdigest()[:32]}.parquet"
-    with outgoing(join(job.corpus, path)) as local:
+    with replacing(join(job.corpus, path)) as local:
         write_shard(local, rows)
         return DataFile(path, len(rows), local.stat().st_size)
 
@@ -231,8 +230,6 @@ def write_quarantine(rows: pa.Table, job: IngestJob) -> DataFile:
     files = zip(rows["uri"].to_pylist(), rows["size"].to_pylist(), rows["mtime"].to_pylist())
     content = hashlib.sha256(repr(sorted(files)).encode()).hexdigest()
     path = f"{job.folder}/part-{content[:32]}.parquet"
-    with outgoing(join(job.quarantine, path)) as local:
-        temporary = Path(f"{local}.{os.getpid()}.tmp")
-        pq.write_table(rows, temporary)
-        os.replace(temporary, local)
+    with replacing(join(job.quarantine, path)) as local:
+        pq.write_table(rows, local)
         return DataFile(path, len(rows), local.stat().st_size)

@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,27 @@ class Registered:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is to be registered: model folder, what its evaluation said, where it comes from."""
+    """What is to be registered.
+
+    Attributes:
+        model: folder (`ssl_core.train.checkpoint.save_model`).
+        evaluation: what it said; the encoder delivers the layer that was best.
+        run_key: of the run that trained it; a model name has at most one version of each.
+        run_id: MLflow's, of the same run.
+        size: short side of the corpus' samples, from which the task cut its squares; files are embedded at that size.
+        tags: of the version, such as the corpus and its digest.
+    """
 
     model: Path
     evaluation: Evaluation
-    about: Mapping[str, Any]
+    run_key: str
+    run_id: str
+    size: int | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+    def described(self) -> dict[str, Any]:
+        """Where it comes from: the tags, and the size where it is known."""
+        return {**self.tags, **({"size": self.size} if self.size else {})}
 
     def headline(self) -> dict[str, float]:
         """The evaluation's figures of the best layer: "linear", "knn", "rank_me" and so on."""
@@ -74,23 +90,17 @@ class Candidate:
 
 
 def register(
-    model: Path,
+    candidate: Candidate,
     name: str,
-    evaluation: Evaluation,
     *,
-    run_key: str,
-    run_id: str,
     uri: str | None = None,
-    size: int | None = None,
     margin: float = 0.0,
-    tags: Mapping[str, Any] | None = None,
     reevaluate: Callable[[Path], Evaluation] | None = None,
 ) -> Registered:
-    """Registers the model folder of a run (`save_model`) under `name`; the encoder delivers the best layer.
+    """Registers the encoder of a run under `name`, and makes it the champion if it earned it.
 
-    size: short side of the corpus' samples, from which the task cut its squares; files are embedded at that size.
+    uri: of the MLflow server; default as in a recipe.
     margin: percentage points that the lower bound of the gain must exceed for a promotion.
-    tags: of the version, such as the corpus and its digest.
     reevaluate: evaluates the champion, given its model folder, where the two were evaluated on different sets.
 
     Raises:
@@ -100,18 +110,17 @@ def register(
     client, uri = connect_tracking(uri)
     if not name or any(letter in name for letter in "/:%'"):
         raise InputError(f"model name {name!r}: give a name without / : % and quotes")
-    about = {"run_key": run_key, "run_id": run_id, **(tags or {}), **({"size": size} if size else {})}
-    candidate = Candidate(model, evaluation, about)
 
     def gain_over(champion: int) -> Gain | None:
-        return _gain(uri, name, champion, evaluation, reevaluate)
+        return _gain(uri, name, champion, candidate.evaluation, reevaluate)
 
     with answering(uri):
         with model_lock(client, uri, name, lease=UPLOAD_SECONDS):
-            found = version_of_run(client, name, run_key)
+            found = version_of_run(client, name, candidate.run_key)
             version = found or _create(client, name, candidate)
         number = int(version.version)
-        decision = promote(client, uri, name, number, gain_over, margin=margin, collapse=evaluation.collapse)
+        collapse = candidate.evaluation.collapse
+        decision = promote(client, uri, name, number, gain_over, margin=margin, collapse=collapse)
         champion = champion_of(client, name)
         if decision.promoted or champion != number:
             why = f"{decision.verdict}: {decision.reason}"
@@ -128,9 +137,9 @@ def version_of_run(client: MlflowClient, name: str, run_key: str) -> ModelVersio
 
 def _create(client: MlflowClient, name: str, candidate: Candidate) -> ModelVersion:
     metrics = candidate.headline()
-    about = {**candidate.about, "metrics": metrics}
-    tags = {RUN_KEY: about["run_key"], **{f"metric.{key}": f"{value:.4f}" for key, value in metrics.items()}}
-    tags |= {f"pretext.{key}": str(value) for key, value in candidate.about.items() if key not in ("run_key", "run_id")}
+    about = {"run_key": candidate.run_key, "run_id": candidate.run_id, **candidate.described(), "metrics": metrics}
+    tags = {RUN_KEY: candidate.run_key, **{f"metric.{key}": f"{value:.4f}" for key, value in metrics.items()}}
+    tags |= {f"pretext.{key}": str(value) for key, value in candidate.described().items()}
     tags["pretext.evaluation_set"] = candidate.evaluation.evaluation_set
     logged = _logged_model(client, candidate, about)
     try:
@@ -140,7 +149,7 @@ def _create(client: MlflowClient, name: str, candidate: Candidate) -> ModelVersi
             raise
     how, model_id = _how_to_load(name), logged.model_id
     version = client.create_model_version(
-        name, logged.artifact_location, about["run_id"], tags, description=how, model_id=model_id
+        name, logged.artifact_location, candidate.run_id, tags, description=how, model_id=model_id
     )
     shown = json.dumps([{"name": name, "version": int(version.version)}])
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": shown})  # the run's page links to the version by it
@@ -149,11 +158,11 @@ def _create(client: MlflowClient, name: str, candidate: Candidate) -> ModelVersi
 
 def _logged_model(client: MlflowClient, candidate: Candidate, about: Mapping[str, Any]) -> LoggedModel:
     """The encoder among the run's outputs, files uploaded; one that an earlier attempt finished is taken as it is."""
-    run_id = about["run_id"]
+    run_id = candidate.run_id
     experiment = client.get_run(run_id).info.experiment_id
     if ready := output_of(client, run_id, LOGGED):
         return ready
-    logged = client.create_logged_model(experiment, LOGGED, run_id, {RUN_KEY: about["run_key"]}, model_type="encoder")
+    logged = client.create_logged_model(experiment, LOGGED, run_id, {RUN_KEY: candidate.run_key}, model_type="encoder")
     with tempfile.TemporaryDirectory(prefix="pretext-model-") as folder:
         artifact = write_artifact(
             candidate.model,

@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from components.samples.png import write_png
+from ssl_core.atomic import replacing
 
 PHOTOS = ("china", "flower")
 COUNTS: Mapping[str, int] = {"unlabelled": 3000, "train": 1000, "test": 500}
@@ -52,5 +53,6 @@ def write_photos(root: Path, counts: Mapping[str, int] = COUNTS, side: int = 64,
         if not (root / part / file).exists():
             crop = photos[name].resize((side, side), Image.Resampling.BICUBIC, (left, top, left + size, top + size))
             write_png(root / part / file, np.asarray(crop))
-    pq.write_table(pa.Table.from_pylist(rows), root / "crops.parquet")
+    with replacing(root / "crops.parquet", durable=False) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
     return dict(counts)

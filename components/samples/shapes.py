@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from components.samples.png import write_png
+from ssl_core.atomic import replacing
 
 CHUNK = 256
 """Pictures that are drawn together; each depends on the seed and its number alone."""
@@ -270,7 +271,8 @@ def write_shapes(root: Path, counts: Mapping[str, int] = COUNTS, side: int = 64,
                 write_png(root / file, picture)
         columns = {name: drawn[name][: len(part)] for name in FACTORS}
         tables.append(pa.table({"file": files, "part": part, **columns}, schema=_SCHEMA))
-    pq.write_table(pa.concat_tables(tables), root / "factors.parquet")
+    with replacing(root / "factors.parquet", durable=False) as temporary:
+        pq.write_table(pa.concat_tables(tables), temporary)
     return dict(counts)
 
 

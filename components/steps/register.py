@@ -40,6 +40,7 @@ def register(context: RunContext, tracker: Tracker, evaluation: Evaluation) -> R
         TrackingError, ValueError, DamagedError: see `components.registry.register.register`.
     """
     from components.evaluation.evaluate import evaluate, untrained
+    from components.registry.register import Candidate
     from components.registry.register import register as register_model
     from ssl_core.train.saved_model import load_model, read_config
 
@@ -62,15 +63,12 @@ def register(context: RunContext, tracker: Tracker, evaluation: Evaluation) -> R
     tags |= {"corpus_digest": context.corpus.digest, "task": spec.task_name, "code": context.code}
     with context.folder.local_copy(MODEL) as folder:
         assert folder is not None, "it is there"
+        size = spec.sample_format.size
+        candidate = Candidate(folder, evaluation, context.key, tracker.run_id, size, tags)
         return register_model(
-            folder,
+            candidate,
             registration.model,
-            evaluation,
-            run_key=context.key,
-            run_id=tracker.run_id,
             uri=spec.tracking.uri,
-            size=spec.sample_format.size,
             margin=registration.margin,
-            tags=tags,
             reevaluate=reevaluate,
         )

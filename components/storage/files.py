@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit
 
+from ssl_core import atomic
 from ssl_core.errors import ENVIRONMENT, PretextError
 
 SORTED_AT_ONCE = 65_536
@@ -212,27 +213,22 @@ def read(uri: str) -> bytes | None:
             return None
 
 
-def write(uri: str, data: bytes) -> None:
-    """A small file, whole or not at all."""
+def write(uri: str, data: bytes, *, durable: bool = True) -> None:
+    """A small file, whole or not at all; `durable` as in `ssl_core.atomic`, for local ones."""
     with naming(uri):
         if is_remote(uri):
             fs, path = remote(uri)
             fs.pipe_file(path, data)
-            return
-        folder = os.path.dirname(uri)
-        os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f".{os.path.basename(uri)}.{os.getpid()}.tmp")
-        Path(temporary).write_bytes(data)
-        os.replace(temporary, uri)
+        else:
+            atomic.replace_bytes(Path(uri), data, durable=durable)
 
 
 @contextmanager
-def outgoing(uri: str) -> Iterator[Path]:
-    """A local path to write a file at; on leaving the block it is at `uri`. The writer sees to its own atomicity."""
+def replacing(uri: str) -> Iterator[Path]:
+    """A local path to write a file at; at the end of the block it is at `uri`, durable and whole, or not at all."""
     if not is_remote(uri):
-        with naming(uri):
-            os.makedirs(os.path.dirname(uri), exist_ok=True)
-            yield Path(uri)
+        with naming(uri), atomic.replacing(Path(uri)) as temporary:
+            yield temporary
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / uri.rsplit("/", 1)[1]
@@ -243,15 +239,10 @@ def outgoing(uri: str) -> Iterator[Path]:
 
 
 def download(uri: str, path: Path) -> None:
-    """Copy a remote file to `path`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with naming(uri):
+    """Copy a remote file to `path`, whole or not at all; not durable, since it can be fetched again."""
+    with naming(uri), atomic.replacing(path, durable=False) as temporary:
         fs, source = remote(uri)
-        try:
-            fs.get_file(source, str(temporary))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        fs.get_file(source, str(temporary))
 
 
 def remove(uri: str) -> None:

@@ -25,8 +25,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import psutil
 
-from components.storage.files import StorageError, entries, join, read, remove, stat, write
+from components.storage.files import StorageError, entries, is_remote, join, read, remove, stat, write
 from components.storage.locks import Busy
+from ssl_core.atomic import is_leftover, sweep
 from ssl_core.errors import PretextError
 
 log = logging.getLogger("pretext.lease")
@@ -83,6 +84,8 @@ class Lease:
 
     def __enter__(self) -> Self:
         self._write()
+        if not is_remote(self.folder):
+            sweep(Path(self.folder), older_than=self.DEAD_AFTER)
         self._thread.start()
         return self
 
@@ -95,7 +98,8 @@ class Lease:
         """Everyone else with a record here, the longest at work first."""
         own, found = stat(self.record), stat(self.folder)
         now = own.mtime if own else 0
-        records = [e for e in entries(self.folder) if not e.folder] if found is not None and found.folder else []
+        there = entries(self.folder, lambda name, _: not is_leftover(name)) if found and found.folder else ()
+        records = [entry for entry in there if not entry.folder]
         holders = (self._holder(record.uri, record.mtime, now) for record in records if record.uri != self.record)
         return sorted((holder for holder in holders if holder is not None), key=lambda holder: holder.id)
 
@@ -125,7 +129,7 @@ class Lease:
             "started": _started(os.getpid()),
             "since": f"{self.began:%Y-%m-%d %H:%M} UTC",
         }
-        write(self.record, json.dumps(said | more).encode())
+        write(self.record, json.dumps(said | more).encode(), durable=False)  # a power cut ends the holder, too
 
     def _remove(self) -> None:
         with contextlib.suppress(StorageError):  # a record that stays is swept by the next holder

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from components.storage.locks import acquire
+from ssl_core.atomic import replace_text
 
 log = logging.getLogger("pretext.tracking")
 
@@ -168,9 +169,8 @@ class Journal:
             return "", 0
 
     def _write_ack(self) -> None:
-        temporary = self.folder / "journal.ack.tmp"
-        temporary.write_text(json.dumps({"owner": self.owner, "offset": self.acked}))
-        temporary.replace(self.folder / "journal.ack")
+        state = json.dumps({"owner": self.owner, "offset": self.acked})
+        replace_text(self.folder / "journal.ack", state, durable=False)  # a lost one sends again, which doubles nothing
 
 
 def last_header(journal: Journal) -> Record | None:

@@ -13,14 +13,14 @@ points that the tracker has.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.storage.files import Entry, StorageError, download, entries, join, stat, write
+from components.storage.files import Entry, StorageError, download, entries, join, read, stat, write
+from ssl_core.atomic import is_leftover, replace_text, replacing
 
 if TYPE_CHECKING:
     from components.tracking.journal import Journal
@@ -59,16 +59,12 @@ class Mirror:
         for name in ("journal.ack", STATE):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / COPIES, ignore_errors=True)
-        parts = self.folder / "restored"
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir()
-        with (parts / "journal.jsonl").open("wb") as whole:
-            for number, entry in enumerate(segments):
-                download(entry.uri, parts / str(number))
-                whole.write((parts / str(number)).read_bytes())
         self._fetch_files(join(self.uri, COPIES), self.folder / COPIES)
-        os.replace(parts / "journal.jsonl", journal)
-        shutil.rmtree(parts)
+        with replacing(journal) as whole, whole.open("wb") as file:
+            for entry in segments:
+                file.write(read(entry.uri) or b"")
+        if journal.stat().st_size != self._size:
+            raise StorageError(f"{self.uri} has changed while its journal was read; start again")
         self._write_state()
 
     def upload(self, journal: Journal) -> None:
@@ -90,7 +86,7 @@ class Mirror:
         for path in sorted((self.folder / COPIES).rglob("*")):
             name, found = path.relative_to(self.folder).as_posix(), path.stat()
             about = [found.st_size, found.st_mtime_ns]
-            if path.is_file() and self._files.get(name) != about and not path.name.startswith("."):
+            if path.is_file() and self._files.get(name) != about and not is_leftover(path.name):
                 write(join(self.uri, name), path.read_bytes())
                 self._files[name] = about
         size = journal.size
@@ -131,7 +127,8 @@ class Mirror:
         return state if isinstance(state, dict) and isinstance(state.get("files"), dict) else {}
 
     def _write_state(self) -> None:
-        write(str(self.folder / STATE), json.dumps({"size": self._size, "files": self._files}).encode())
+        state = json.dumps({"size": self._size, "files": self._files})
+        replace_text(self.folder / STATE, state, durable=False)  # without it the run's folder is read again
 
 
 def _next_start(segments: list[Entry]) -> int:

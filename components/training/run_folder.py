@@ -17,6 +17,7 @@ from typing import Any
 from components.storage.files import absolute, download, entries, is_remote, join, read, remote, remove, stat, write
 from components.storage.lease import ExclusiveLease
 from ssl_core import folder
+from ssl_core.atomic import sweep
 from ssl_core.folder import MARKER, DamagedError
 from ssl_core.train import checkpoint
 from ssl_core.train.ranks import Checkpoint
@@ -66,6 +67,8 @@ class RunFolder:
         """
         if not self.remote:
             checkpoint.prune(Path(self.uri), keep)
+            for name in (MODEL, ARTEFACTS):  # what killed writers left of them
+                sweep(Path(self.uri), name, older_than=0)
         kept = self.complete()[:keep]
         for name in set(self._checkpoints()) - set(kept):
             self.remove(name)

@@ -7,7 +7,6 @@ follows from the footer and the lengths.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ssl_core.atomic import replacing
 from ssl_core.data.layout import CODECS, Rows, ShardError, read_columns, read_footer, read_rows
 from ssl_core.data.mapping import Bytes, map_file, will_need
 from ssl_core.errors import InputError
@@ -66,22 +66,13 @@ def write_shard(path: Path, rows: pa.Table) -> None:
     Raises ValueError when the rows do not follow `SCHEMA` or a raw payload contradicts its height and width.
     """
     _check_rows(path, rows)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            _write_parquet(file, rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with replacing(path) as temporary:
+        _write_parquet(temporary, rows)
 
 
-def _write_parquet(file: object, rows: pa.Table) -> None:
+def _write_parquet(path: Path, rows: pa.Table) -> None:
     with pq.ParquetWriter(
-        file,
+        path,
         SCHEMA,
         compression="none",
         use_dictionary=False,
@@ -139,15 +130,6 @@ def _check_payloads(path: Path, rows: pa.Table) -> None:
             f"Cannot write shard {path}: row {row} says codec {codec!r}, height {height}, width {width}, "
             f"but its payload has {lengths[row]} bytes; 'raw' needs height x width x 3, 'jpeg' a JPEG file."
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ Nothing here is pickled, and nothing here knows which tasks there are: training 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ssl_core import artefact
+from ssl_core.atomic import sweep
 from ssl_core.folder import (
     CONFIG,
     WEIGHTS,
@@ -35,7 +35,7 @@ from ssl_core.task import PretextTask
 
 TENSORS = "state.safetensors"
 META = "state.json"
-_NAME = re.compile(r"checkpoint_(\d{8,})")
+_NAME, _NAMES = re.compile(r"checkpoint_(\d{8,})"), "checkpoint_*"
 
 FORMAT = 1
 """Of a saved model's config.json."""
@@ -89,16 +89,18 @@ def load_newest(parent: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
 
 
 def prune(parent: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` complete checkpoints, and what killed writers left behind."""
+    """Deletes all but the newest `keep` complete checkpoints, and what killed writers left behind.
+
+    Only for the one process that writes checkpoints there.
+    """
+    sweep(parent, _NAMES, older_than=0)
+    sweep(parent)
     kept = complete(parent)[:keep]
     newest = step_of(kept[0].name) if kept else None
     for path in _checkpoints(parent):
         stale = newest is not None and (step_of(path.name) or 0) <= newest
         if path not in kept and stale:
             remove(path)
-    for pattern in (".*.part", ".*.old"):
-        for leftover in parent.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def save_model(

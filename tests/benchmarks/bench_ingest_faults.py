@@ -32,6 +32,7 @@ from PIL import Image
 
 from components.cluster import connect as cluster
 from components.corpus.corpus import Corpus
+from ssl_core.atomic import is_leftover
 from ssl_core.data.decode import Limits, SampleFormat, decode
 
 FORMAT = SampleFormat(size=8)
@@ -143,7 +144,7 @@ def verify(corpus: Corpus, good: dict[str, bytes], bad: set[str]) -> dict[str, i
     named = {Path(corpus.uri) / file.path for file in corpus.files()}
     root = Path(corpus.uri)
     shards = set(root.glob("ingest-*/*"))
-    leftover = list(shards - named) + [p for p in root.rglob("*") if ".tmp" in p.name]
+    leftover = list(shards - named) + [p for p in root.rglob("*") if ".tmp" in p.name or is_leftover(p.name)]
     leftover += list(root.glob("_ingests/*"))
     return {
         "samples": len(payloads),

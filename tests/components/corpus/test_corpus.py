@@ -16,7 +16,7 @@ from components.corpus import delta
 from components.corpus.corpus import Corpus, CorpusError, corpus_uri
 from components.corpus.delta import DataFile, OvertakenError
 from components.ingest.vacuum import ingest_lease, vacuum
-from components.storage.files import StorageError
+from components.storage.files import StorageError, join, replacing
 from components.storage.lease import Lease, is_held
 from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
@@ -184,3 +184,22 @@ def test_a_lease_that_was_swept_is_no_longer_held():
         assert is_held(mine.record)
         (Path(corpus.uri) / "_ingests" / f"{mine.id}.json").unlink()
         assert not is_held(mine.record)
+
+
+def test_a_cached_shard_that_a_power_cut_emptied_is_fetched_again_and_half_ones_go(s3: str, tmp_path: Path):
+    import boto3
+
+    bucket = "corpus-cache"
+    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket=bucket)
+    corpus = Corpus.create(f"s3://{bucket}/c", FORMAT)
+    with replacing(join(corpus.uri, "part-a.parquet")) as shard:
+        write_shard(shard, rows(0, 3))
+        size = shard.stat().st_size
+    delta.append(delta.open_table(corpus.uri), [DataFile("part-a.parquet", 3, size)], {"pretext.rows": 3})
+    cache = tmp_path / "cache"
+    (path,) = Corpus.open(corpus.uri).shards(cache=cache)
+    before = path.read_bytes()
+    path.write_bytes(b"")
+    (cache / ".part-b.parquet.0123456789abcdef.part").touch()
+    assert Corpus.open(corpus.uri).shards(cache=cache) == [path] and path.read_bytes() == before
+    assert sorted(entry.name for entry in cache.iterdir()) == [".lock", path.name]

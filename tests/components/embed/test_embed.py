@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 from components.corpus import delta
 from components.corpus.corpus import Corpus
 from components.embed.embed import EmbedError, embed
-from components.storage.files import StorageError, join, outgoing
+from components.storage.files import StorageError, join, replacing
 from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA, write_shard
 from ssl_core.nn.encoders import EncoderSpec
@@ -134,7 +136,7 @@ def test_a_corpus_in_a_bucket_is_embedded(model: Path, tmp_path: Path, s3: str) 
 
 def corpus_of(name: str, seeds: Iterable[int]) -> tuple[Corpus, list[dict[str, object]]]:
     corpus, rows = Corpus.create(name, SampleFormat(size=SIDE)), [row(i) for i in seeds]
-    with outgoing(join(corpus.uri, "part.parquet")) as shard:
+    with replacing(join(corpus.uri, "part.parquet")) as shard:
         write_shard(shard, pa.Table.from_pylist(rows, schema=SCHEMA))
         size = shard.stat().st_size
     table = delta.open_table(corpus.uri)
@@ -204,6 +206,42 @@ def test_what_cannot_be_found_is_named_and_leaves_no_output(model: Path, tmp_pat
     with pytest.raises(RuntimeError):
         embed(str(model), str(source), tmp_path / "out.parquet", progress=fail)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("last", [1, 3])  # the quarantine comes first, of two syncs; then the output
+def test_a_full_disk_leaves_the_output_of_before_whichever_file_it_strikes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    source, out = pictures(tmp_path / "in", 2), tmp_path / "out.parquet"
+    (source / "bad.png").write_bytes(b"")
+    embed(str(model), str(source), out)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.parquet")}
+    assert len(before) == 2
+    (source / "more.png").write_bytes(png(7))
+    sync, synced = os.fsync, []
+
+    def fill_up(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == last:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    with pytest.raises(OSError, match="No space left"):
+        embed(str(model), str(source), out)
+    assert len(synced) == last and out.read_bytes() == before["out.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", *sorted(before)]
+
+
+def test_what_a_killed_one_left_beside_the_output_goes_after_a_day(model: Path, tmp_path: Path) -> None:
+    source, out = pictures(tmp_path / "in", 1), tmp_path / "out.parquet"
+    left, young, foreign = (tmp_path / f".{name}.part" for name in ("out.parquet." + "0" * 16, "x." + "1" * 16, "film"))
+    for path in (left, young, foreign):
+        path.touch()
+        if path != young:
+            os.utime(path, (1e9, 1e9))
+    embed(str(model), str(source), out)
+    assert not left.exists() and young.exists() and foreign.exists()
 
 
 def test_the_output_is_neither_a_folder_nor_the_source(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hostile
 import numpy as np
@@ -31,6 +31,7 @@ from components.ingest.ingest import IngestReport, Progress, ingest
 from components.ingest.sources import Taking, parts
 from components.ingest.stages import IngestJob, decoded, listed
 from components.storage.files import StorageError
+from ssl_core.atomic import is_leftover
 from ssl_core.data.decode import Limits, SampleFormat
 from ssl_core.data.shards import Shards
 
@@ -53,8 +54,9 @@ def pictures(folder: Path, numbers: Sequence[int]) -> Path:
     return folder
 
 
-def take(*sources: object, corpus: str = "c", **how: Any) -> IngestReport:
-    return ingest([str(source) for source in sources], corpus, **{"sample_format": FORMAT, **how})
+def take(*sources: object, corpus: str = "c", labels: Literal["parent"] | None = None, **how: Any) -> IngestReport:
+    files = [str(source) for source in sources]
+    return ingest(files, corpus, **{"sample_format": FORMAT, "taking": Taking(labels), **how})
 
 
 def uris(corpus: str = "c") -> list[str]:
@@ -71,6 +73,7 @@ def left_over(corpus: Corpus) -> list[Path]:
     return [p for p in Path(corpus.uri).glob("ingest-*/*") if p not in named] + [
         *Path(corpus.uri).glob("_ingests/*"),
         *Path(corpus.uri).glob("**/*.tmp"),
+        *(path for path in Path(corpus.uri).glob("**/*") if is_leftover(path.name)),
     ]
 
 

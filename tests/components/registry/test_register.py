@@ -24,7 +24,7 @@ from tracking_server import Server
 from components.embed.embed import embed
 from components.evaluation.result import Correct, Evaluation, Row
 from components.registry.export import load_artifact
-from components.registry.register import Registered, fetch, register
+from components.registry.register import Candidate, Registered, fetch, register
 from components.tracking.tracker import Tracker, connect_tracking
 from ssl_core.folder import DamagedError
 from ssl_core.nn.encoders import EncoderSpec
@@ -85,9 +85,8 @@ class Shop:
         with Tracker(f"key{seed}", self.home / f"run{seed}", uri=self.uri, system_metrics=0) as tracker:
             assert tracker.flush(30) and tracker.run_id is not None
         tags = {"corpus": "digits", "corpus_digest": "ab" * 32}
-        return register(
-            folder, NAME, evaluated, run_key=f"key{seed}", run_id=tracker.run_id, uri=self.uri, size=24, tags=tags
-        )
+        candidate = Candidate(folder, evaluated, f"key{seed}", tracker.run_id, size=24, tags=tags)
+        return register(candidate, NAME, uri=self.uri)
 
 
 @pytest.fixture(scope="module")
@@ -214,10 +213,11 @@ def test_a_damaged_model_and_a_bad_name_are_refused(shop: Shop, tmp_path: Path) 
     (broken / "model.safetensors").write_bytes(b"")
     with Tracker("broken", tmp_path / "run", uri=shop.uri, system_metrics=0) as tracker:
         assert tracker.flush(30) and tracker.run_id is not None
+    candidate = Candidate(broken, evaluation(0.5), "broken", tracker.run_id)
     with pytest.raises(DamagedError):
-        register(broken, NAME, evaluation(0.5), run_key="broken", run_id=tracker.run_id, uri=shop.uri)
+        register(candidate, NAME, uri=shop.uri)
     with pytest.raises(ValueError, match="a/b"):
-        register(broken, "a/b", evaluation(0.5), run_key="broken", run_id=tracker.run_id, uri=shop.uri)
+        register(candidate, "a/b", uri=shop.uri)
 
 
 def test_versions_evaluated_on_other_samples_are_evaluated_again_or_kept_back(shop: Shop) -> None:
@@ -233,9 +233,9 @@ def test_a_server_takes_and_gives_the_model_like_an_embedded_store(tmp_path: Pat
     try:
         with Tracker("key", tmp_path / "run", uri=server.uri, system_metrics=0) as tracker:
             assert tracker.flush(30) and tracker.run_id is not None
-        model = trained(tmp_path / "model", 0)
-        made = register(model, NAME, evaluation(0.5), run_key="key", run_id=tracker.run_id, uri=server.uri)
-        again = register(model, NAME, evaluation(0.5), run_key="key", run_id=tracker.run_id, uri=server.uri)
+        candidate = Candidate(trained(tmp_path / "model", 0), evaluation(0.5), "key", tracker.run_id)
+        made = register(candidate, NAME, uri=server.uri)
+        again = register(candidate, NAME, uri=server.uri)
         assert (made.version, made.champion, again.version, again.created) == (1, 1, 1, False)
         for name in (f"models:/{NAME}@champion", f"runs:/{tracker.run_id}/encoder"):
             assert load_artifact(fetch(name, tmp_path / name[:4], server.uri)).layer == "stage3"

@@ -136,6 +136,18 @@ def test_a_renewal_that_comes_in_late_does_not_bring_the_dead_back(root: str, mo
         assert not is_held(late) and is_held(mine.record)
 
 
+def test_a_record_that_a_killed_holder_had_half_written_is_nobodys_and_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "_lease"
+    folder.mkdir()
+    left, young = (folder / f".20200101T000000-00000000.json.{digit * 16}.part" for digit in "01")
+    for path in (left, young):
+        path.write_text('{"machine": "a')
+    os.utime(left, (1e9, 1e9))
+    with ExclusiveLease(str(tmp_path)) as mine:
+        assert [path for path in folder.iterdir() if path != Path(mine.record)] == [young]
+        assert mine.others() == []
+
+
 def test_within_a_process_it_is_exclusive_too_and_a_garbled_record_is_nobodys(root: str) -> None:
     write(record_of(f"{root}/_lease", "20200101T000000-00000000"), b'{"machine": "a')
     with ExclusiveLease(root) as mine:

@@ -75,10 +75,21 @@ def test_pruning_keeps_the_newest_and_sweeps_leftovers(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         _save(tmp_path, step)
     (tmp_path / "checkpoint_00000003" / MARKER).unlink()
-    (tmp_path / ".checkpoint_00000009.abc.part").mkdir()
+    (tmp_path / ".checkpoint_00000009.0123456789abcdef.part").mkdir()
+    (tmp_path / ".report.html.0123456789abcdef.part").touch()  # another writer of the run may be at it
     (tmp_path / "model").mkdir()
     checkpoint.prune(tmp_path, 2)
+    (tmp_path / ".report.html.0123456789abcdef.part").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_00000002", "checkpoint_00000004", "model"]
+
+
+def test_a_checkpoint_that_was_being_replaced_when_its_writer_was_killed_is_back_after_pruning(tmp_path: Path) -> None:
+    for step in (5, 10):
+        _save(tmp_path, step)
+    (tmp_path / "checkpoint_00000010").rename(tmp_path / ".checkpoint_00000010.0123456789abcdef.old")
+    checkpoint.prune(tmp_path, 2)
+    loaded = checkpoint.load_newest(tmp_path)
+    assert loaded is not None and loaded[1] == {"step": 10}
 
 
 def test_an_empty_or_absent_folder_has_no_checkpoint(tmp_path: Path) -> None:
