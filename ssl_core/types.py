@@ -31,6 +31,23 @@ class Field:
     limit: int | None = None
 
 
+@dataclass(frozen=True)
+class CorpusVersion:
+    """A corpus at one version: what a run trains on, or an evaluation is computed on.
+
+    Attributes:
+        uri: of the corpus.
+        version: its number.
+        digest: of the version's contents; equal contents have equal digests, wherever they lie.
+        samples: rows of that version.
+    """
+
+    uri: str
+    version: int
+    digest: str
+    samples: int
+
+
 def media(sample: Mapping[str, Field]) -> dict[str, Field]:
     """The fields that hold what was recorded, no number or label; all that `TaskModel.represent` needs."""
     return {name: field for name, field in sample.items() if field.modality not in ("index", "label")}

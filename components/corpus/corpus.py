@@ -31,6 +31,7 @@ from components.storage.home import pretext_home
 from components.storage.locks import exclusive
 from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA
+from ssl_core.types import CorpusVersion
 
 FORMAT = 1
 QUARANTINE = pa.schema(
@@ -174,6 +175,10 @@ class Corpus:
         """Hex digest of the version's content, from the log alone: equal shards, equal digest, wherever they lie."""
         names = "\n".join(file.name for file in self._at(version).files())
         return hashlib.sha256(names.encode()).hexdigest()
+
+    def pinned(self) -> CorpusVersion:
+        """This version as a plain value."""
+        return CorpusVersion(self.uri, self.version, self.digest(), self.count())
 
     def shards(self, version: int | None = None, cache: Path | None = None) -> list[Path]:
         """Local paths of the version's shards, by name; those of a remote corpus are downloaded once.
