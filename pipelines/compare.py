@@ -24,13 +24,13 @@ from pydantic import Field, ValidationError
 from components.cluster.connect import connect
 from components.corpus.corpus import Corpus
 from components.evaluation.comparison import SUPERVISED, Comparison, Contender
+from components.reports.tables import comparison_note
 from components.storage.home import pretext_home
 from pipelines import local
 from pipelines.config import COMPARISONS, NAME, WRITTEN, Recipe, RecipeError, Section, find_recipe, load_recipe
 from pipelines.console import complain, say
 from pipelines.plan import Plan, plan
 from pipelines.session import StepError, locked, started_by, stoppable
-from pipelines.side_by_side import markdown
 from pipelines.source_map import SourceMap, YamlError
 from ssl_core.tasks import TASKS
 
@@ -366,7 +366,7 @@ def _publish(comparison: Comparison, answers: Mapping[str, bytes], folder: Path,
     from components.reports.comparison_figures import draw
     from components.reports.comparison_report import write_comparison
 
-    figures, table = draw(comparison), markdown(comparison)
+    figures, table = draw(comparison), comparison_note(comparison)
     for name, png in figures.items():
         tracker.figure(name, png)
         local.replace_bytes(folder / f"{name}.png", png)

@@ -28,7 +28,6 @@ from pipelines.config import CorpusSection, LabelledSection, Recipe
 from pipelines.console import Bar, Stopped, duration, say
 from pipelines.plan import Plan, plan
 from pipelines.session import StepError, locked, stoppable, tracked
-from pipelines.summary import markdown
 from ssl_core.artefact import digests
 from ssl_core.data.decode import Limits, SampleFormat
 
@@ -153,7 +152,10 @@ def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
             continue
         sources = [at_home(source) for source in section.sources]
         _require_samples(section.sources)
-        options: dict[str, Any] = {"canon": recipe.corpus.sample_format(), "limits": recipe.corpus.limits.build()}
+        options: dict[str, Any] = {
+            "sample_format": recipe.corpus.sample_format(),
+            "limits": recipe.corpus.limits.build(),
+        }
         if isinstance(section, LabelledSection):
             options["labels"] = section.labels
         else:
@@ -290,6 +292,7 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Evaluation
     from components.evaluation.evaluate import evaluate, untrained
     from components.reports import figures
     from components.reports.report import About, write_report
+    from components.reports.tables import evaluation_note
     from ssl_core.train.checkpoint import load_model
 
     with model_of(recipe, planned) as folder:
@@ -317,7 +320,7 @@ def evaluate_step(recipe: Recipe, planned: Plan, tracker: Tracker) -> Evaluation
     where = (planned.name, planned.key, planned.corpus, planned.version, planned.digest, planned.samples)
     page = write_report(evaluation, drawn, About(*where, recipe=whole, model=model, facts=facts))
     tracker.html("report", page)
-    tracker.tag({"mlflow.note.content": markdown(evaluation)})
+    tracker.tag({"mlflow.note.content": evaluation_note(evaluation)})
     replace_text(planned.folder / REPORT, page)
     return evaluation
 
@@ -409,7 +412,7 @@ def splits_of(recipe: Recipe, planned: Plan) -> tuple[Split, Split | None]:
 
     labelled = [section.name for section in (recipe.evaluate.train, recipe.evaluate.test) if section is not None]
     corpora = [Corpus.open(name) for name in labelled] or [Corpus.open(planned.corpus, planned.version)]
-    found = [Split(Shards.open(corpus.shards()), corpus.digest()) for corpus in corpora]
+    found = [Split(Shards.open(corpus.shards()), corpus.pinned()) for corpus in corpora]
     return found[0], found[1] if len(found) > 1 else None
 
 

@@ -10,12 +10,13 @@ import pytest
 from test_local import recipe_file, runs
 
 from components.evaluation.comparison import Comparison, Contender
+from components.reports.tables import comparison_note
 from components.storage.home import pretext_home
 from pipelines.compare import Compared, _reference, compare, load, seconds_of
 from pipelines.config import COMPARISONS, RecipeError, load_recipe
 from pipelines.local import ingest_step
 from pipelines.session import StepError
-from pipelines.side_by_side import markdown, show_compared
+from pipelines.side_by_side import show_compared
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("100s", 100), ("90", 90), ("1.5m", 90), ("2h", 7200), ("10min", 600)])
@@ -163,7 +164,7 @@ def test_a_comparison_evaluates_all_but_what_fails_and_trains_nothing_that_is_tr
     first, failed, *others = comparison.contenders
     others = [first, *others]
     assert failed.evaluation is None and "became NaN" in failed.failure
-    assert "bad failed:" in markdown(comparison)
+    assert "bad failed:" in comparison_note(comparison)
     assert [(one.recipe, one.task, one.failure) for one in others] == [
         ("turned", "rotation", ""),
         ("coded", "variational_autoencoder", ""),
@@ -173,7 +174,7 @@ def test_a_comparison_evaluates_all_but_what_fails_and_trains_nothing_that_is_tr
     assert all(1 < one.seconds < 8 for one in others)
     files = {path.name for path in done.folder.iterdir()} - {"tracking", ".lock"}
     assert files == {"comparison.html", "comparison.json", "comparison.md", "probes.png"}
-    assert (done.folder / "comparison.md").read_text() == markdown(comparison)
+    assert (done.folder / "comparison.md").read_text() == comparison_note(comparison)
     assert len(json.loads((done.folder / "comparison.json").read_text())["table"]) == len(comparison.lines())
 
     parent = next(run for run in runs() if run.info.run_name == done.folder.name)
