@@ -108,7 +108,7 @@ def _check(uri: str, table: pa.Table) -> None:
     if not _is_text(table.schema.field(FILE).type) or table[FILE].null_count:
         raise FactorsError(f"{uri}: column `{FILE}` is not text in every row; write the end of a sample's URI")
     if len(table) < 2:
-        raise FactorsError(f"{uri} has {len(table)} rows; factors need at least 2 samples")
+        raise FactorsError(f"{uri} has {len(table)} rows; factors of fewer than 2 samples cannot be evaluated")
     [(file, times)] = Counter(table[FILE].to_pylist()).most_common(1)
     if times > 1:
         raise FactorsError(f"{uri} has {times} rows for {file!r}; keep one")
