@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +17,13 @@ from pipelines.console import program
 
 if TYPE_CHECKING:
     from components.embed.embed import EmbedReport
-    from components.evaluation.result import Evaluation, Known, Row
+    from components.evaluation.result import Evaluation
     from components.ingest.ingest import IngestReport
     from components.registry.register import Registered
+    from components.reports.tables import Cell, Table
     from components.steps.context import RunContext
     from pipelines.doctor import Finding
     from pipelines.local import Summary
-    from ssl_core.probes.intervals import Interval
-
-PROBES = ("linear", "knn", "1-shot", "5-shot")
 
 
 def show_summary(summary: Summary, as_json: bool) -> None:
@@ -70,77 +68,37 @@ def show_evaluation(evaluation: Evaluation, context: RunContext, as_json: bool) 
 
 
 def evaluation_table(evaluation: Evaluation) -> None:
-    """The best layer beside its untrained self and raw pixels, with 95 % intervals; notes below."""
-    rows = evaluation.headline()
-    probes = [name for name in PROBES if any(name in row.scores for row in rows)]
-    measures = [name for name in ("rank_me",) if any(name in row.measures for row in rows)]
-    columns = ["representation", *probes, *(name.replace("rank_me", "RankMe") for name in measures)]
-    cells = [[row.name, *(_score(row, name) for name in probes), *(_measure(row, m) for m in measures)] for row in rows]
-    samples = evaluation.samples
-    title = f"Evaluated on {samples['test']:,} images by probes on {samples['train']:,} (accuracy in %, 95 % interval)"
-    console.table(title if probes else "Evaluated without labels", columns, cells, right=columns[1:])
-    where = "held-out" if probes else "training"
-    for name, value in evaluation.pretext.items():
-        chance = f", chance {_pretext_value(name, value.chance)}" if value.chance is not None else ""
-        console.OUT.print(Text(f"pretext {name} on {where} images: {_pretext_value(name, value.mean)}{chance}"))
+    """The best layer beside its references, with 95 % intervals; the pretext task's own metrics and notes below."""
+    from components.evaluation.metrics import pretext_metric
+    from components.reports.tables import scores
+
+    show_table(scores(evaluation))
+    for key, value in evaluation.pretext.items():
+        metric = pretext_metric(key)
+        chance = f", chance level {metric.text(value.chance)}" if value.chance is not None else ""
+        what = f"pretext {metric.column} on {evaluation.pretext_samples}"
+        console.OUT.print(Text(f"{what}: {metric.text(value.mean)}{chance}"))
     for note in (*evaluation.notes, *([evaluation.collapse] if evaluation.collapse else [])):
         console.OUT.print(Text(f"note: {note}", style="yellow"))
 
 
 def factor_table(evaluation: Evaluation) -> None:
-    """What the encoder knows of each factor beside its rivals; nothing where no factors are known."""
-    if evaluation.factors:
-        columns, cells = _factor_cells(evaluation)
-        title = "What the encoder knows (accuracy of names, R² of quantities, in %, 95 % interval)"
-        console.table(title, columns, cells, right=columns[1:])
+    """What the encoder knows of each factor beside its references; nothing where no factors are known."""
+    from components.reports.tables import factors
+
+    table = factors(evaluation)
+    if table:
+        show_table(table)
 
 
-def _factor_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Columns, and a row for each factor."""
-    sources = list(next(iter(evaluation.factors.values())).known)
-    rows = [
-        [name, *(_known(factor.known[source]) for source in sources), f"{100 * factor.chance:.1f}"]
-        for name, factor in evaluation.factors.items()
-    ]
-    return ["factor", *sources, "chance"], rows
+def show_table(table: Table, piped_width: int | None = None) -> None:
+    """On stdout, with the standing of scores in colours; `piped_width`: where it goes to no terminal."""
+    cells = [[_coloured(cell) for cell in row] for row in table.rows]
+    console.table(table.title, table.columns, cells, right=table.columns[1:], piped_width=piped_width)
 
 
-def _known(known: Known) -> str:
-    return " ".join(filter(None, (_interval(known.score), known.layer)))
-
-
-def markdown(evaluation: Evaluation) -> str:
-    """The evaluation's tables as Markdown, for the run's description in MLflow."""
-    rows = evaluation.headline()
-    probes = [name for name in PROBES if any(name in row.scores for row in rows)]
-    cells = [[row.name, *(_score(row, name) for name in probes), _measure(row, "rank_me")] for row in rows]
-    tables = [markdown_table(["representation", *probes, "RankMe"], cells)]
-    if evaluation.factors:
-        tables.append(markdown_table(*_factor_cells(evaluation)))
-    return "\n".join(tables) + "\nThe figures are in report.html.\n"
-
-
-def markdown_table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table of texts; all columns but the first are numbers."""
-    lines = [head, ["---", *("---:" for _ in head[1:])], *cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _pretext_value(name: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if name == "accuracy" else f"{value:.3f}"
-
-
-def _score(row: Row, probe: str) -> str:
-    score = row.scores.get(probe)
-    return "" if score is None else _interval(score)
-
-
-def _interval(score: Interval) -> str:
-    return f"{100 * score.mean:z.1f} [{100 * score.low:z.1f}, {100 * score.high:z.1f}]"
-
-
-def _measure(row: Row, name: str) -> str:
-    return f"{row.measures[name]:.1f}" if name in row.measures else ""
+def _coloured(cell: Cell) -> Text:
+    return Text(cell.marked(), style={"below": "red", "above": "green"}.get(cell.standing, ""))
 
 
 def promotion_sentence(registered: Registered) -> str:

@@ -49,7 +49,9 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             for folder in grown:
                 _sync(folder)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # of a write, which knows a descriptor only
+            error.filename = str(temporary)
         with suppress(OSError):  # fails where something stands at `path`, as it should
             os.rename(old, path)
         raise

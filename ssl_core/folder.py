@@ -108,8 +108,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     """safetensors names what the system refuses in words of its own; this raises the OSError that it was."""
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(_storable(tensors), path)
+        path.chmod(mode)  # safetensors has its own for every file, 0600
     except SafetensorError as error:
         refused = re.search(r"os error (\d+)", str(error))
         if not refused:

@@ -1,6 +1,6 @@
 """Several encoders side by side: the same samples, the same probes, the same budget.
 
-Contender (a recipe's run, evaluated) ... -> Comparison -> lines: tasks, supervised, random init, raw pixels
+Contender (a recipe's run, evaluated) ... -> Comparison -> lines: tasks, then references
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Evaluation, Known, Row, best_row, in_percent
+from components.evaluation.metrics import RANK_ME, Metric, headline, probes
+from components.evaluation.references import ENCODER, RANDOM, SUPERVISED, Role, role_of
+from components.evaluation.result import Evaluation, Factor, Known, Row, best_row, difference
 from ssl_core.probes.intervals import Interval
 
-SUPERVISED = "supervised"
-"""The task that learns from labels: the reference, not a contender."""
+__all__ = ["ALIKE", "MARKED", "MARKS", "SUPERVISED", "Comparison", "Contender", "Line"]
+
 MARKS = {"above": "▲", "below": "▽", "": ""}
 MARKED = "▲ significantly above, ▽ below its own untrained network"
 """What the marks of `Line.standing` mean."""
 ALIKE = 0.005
 """Another number of threads moves a score by a sample or two: scores no further apart are of the same network."""
-HEADLINES = ("accuracy", "r2", "loss")
-"""What is told of a pretext task, the first of these that it has."""
+TASK = "task"
+"""Kind of a line that is no reference."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ class Line:
 
     Attributes:
         title: the task, or what it is compared with.
-        kind: "task", "supervised", "random init" or "raw pixels".
+        kind: "task", or the name of a reference.
         row: the best layer and its scores; None for a run that failed.
-        pretext: metric of the task, its value and chance, where it has one.
-        contender: the run; None for raw pixels and untrained networks.
+        pretext: metric of the task, its value and chance level, where it has one.
+        contender: the run; None for untrained networks and a raw input.
         below: probes and factors on which it is worse than its own untrained network.
         above: those on which it is significantly better: the intervals do not meet.
-        factors: factor -> how well it is told, and by which layer.
+        factors: factor -> how well it can be read, and from which layer.
     """
 
     title: str
@@ -76,6 +78,11 @@ class Line:
     below: frozenset[str] = frozenset()
     above: frozenset[str] = frozenset()
     factors: Mapping[str, Known] = field(default_factory=dict)
+
+    @property
+    def role(self) -> Role:
+        """By which it is drawn."""
+        return "encoder" if self.kind == TASK else role_of(self.kind)
 
     @property
     def scores(self) -> Mapping[str, Interval]:
@@ -123,30 +130,45 @@ class Comparison:
         return tuple(contender.evaluation for contender in self.contenders if contender.evaluation)
 
     @property
-    def probes(self) -> tuple[str, ...]:
-        """Names of the probes, in order."""
-        return tuple(dict.fromkeys(name for evaluation in self.evaluations for name in evaluation.rows[0].scores))
+    def probes(self) -> tuple[Metric, ...]:
+        """Those that any of them was evaluated by, in the order of all tables."""
+        return probes(probe.key for evaluation in self.evaluations for probe in evaluation.probes)
 
     @property
-    def factors(self) -> tuple[str, ...]:
-        """Names of the factors, in order; none where none are known."""
-        return tuple(dict.fromkeys(name for evaluation in self.evaluations for name in evaluation.factors))
+    def factors(self) -> Mapping[str, Factor]:
+        """Name -> the factor, of which kind and chance level are the same for all; none where none are known."""
+        return {name: factor for evaluation in self.evaluations for name, factor in evaluation.factors.items()}
 
     @property
-    def chance(self) -> Mapping[str, float]:
-        """Factor -> what chance reaches."""
-        return {name: factor.chance for first in self.evaluations[:1] for name, factor in first.factors.items()}
+    def length(self) -> str:
+        """How long each trained, in words."""
+        return f"{self.budget:g} {self.unit} of training each" if self.budget else "each for its recipe's own length"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What makes scores incomparable: a sentence for each contender with another evaluation set."""
+        pairs = list(zip(self.evaluated, self.evaluations))
+        return tuple(
+            f"{one.recipe} was evaluated on another evaluation set than {first.recipe}, so their scores cannot be "
+            f"compared: {difference(known, evaluation)}."
+            for first, known in pairs[:1]
+            for one, evaluation in pairs
+            if evaluation.evaluation_set != known.evaluation_set
+        )
 
     def lines(self) -> list[Line]:
-        """Tasks first, then supervised, untrained networks and raw pixels."""
+        """Tasks first, then supervised ones, untrained networks and raw inputs."""
         own = [_line(contender) for contender in self.contenders]
-        tasks = [line for line in own if line.kind == "task"]
+        tasks = [line for line in own if line.kind == TASK]
         supervised = [line for line in own if line.kind == SUPERVISED]
-        return [*tasks, *supervised, *_rivals(self.contenders, RANDOM), *_rivals(self.contenders, PIXELS)]
+        sources = dict.fromkeys(source for evaluation in self.evaluations for source in evaluation.references)
+        return [*tasks, *supervised, *(line for source in sources for line in _rivals(self.contenders, source))]
 
     def records(self) -> list[dict[str, Any]]:
         """One flat record per line, for tables and programs: accuracies in per cent with their bounds."""
-        return [dict(_record(line)) for line in self.lines()]
+        metrics = {probe.key: probe for probe in self.probes}
+        metrics |= {name: factor.metric for name, factor in self.factors.items()}
+        return [dict(_record(line, metrics)) for line in self.lines()]
 
     def metrics(self) -> dict[str, float]:
         """Flat names for a tracker: "simclr/linear", "simclr/factors/hue" -> value; by recipe."""
@@ -177,7 +199,7 @@ def training_cost(curve: Sequence[tuple[int, Mapping[str, float]]], batch: int) 
 
 
 def _line(contender: Contender) -> Line:
-    kind = SUPERVISED if contender.task == SUPERVISED else "task"
+    kind = SUPERVISED if contender.task == SUPERVISED else TASK
     evaluation = contender.evaluation
     if evaluation is None:
         return Line(contender.task, kind, None, contender=contender)
@@ -187,13 +209,13 @@ def _line(contender: Contender) -> Line:
     }
     if row and untrained:
         pairs |= {name: (score, untrained.scores[name]) for name, score in row.scores.items()}
-    told = next((name for name in HEADLINES if name in evaluation.pretext), None)
-    value = evaluation.pretext[told] if told else None
+    metric = headline(evaluation.pretext)
+    value = evaluation.pretext[metric.key] if metric else None
     return Line(
         contender.task,
         kind,
         row,
-        (told, value.mean, value.chance) if told and value else None,
+        (metric.key, value.mean, value.chance) if metric and value else None,
         contender,
         frozenset(name for name, (ours, theirs) in pairs.items() if ours.mean < theirs.mean),
         frozenset(name for name, (ours, theirs) in pairs.items() if ours.low > theirs.high),
@@ -202,7 +224,7 @@ def _line(contender: Contender) -> Line:
 
 
 def _rivals(contenders: Sequence[Contender], source: str) -> Iterator[Line]:
-    """What the encoders must beat, once where several have the same: a network's untrained self, raw pixels."""
+    """What the encoders must beat, once where several have the same: an untrained network, a raw input."""
     found: list[tuple[Line, list[str]]] = []
     for contender in contenders:
         evaluation = contender.evaluation
@@ -225,7 +247,7 @@ def _alike(one: Line, other: Line) -> bool:
     return ours.keys() == theirs.keys() and all(abs(ours[name].mean - theirs[name].mean) < ALIKE for name in ours)
 
 
-def _record(line: Line) -> Iterator[tuple[str, Any]]:
+def _record(line: Line, metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Any]]:
     contender = line.contender
     yield "what", line.title
     yield "kind", line.kind
@@ -233,8 +255,8 @@ def _record(line: Line) -> Iterator[tuple[str, Any]]:
     yield "encoder", contender.encoder if contender else None
     yield "layer", line.row.layer if line.row else None
     for name, score in line.scores.items():
-        yield from in_percent(name, score).items()
-    yield "rank_me", line.row.measures.get("rank_me") if line.row else None
+        yield from metrics[name].record(name, score).items()
+    yield RANK_ME.key, line.row.measures.get(RANK_ME.key) if line.row else None
     yield "pretext metric", line.pretext[0] if line.pretext else None
     yield "pretext value", line.pretext[1] if line.pretext else None
     yield "pretext chance", line.pretext[2] if line.pretext else None

@@ -1,4 +1,4 @@
-"""Evaluating an encoder: never by its pretext loss, always beside its untrained self and the raw pixels.
+"""Evaluating an encoder: never by its pretext loss, always beside its untrained network and the raw input.
 
     model, train split, test split -> features of every layer -> probes -> Evaluation (JSON) and Evidence (for figures)
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from components.evaluation.factors import FactorTable, match_factors, notes, score_factors
+from components.evaluation.factors import FactorTable, match_factors, score_factors
 from components.evaluation.features import (
     Features,
     Ids,
@@ -26,24 +26,15 @@ from components.evaluation.features import (
     batches,
     encoder_layers,
     labelled,
-    pixels,
     read_images,
     represent,
     some,
     uris,
-    without_copies,
 )
-from components.evaluation.result import (
-    ENCODER,
-    PIXELS,
-    RANDOM,
-    Correct,
-    Evaluation,
-    Pretext,
-    Row,
-    best_row,
-    paired_gain,
-)
+from components.evaluation.metrics import ALIGNMENT, KNN, LINEAR, LOSS, RANK_ME, UNIFORMITY, k_shot
+from components.evaluation.notes import notes
+from components.evaluation.references import ENCODER, RANDOM, raw_input
+from components.evaluation.result import Correct, Evaluation, Pretext, Row, best_row, paired_gain
 from ssl_core.data.shards import class_names
 from ssl_core.errors import InputError
 from ssl_core.nn.encoders import EncoderSpec
@@ -57,7 +48,6 @@ from ssl_core.types import Panel, Raw, media
 __all__ = ["Evaluation", "Evidence", "Settings", "Split", "evaluate", "evaluation_set", "paired_gain", "untrained"]
 
 Pictures = npt.NDArray[np.uint8]
-_NEAR_CHANCE = 1.08
 _PRETEXT_BATCH = 256  # fixed, since a contrastive task is harder in a larger batch
 
 
@@ -66,8 +56,8 @@ class Settings:
     """How the probes are run.
 
     Attributes:
-        draws: draws of the few-label probes, at most 255.
-        shots: labels per class of the few-label probes.
+        draws: draws of labels for each k-shot probe, at most 255.
+        shots: labels per class, a k-shot probe for each number.
         neighbours: k of kNN.
         temperature: of kNN's votes.
         holdout: share of the training split on which the linear probe's strength is chosen.
@@ -146,7 +136,7 @@ def evaluate(
     device: torch.device | str | None = None,
     factors: FactorTable | None = None,
 ) -> tuple[Evaluation, Evidence]:
-    """Evaluate `model` beside `start`, its untrained self (see `untrained`).
+    """Evaluate `model` beside `start`, its untrained network (see `untrained`), and the raw input of its modality.
 
     train, test: labelled corpora. Without `test`, train may be any corpus and only label-free measures are taken.
     device: the GPU if there is one, else the CPU.
@@ -160,13 +150,16 @@ def evaluate(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     splits, ids, labels = _choose(train, test, settings, where)
     targets = match_factors(factors, *(uris(*part) for part in zip(splits, ids))) if factors else None
-    models = {ENCODER: encoder_layers(model.to(where)), RANDOM: encoder_layers(start.to(where)), PIXELS: pixels}
-    if any(field.modality != "image" for field in media(task.sample).values()):
-        del models[PIXELS]
+    models = {ENCODER: encoder_layers(model.to(where)), RANDOM: encoder_layers(start.to(where))}
+    raw = raw_input(task.sample)
+    if raw:
+        models[raw.name] = raw.features
     features = [
         represent(models, _read(task, split, some_ids, settings, where), media(task.sample), settings.views)
         for split, some_ids in zip(splits, ids)
     ]
+    if raw:
+        features[0][raw.name], features[1][raw.name] = raw.condense(*(part[raw.name] for part in features))
     rows, right = _rows(features[0], features[1], labels, settings)
     rows, known = score_factors(rows, features[0], features[1], targets, settings.seed) if targets else (rows, {})
     chosen = best_row(rows, ENCODER)
@@ -184,9 +177,10 @@ def evaluate(
         settings={key: value for key, value in asdict(settings).items() if key != "batch_size"},
         pretext=pretext,
         collapse=gate.reason,
-        notes=(*_notes(pretext, rows, test is not None), *notes(known)),
+        notes=tuple(notes(rows, pretext, known, test is not None)),
         correct={probe: Correct.of(value) for probe, value in right.get(best, {}).items()},
         factors=known,
+        corpora={"train": train.corpus} | ({"test": test.corpus} if test else {}),
     )
     return evaluation, _evidence(task, splits, ids, features, labels, best, panel)
 
@@ -238,10 +232,6 @@ def _rows(
     for source in train:
         for layer, x in train[source].layers.items():
             test_x, view = test[source].layers[layer], test[source].views.get(layer)
-            if source == PIXELS:
-                both = torch.cat([test_x, view]) if view is not None else test_x
-                x, both = without_copies(x, both)
-                test_x, view = both[: len(test_x)], both[len(test_x) :] if view is not None else None
             correct = _probe(x, test_x, labels, settings) if labels else {}
             loo = _leave_one_out(x, labels, settings) if labels else None
             rows.append(Row(source, layer, x.shape[1], _scores(correct), _measures(test_x, view), loo))
@@ -255,9 +245,9 @@ def _probe(x: Tensor, test_x: Tensor, labels: _Labels, settings: Settings) -> di
     n = len(labels.names)
     linear = linear_probe(x, labels.train, test_x, classes=n, holdout=settings.holdout, seed=settings.seed).predictions
     near = knn(x, labels.train, test_x, classes=n, k=settings.neighbours, temperature=settings.temperature)
-    answers = {"linear": linear[None], "knn": near[None]}
+    answers = {LINEAR.key: linear[None], KNN.key: near[None]}
     for shots, chosen in labels.draws.items():
-        answers[f"{shots}-shot"] = few_shot(x, labels.train, test_x, chosen, classes=n)
+        answers[k_shot(shots).key] = few_shot(x, labels.train, test_x, chosen, classes=n)
     return {name: answer == labels.test for name, answer in answers.items()}
 
 
@@ -278,11 +268,11 @@ def _scores(correct: Mapping[str, Tensor]) -> dict[str, Interval]:
 
 
 def _measures(x: Tensor, view: Tensor | None) -> dict[str, float]:
-    measures = {"rank_me": rank_me(x)}
+    measures = {RANK_ME.key: rank_me(x)}
     if view is not None:
-        measures["alignment"] = alignment(x[: len(view)], view)
+        measures[ALIGNMENT.key] = alignment(x[: len(view)], view)
     if len(x) > 1:
-        measures["uniformity"] = uniformity(x)
+        measures[UNIFORMITY.key] = uniformity(x)
     return measures
 
 
@@ -307,7 +297,7 @@ def _pretext(
         outputs = model(**inputs)
         if comparable:
             losses, metrics = task.loss(outputs, targets)
-            for name, value in {"loss": losses, **metrics}.items():
+            for name, value in {LOSS.key: losses, **metrics}.items():
                 values.setdefault(name, []).append(value.float().cpu())
         panel = panel or task.show(inputs, outputs, targets)
     assert panel is not None
@@ -327,35 +317,12 @@ def _comparable(task: PretextTask, splits: tuple[Split, Split]) -> bool:
     return "index" not in kinds
 
 
-def _samples(has_labels: bool) -> str:
-    """What the pretext task was tried on: without a labelled set, what the encoder was trained on."""
-    return "held-out samples" if has_labels else "samples of its own corpus"
-
-
-def _notes(pretext: Mapping[str, Pretext], rows: list[Row], has_labels: bool) -> Iterator[str]:
-    accuracy = pretext.get("accuracy")
-    if accuracy and accuracy.chance is not None and accuracy.low <= accuracy.chance * _NEAR_CHANCE:
-        yield (
-            f"The pretext task is answered at chance on {_samples(has_labels)} ({100 * accuracy.mean:.1f} %, chance is "
-            f"{100 * accuracy.chance:.1f} %): this data does not hold the answer (such as turned pictures of things "
-            "without an upright), or the training was too short; try another task or train longer."
-        )
-    if not has_labels:
-        yield "There was no labelled set, so nothing is said of accuracy; RankMe, alignment and uniformity only."
-    ours = best_row(rows, ENCODER)
-    for rival in (best_row(rows, RANDOM), best_row(rows, PIXELS)):
-        if ours and rival:
-            worse = [name for name, score in ours.scores.items() if score.mean < rival.scores[name].mean]
-            if worse:
-                yield f"The encoder is below {rival.name} on {', '.join(worse)}.".replace("knn", "kNN")
-
-
 def evaluation_set(train: Split, test: Split | None, settings: Settings, factors: FactorTable | None = None) -> str:
     """Hash of what the figures depend on beside the encoder."""
     splits = (train, test or train)
     fixed = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
-    told = [factors.digest] if factors else []
-    text = json.dumps([[split.digest for split in splits], fixed, *told], sort_keys=True)
+    known = [factors.digest] if factors else []
+    text = json.dumps([[split.corpus.digest for split in splits], fixed, *known], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

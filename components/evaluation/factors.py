@@ -1,4 +1,4 @@
-"""Factors of samples, such as a figure's hue, known from a Parquet file, and what each representation tells of them.
+"""Factors of samples, such as a figure's hue, known from a file, and how well each can be read from a representation.
 
     columns file | part | shape | hue | ...  -> FactorTable;  with the URIs of the evaluated samples -> FactorTargets
     FactorTargets + features of every layer -> scores of each row and, for each source, of its best layer for a factor
@@ -14,7 +14,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from components.evaluation.features import Features, without_copies
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Factor, Kind, Known, Row
+from components.evaluation.features import Features
+from components.evaluation.result import Factor, Kind, Known, Row
 from components.storage.files import absolute, read
 from ssl_core.errors import InputError
 from ssl_core.probes.factors import best_layers, on_circle, read_out
@@ -109,7 +109,7 @@ def _check(uri: str, table: pa.Table) -> None:
     if not _is_text(table.schema.field(FILE).type) or table[FILE].null_count:
         raise FactorsError(f"{uri}: column `{FILE}` is not text in every row; write the end of a sample's URI")
     if len(table) < 2:
-        raise FactorsError(f"{uri} has {len(table)} rows; factors of fewer than 2 samples tell nothing")
+        raise FactorsError(f"{uri} has {len(table)} rows; factors of fewer than 2 samples cannot be evaluated")
     [(file, times)] = Counter(table[FILE].to_pylist()).most_common(1)
     if times > 1:
         raise FactorsError(f"{uri} has {times} rows for {file!r}; keep one")
@@ -117,7 +117,9 @@ def _check(uri: str, table: pa.Table) -> None:
         raise FactorsError(f"{uri} has no column beside `{FILE}` and `{PART}`, so no factors")
     for name in _factors(table):
         if not re.fullmatch(r"[\w .:-]+", name):
-            raise FactorsError(f"{uri}: the factor {name!r} has a sign that MLflow does not take; rename the column")
+            raise FactorsError(
+                f"{uri}: the factor {name!r} contains a character that MLflow does not accept; rename the column"
+            )
         kind_of(uri, table.schema.field(name))
 
 
@@ -155,7 +157,7 @@ class FactorTargets:
 
     Attributes:
         kinds: factor -> "name", "quantity" or "circle".
-        chance: factor -> what chance reaches.
+        chance: factor -> the chance level.
         train: factor -> numbers of names [n], or quantities [n, k].
         test: the same of the test part; -1 for a name that the training part has not.
     """
@@ -221,7 +223,7 @@ def _check_varied(uri: str, name: str, kind: Kind, values: Sequence[Sequence[Any
         if len(set(found)) < 2:
             raise FactorsError(
                 f"{uri}: the factor {name!r} is {found[0]!r} for all {len(found):,} {part} samples, so there is "
-                "nothing to tell; leave it out"
+                "nothing to read; leave it out"
             )
 
 
@@ -238,9 +240,7 @@ def score_factors(
     """
     scores, known = {}, {}
     for source in train:
-        layers, test_layers = (dict(features[source].layers) for features in (train, test))
-        if source == PIXELS:
-            layers[""], test_layers[""] = without_copies(layers[""], test_layers[""])
+        layers, test_layers = (features[source].layers for features in (train, test))
         device = next(iter(layers.values())).device
         train_y, test_y = ({name: y.to(device) for name, y in part.items()} for part in (targets.train, targets.test))
         found = {layer: read_out(x, train_y, test_layers[layer], test_y, seed) for layer, x in layers.items()}
@@ -251,15 +251,3 @@ def score_factors(
         for name, kind in targets.kinds.items()
     }
     return [replace(row, factors=scores[row.source][row.layer]) for row in rows], factors
-
-
-def notes(factors: Mapping[str, Factor]) -> Iterator[str]:
-    """What the encoder has significantly lost, in a sentence for each rival that tells it better."""
-    for rival in (RANDOM, PIXELS):
-        lost = [
-            name
-            for name, factor in factors.items()
-            if rival in factor.known and factor.known[ENCODER].score.high < factor.known[rival].score.low
-        ]
-        if lost:
-            yield f"The encoder knows less than {rival} of {', '.join(lost)}, beyond the 95 % intervals."

@@ -18,7 +18,7 @@ from ssl_core.data.reader import FETCHERS
 from ssl_core.data.shards import Shards
 from ssl_core.ops.images import random_resized_crop, to_float
 from ssl_core.task import TaskModel
-from ssl_core.types import Field, Raw
+from ssl_core.types import CorpusVersion, Field, Raw
 
 Ids = npt.NDArray[np.int64]
 _PIXEL_SIDE = 32
@@ -30,11 +30,11 @@ class Split:
 
     Attributes:
         shards: of a corpus version.
-        digest: of that version's contents; goes into the evaluation set's hash.
+        corpus: that version; its digest goes into the evaluation set's hash.
     """
 
     shards: Shards
-    digest: str
+    corpus: CorpusVersion
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,17 @@ def pixels(raw: Raw) -> dict[str, Tensor]:
     return {"": F.adaptive_avg_pool2d(x, (height, width)).flatten(1)}
 
 
-def without_copies(x: Tensor, test_x: Tensor) -> tuple[Tensor, Tensor]:
-    """Drops the second and third channel of `pixels` where they repeat the first, as in grey pictures."""
-    first, second, third = x.chunk(3, 1)
-    if torch.equal(first, second) and torch.equal(first, third):
-        return first, test_x.chunk(3, 1)[0]
-    return x, test_x
+def without_copies(train: Features, test: Features) -> tuple[Features, Features]:
+    """Drops the second and third channel of `pixels` where they repeat the first on the training part, as in grey."""
+    first, second, third = train.layers[""].chunk(3, 1)
+    if not (torch.equal(first, second) and torch.equal(first, third)):
+        return train, test
+    return _first_channel(train), _first_channel(test)
+
+
+def _first_channel(part: Features) -> Features:
+    layers, views = ({name: x.chunk(3, 1)[0] for name, x in each.items()} for each in (part.layers, part.views))
+    return Features(layers, views)
 
 
 def mild_view(raw: Raw, sample: Mapping[str, Field], seed: int) -> Raw | None:

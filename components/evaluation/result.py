@@ -1,13 +1,14 @@
 """What an evaluation says of an encoder: plain data that goes to JSON and back, and the paired comparison of two.
 
-Row (encoder layer | random init | raw pixels) x (linear, kNN, few-shot, RankMe, alignment, uniformity) -> Evaluation
-Factor (shape, hue, ...) x (encoder | random init | raw pixels) -> how well each knows it, where factors are known
+Row (layer of the encoder | a reference) x (probes, measures) -> Evaluation
+Factor (shape, hue, ...) x (the encoder | a reference) -> how well each knows it, where factors are known
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,10 +17,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from components.evaluation.metrics import ACCURACY, LINEAR, MEASURES, R2, Metric, probes
+from components.evaluation.references import ENCODER
 from ssl_core.errors import InputError
 from ssl_core.probes.intervals import Interval, paired_bootstrap
+from ssl_core.types import CorpusVersion
 
-ENCODER, RANDOM, PIXELS = "encoder", "random init", "raw pixels"
 Kind = Literal["name", "quantity", "circle"]
 """Of a factor."""
 
@@ -29,13 +32,13 @@ class Row:
     """One representation, evaluated.
 
     Attributes:
-        source: "encoder", "random init" (the same network untrained) or "raw pixels".
-        layer: name of the layer; empty for raw pixels.
+        source: the encoder or a reference, by its name in `references`.
+        layer: name of the layer; empty for a raw input.
         dim: numbers per sample.
-        scores: "linear", "knn", "1-shot", "5-shot" -> accuracy in [0, 1] with its 95 % interval; no labels, none.
-        measures: "rank_me", "alignment", "uniformity" -> value; one that cannot be measured is left out.
+        scores: key of a probe in `metrics` -> accuracy in [0, 1] with its 95 % interval; no labels, none.
+        measures: key of a measure -> value; one that cannot be measured is left out.
         train_knn: leave-one-out kNN accuracy on the training part, by which the best layer is chosen.
-        factors: factor -> how well this layer tells it on the test part; empty where no factors are known.
+        factors: factor -> how well it can be read from this layer on the test part; empty where no factors are known.
     """
 
     source: str
@@ -64,10 +67,10 @@ class Pretext:
 
 @dataclass(frozen=True)
 class Known:
-    """How well a source tells a factor.
+    """How well a factor can be read from a source.
 
     Attributes:
-        layer: that tells it best on a held-out half of the training part; empty for raw pixels.
+        layer: from which it is read best on a held-out half of the training part; empty for a raw input.
         score: of that layer on the test part.
     """
 
@@ -77,18 +80,23 @@ class Known:
 
 @dataclass(frozen=True)
 class Factor:
-    """What was asked of a factor, and who knows it.
+    """A factor, and how well each source knows it.
 
     Attributes:
-        kind: a name is scored by accuracy; a quantity, and a circle (such as an angle, as a point on it), by the
-            R², 1 at best.
-        chance: what chance reaches: 1 / classes of a name, 0 of a quantity.
-        known: source, as in `Row` -> how well it tells the factor.
+        kind: a name is scored by accuracy; a quantity, and a circle (such as an angle, as a point on it), by R²,
+            1 at best.
+        chance: the chance level: 1 / classes of a name, 0 of a quantity.
+        known: source, as in `Row` -> how well the factor can be read from it.
     """
 
     kind: Kind
     chance: float
     known: Mapping[str, Known]
+
+    @property
+    def metric(self) -> Metric:
+        """By which it is scored."""
+        return ACCURACY if self.kind == "name" else R2
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class Evaluation:
     """An encoder evaluated on a frozen evaluation set.
 
     Attributes:
-        rows: every layer of the encoder from shallow to deep, then of the random init, then raw pixels.
+        rows: every layer of the encoder from shallow to deep, then of the untrained network, then the raw input.
         best: name of the encoder's best layer, chosen on the training part; the deepest where there are no labels.
         samples: "train" and "test" -> samples used.
         classes: names of the classes; empty without labels.
@@ -131,6 +139,8 @@ class Evaluation:
         notes: what a reader should know, a sentence each.
         correct: probe -> per-sample correctness of the best layer, for the paired comparison of two encoders.
         factors: name of a factor -> what each source knows of it; empty where the recipe names no factors.
+        corpora: "train" and "test" -> the corpus version that the samples of that part were taken from; "train" alone
+            without a labelled set, and none in a file of an older version.
     """
 
     rows: tuple[Row, ...]
@@ -144,14 +154,35 @@ class Evaluation:
     notes: tuple[str, ...]
     correct: Mapping[str, Correct]
     factors: Mapping[str, Factor] = field(default_factory=dict)
+    corpora: Mapping[str, CorpusVersion] = field(default_factory=dict)
+
+    @property
+    def probes(self) -> tuple[Metric, ...]:
+        """Those that were run, in the order of all tables; none without labels."""
+        return probes(key for row in self.rows for key in row.scores)
+
+    @property
+    def measures(self) -> tuple[Metric, ...]:
+        """Those that were taken."""
+        return tuple(metric for metric in MEASURES if any(metric.key in row.measures for row in self.rows))
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What the encoder is compared with, by name."""
+        return tuple(dict.fromkeys(row.source for row in self.rows if row.source != ENCODER))
+
+    @property
+    def pretext_samples(self) -> str:
+        """In words, what the pretext task was tried on."""
+        return pretext_samples(bool(self.classes))
 
     def row(self, source: str, layer: str = "") -> Row | None:
         """The row of that source and layer."""
         return next((row for row in self.rows if (row.source, row.layer) == (source, layer)), None)
 
     def headline(self) -> tuple[Row, ...]:
-        """The encoder's best layer, and what it must beat: the untrained network at its own best layer, raw pixels."""
-        return tuple(row for row in (best_row(self.rows, source) for source in (ENCODER, RANDOM, PIXELS)) if row)
+        """The encoder's best layer, and what it must beat: the untrained network's own best layer, the raw input."""
+        return tuple(row for row in (best_row(self.rows, each) for each in (ENCODER, *self.references)) if row)
 
     def metrics(self) -> dict[str, float]:
         """Flat names for a tracker: "evaluation/encoder/stage4/linear" -> value; the best layer as
@@ -175,11 +206,11 @@ class Evaluation:
         records = []
         for row in self.rows:
             record: dict[str, Any] = {"source": row.source, "layer": row.layer, "dim": row.dim}
-            for name, score in row.scores.items():
-                record |= in_percent(name, score)
+            for probe in probes(row.scores):
+                record |= probe.record(probe.key, row.scores[probe.key])
             record |= row.measures
             for name, score in row.factors.items():
-                record |= in_percent(f"factor {name}", score)
+                record |= self.factors[name].metric.record(f"factor {name}", score)
             records.append(record)
         return records
 
@@ -187,9 +218,10 @@ class Evaluation:
         """One flat record per factor: for each source the layer, the score in per cent and its interval's bounds."""
         records = []
         for name, factor in self.factors.items():
-            record: dict[str, Any] = {"factor": name, "kind": factor.kind, "chance": 100 * factor.chance}
+            metric = factor.metric
+            record: dict[str, Any] = {"factor": name, "kind": factor.kind, "chance": metric.scale * factor.chance}
             for source, known in factor.known.items():
-                record |= {f"{source} layer": known.layer} | in_percent(source, known.score)
+                record |= {f"{source} layer": known.layer} | metric.record(source, known.score)
             records.append(record)
         return records
 
@@ -199,10 +231,10 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
-        """Inverse of `to_json`.
+        """Inverse of `to_json`; what older versions wrote is read, too, with its keys of that time.
 
         Raises:
-            InputError: the text is no evaluation, or one of another version of pretext.
+            InputError: the text is no evaluation, or one of a version of pretext that this one does not know.
         """
         try:
             data = json.loads(text)
@@ -210,11 +242,13 @@ class Evaluation:
             if not rows:
                 raise ValueError("it has no rows")
             factors = {name: _factor(value) for name, value in data.pop("factors", {}).items()}
-            pretext = {name: Pretext(**value) for name, value in data.pop("pretext").items()}
-            correct = {name: Correct(**value) for name, value in data.pop("correct").items()}
+            pretext = {_today(name): Pretext(**value) for name, value in data.pop("pretext").items()}
+            correct = {_today(name): Correct(**value) for name, value in data.pop("correct").items()}
+            corpora = {part: CorpusVersion(**value) for part, value in data.pop("corpora", {}).items()}
             tuples: dict[str, Any] = {name: tuple(data.pop(name)) for name in ("classes", "notes")}
             data["settings"]["shots"] = tuple(data["settings"]["shots"])
-            return cls(rows=rows, pretext=pretext, correct=correct, factors=factors, **tuples, **data)
+            parts: dict[str, Any] = {"pretext": pretext, "correct": correct, "factors": factors, "corpora": corpora}
+            return cls(rows=rows, **parts, **tuples, **data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
                 f"This is no evaluation that this version of pretext can read ({error}); "
@@ -228,7 +262,7 @@ def best_row(rows: Sequence[Row], source: str) -> Row | None:
     return max(reversed(mine), key=lambda row: row.train_knn or 0.0, default=None)
 
 
-def paired_gain(candidate: Evaluation, champion: Evaluation, probe: str = "linear") -> Interval:
+def paired_gain(candidate: Evaluation, champion: Evaluation, probe: str = LINEAR.key) -> Interval:
     """Candidate's accuracy minus champion's in percentage points, each at its best layer, on the same test samples.
 
     The 95 % interval is a paired bootstrap over test samples: what both get right or wrong cancels.
@@ -239,14 +273,42 @@ def paired_gain(candidate: Evaluation, champion: Evaluation, probe: str = "linea
     if candidate.evaluation_set != champion.evaluation_set:
         raise InputError(
             f"The two were evaluated on different evaluation sets ({candidate.evaluation_set} and "
-            f"{champion.evaluation_set}), so their difference means nothing; evaluate both in the same job."
+            f"{champion.evaluation_set}): {difference(candidate, champion)}. Their scores cannot be compared; "
+            "evaluate both in the same job."
         )
     for evaluated in (candidate, champion):
         if probe not in evaluated.correct:
             known = ", ".join(evaluated.correct) or "none: there was no labelled set"
             raise InputError(f"There is no per-sample record of the probe {probe!r}; there is {known}.")
     shares = [evaluated.correct[probe].shares() for evaluated in (candidate, champion)]
-    return paired_bootstrap(100 * (shares[0] - shares[1]))
+    return paired_bootstrap(ACCURACY.scale * (shares[0] - shares[1]))
+
+
+def difference(one: Evaluation, other: Evaluation) -> str:
+    """How two evaluation sets differ, as a clause: in which corpora versions, else in their probes or factors."""
+    parts = [part for part in ("train", "test") if part in one.corpora or part in other.corpora]
+    pairs = [(part, one.corpora.get(part), other.corpora.get(part)) for part in parts]
+    unlike = [
+        f"the {part} samples are from {_in_words(mine)} and from {_in_words(theirs)}"
+        for part, mine, theirs in pairs
+        if mine is None or theirs is None or mine.digest != theirs.digest
+    ]
+    if unlike:
+        return ", ".join(unlike)
+    if not pairs:
+        return "neither names the corpora that it was computed on"
+    return "the corpora are the same, but the settings of the probes or the factors are not"
+
+
+def pretext_samples(has_labels: bool) -> str:
+    """What the pretext task is tried on: without a labelled set, samples of what the encoder was trained on."""
+    return "held-out samples" if has_labels else "samples of its own corpus"
+
+
+def _in_words(corpus: CorpusVersion | None) -> str:
+    if corpus is None:
+        return "a corpus that was not recorded"
+    return f"{corpus.uri} version {corpus.version} ({corpus.samples:,} samples, digest {corpus.digest[:12]})"
 
 
 def _flat(prefix: str, row: Row) -> dict[str, float]:
@@ -255,19 +317,20 @@ def _flat(prefix: str, row: Row) -> dict[str, float]:
     }
 
 
+def _today(key: str) -> str:
+    """The key of a probe or pretext metric in this version, given that of an older one: "5-label" and "explained"."""
+    return {"explained": R2.key}.get(key, re.sub(r"^(\d+)-label$", r"\1-shot", key))
+
+
 def _intervals(scores: Mapping[str, list[float]]) -> dict[str, Interval]:
     return {name: Interval(*bounds) for name, bounds in scores.items()}
 
 
-def in_percent(name: str, score: Interval) -> dict[str, float]:
-    """A score and the bounds of its interval as cells of a record."""
-    return {name: 100 * score.mean, f"{name} low": 100 * score.low, f"{name} high": 100 * score.high}
-
-
 def _row(data: dict[str, Any]) -> Row:
-    return Row(**data | {"scores": _intervals(data["scores"]), "factors": _intervals(data.get("factors", {}))})
+    scores = {_today(name): score for name, score in _intervals(data["scores"]).items()}
+    return Row(**data | {"scores": scores, "factors": _intervals(data.get("factors", {}))})
 
 
 def _factor(data: dict[str, Any]) -> Factor:
     known = {source: Known(each["layer"], Interval(*each["score"])) for source, each in data["known"].items()}
-    return Factor(data["kind"], data["chance"], known)
+    return Factor(data["kind"], data["chance"] if "chance" in data else data["guessing"], known)

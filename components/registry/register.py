@@ -20,6 +20,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from components.evaluation.metrics import LINEAR
 from components.evaluation.result import Evaluation, paired_gain
 from components.registry.champion import CHAMPION, TAKEN, champion_of, model_lock, promote
 from components.registry.export import ABOUT, EVALUATION, PRETEXT, write_artifact
@@ -31,7 +32,7 @@ from components.tracking.tracker import connect_tracking
 from ssl_core.errors import InputError
 
 UPLOAD_SECONDS = 900.0
-GATE = "linear"
+GATE = LINEAR.key
 """The probe whose gain makes a champion."""
 
 log = logging.getLogger("pretext.register")

@@ -1,8 +1,8 @@
-"""The pictures of a comparison: every encoder on every probe beside its untrained self, and who knows which factor."""
+"""The pictures of a comparison: encoders on every probe beside their untrained networks, and who knows which factor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from components.evaluation.comparison import MARKED, MARKS, Comparison, Contender, Line
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, best_row
-from components.reports.figures import COLOURS, FAINT, INK, MARKERS, TITLES, dots_across, house_figure
+from components.evaluation.metrics import ACCURACY, Metric
+from components.evaluation.references import RANDOM, Role
+from components.evaluation.result import best_row
+from components.reports.figures import FAINT, INK, LOOKS, band, cut, dots_across, house_figure
 from ssl_core.probes.intervals import Interval
-
-SUPERVISED_COLOUR = "#009e73"
 
 
 def draw(comparison: Comparison) -> dict[str, bytes]:
@@ -29,15 +29,15 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
 
 
 def probes(comparison: Comparison) -> bytes:
-    """A panel for each probe, a row for each encoder: its accuracy, its untrained self's, and raw pixels as a line."""
+    """A panel for each probe, a row for each encoder and its untrained network; the raw input is a line."""
     everything = comparison.lines()
     lines = [line for line in everything if line.row and line.contender]
-    pixels = next((line for line in everything if line.kind == PIXELS), None)
+    raw = next((line for line in everything if line.role == "raw input"), None)
     names = [line.title for line in lines]
-    with house_figure(2.4 + 2.3 * len(comparison.probes), 1.1 + 0.27 * len(lines)) as (figure, png):
+    with house_figure(max(6.4, 2.4 + 2.3 * len(comparison.probes)), 1.1 + 0.27 * len(lines)) as (figure, png):
         panels = figure.subplots(1, len(comparison.probes), sharey=True, squeeze=False)[0]
         for axes, probe in zip(panels, comparison.probes):
-            _panel(axes, lines, pixels, probe)
+            _panel(axes, lines, raw, probe)
         panels[0].set_yticks(range(len(lines)), names, color=INK)
         panels[0].set_ylim(len(lines) - 0.4, -0.6)
         handles, labels = panels[0].get_legend_handles_labels()
@@ -45,20 +45,19 @@ def probes(comparison: Comparison) -> bytes:
     return png.getvalue()
 
 
-def _panel(axes: Axes, lines: Sequence[Line], pixels: Line | None, probe: str) -> None:
-    score = pixels.score(probe) if pixels else None
-    if score:
-        axes.axvspan(100 * score.low, 100 * score.high, color=COLOURS[PIXELS], alpha=0.12, lw=0)
-        axes.axvline(100 * score.mean, color=COLOURS[PIXELS], ls=(0, (4, 3)), lw=1.2, label=PIXELS)
-    untrained = [_untrained(line.contender, probe) for line in lines]
-    _dots(axes, untrained, COLOURS[RANDOM], MARKERS[RANDOM], "its untrained network", 0.14)
-    tasks = [line.score(probe) if line.kind == "task" else None for line in lines]
-    _dots(axes, tasks, COLOURS[ENCODER], MARKERS[ENCODER], "pretext task", -0.14)
-    supervised = [line.score(probe) if line.kind != "task" else None for line in lines]
-    _dots(axes, supervised, SUPERVISED_COLOUR, "D", "supervised", -0.14)
+def _panel(axes: Axes, lines: Sequence[Line], raw: Line | None, probe: Metric) -> None:
+    score = raw.score(probe.key) if raw else None
+    if raw and score:
+        band(axes, probe.scaled(score), raw.title, upright=True)
+    untrained = [_untrained(line.contender, probe.key) for line in lines]
+    _dots(axes, probe, untrained, "untrained", "its untrained network", 0.14)
+    tasks = [line.score(probe.key) if line.role == "encoder" else None for line in lines]
+    _dots(axes, probe, tasks, "encoder", "pretext task", -0.14)
+    supervised = [line.score(probe.key) if line.role == "supervised" else None for line in lines]
+    _dots(axes, probe, supervised, "supervised", "supervised", -0.14)
     axes.grid(axis="y", visible=False)
-    axes.set_title(TITLES.get(probe, probe))
-    axes.set_xlabel("accuracy, %")
+    axes.set_title(probe.title)
+    axes.set_xlabel(ACCURACY.axis)
 
 
 def _untrained(contender: Contender | None, probe: str) -> Interval | None:
@@ -66,50 +65,47 @@ def _untrained(contender: Contender | None, probe: str) -> Interval | None:
     return row.scores.get(probe) if row else None
 
 
-def _dots(axes: Axes, scores: Sequence[Interval | None], colour: str, marker: str, label: str, shift: float) -> None:
-    style = {"fmt": marker, "color": colour, "ms": 4.5, "elinewidth": 1.3, "mew": 0.5}
-    dots_across(axes, [(i + shift, score) for i, score in enumerate(scores) if score], label, style)
+def _dots(axes: Axes, probe: Metric, scores: Sequence[Interval | None], role: Role, label: str, shift: float) -> None:
+    look = LOOKS[role]
+    style = {"fmt": look.marker, "color": look.colour, "ms": 4.5, "elinewidth": 1.3, "mew": 0.5}
+    dots_across(axes, [(i + shift, probe.scaled(score)) for i, score in enumerate(scores) if score], label, style)
 
 
 def factors(comparison: Comparison) -> bytes:
-    """Rows encoders, columns factors: how well each is told, from chance (white) to perfectly (blue)."""
+    """Rows encoders, columns factors: how well each can be read, from the chance level (white) to perfectly (blue)."""
     lines = [line for line in comparison.lines() if line.factors]
-    names = comparison.factors
-    with house_figure(2.6 + 0.85 * len(names), 0.9 + 0.28 * len(lines)) as (figure, png):
+    names = list(comparison.factors)
+    with house_figure(max(7.0, 2.6 + 0.85 * len(names)), 0.9 + 0.28 * len(lines)) as (figure, png):
         axes = figure.add_subplot()
-        values = np.array([[_share(line, name, comparison.chance) for name in names] for line in lines])
+        values = np.array([[_share(line, name, comparison.factors[name].chance) for name in names] for line in lines])
         axes.imshow(values, cmap=_blues(), vmin=0, vmax=1, aspect="auto")
         for i, line in enumerate(lines):
             for j, name in enumerate(names):
-                _write_score(axes, j, i, line, name, dark=values[i, j] > 0.55)
-        axes.set_yticks(range(len(lines)), [_short(line.title) for line in lines], color=INK)
+                _write_score(axes, (j, i), line, name, comparison.factors[name].metric, dark=values[i, j] > 0.55)
+        axes.set_yticks(range(len(lines)), [cut(line.title, 40) for line in lines], color=INK)
         axes.set_xticks(range(len(names)), names, color=INK)
         axes.xaxis.tick_top()
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel(f"{MARKED}; white: no better than chance", fontsize=8)
+        figure.supxlabel(f"{MARKED}; white: at the chance level or below", fontsize=8, color=FAINT)
     return png.getvalue()
 
 
-def _share(line: Line, name: str, chance: Mapping[str, float]) -> float:
-    """Of the way from chance to perfection."""
+def _share(line: Line, name: str, chance: float) -> float:
+    """Of the way from the chance level to perfection."""
     score = line.score(name)
-    return max(0.0, (score.mean - chance[name]) / (1 - chance[name])) if score else 0.0
+    return max(0.0, (score.mean - chance) / (1 - chance)) if score else 0.0
 
 
-def _write_score(axes: Axes, x: int, y: int, line: Line, name: str, dark: bool) -> None:
+def _write_score(axes: Axes, at: tuple[int, int], line: Line, name: str, metric: Metric, dark: bool) -> None:
     score = line.score(name)
     if score is None:
         return
     standing = line.standing(name)
     style: dict[str, Any] = {"weight": "bold" if standing == "above" else "normal", "fontsize": 8}
     style["color"] = "white" if dark else FAINT if standing == "below" else INK
-    axes.text(x, y, f"{100 * score.mean:.0f} {MARKS[standing]}".strip(), ha="center", va="center", **style)
-
-
-def _short(title: str, most: int = 40) -> str:
-    return title if len(title) <= most else title[: most - 1] + "…"
+    axes.text(*at, f"{metric.number(score.mean, 0)} {MARKS[standing]}".strip(), ha="center", va="center", **style)
 
 
 def _blues() -> mpl.colors.Colormap:
-    return LinearSegmentedColormap.from_list("known", ["#ffffff", COLOURS[ENCODER]])
+    return LinearSegmentedColormap.from_list("known", ["#ffffff", LOOKS["encoder"].colour])

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -17,21 +18,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from components.evaluation.evaluate import Evidence
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Evaluation
+from components.evaluation.metrics import ACCURACY, FACTOR_SCORES, LOSS, R2, Metric
+from components.evaluation.references import ENCODER, Role, role_of
+from components.evaluation.result import Evaluation, Row
 from components.tracking.tracker import Logged
 from ssl_core.probes.intervals import Interval
 from ssl_core.types import Panel
 
 INK, FAINT, GRID = "#1b1f24", "#6b7280", "#e5e7eb"
 RIGHT, WRONG = "#0072b2", "#d55e00"
-COLOURS = {ENCODER: "#0072b2", RANDOM: "#e69f00", PIXELS: "#6b7280"}
-MARKERS = {ENCODER: "o", RANDOM: "s", PIXELS: "D"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a source is drawn."""
+
+    colour: str
+    marker: str
+
+
+LOOKS: Mapping[Role, Look] = {
+    "encoder": Look("#0072b2", "o"),
+    "untrained": Look("#e69f00", "s"),
+    "raw input": Look("#6b7280", "D"),
+    "supervised": Look("#009e73", "D"),
+}
 CLASSES = (
     *("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677"),
     *("#aa4499", "#44aa99", "#999933", "#882255", "#d55e00"),
 )
 """Tol's muted palette; the map also writes each class's name at its place, as ten colours are too many for anyone."""
-TITLES = {"linear": "Linear probe", "knn": "kNN", "1-shot": "1 label per class", "5-shot": "5 labels per class"}
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.dpi": 144,
@@ -60,6 +76,9 @@ _STYLE: dict[Any, Any] = {
 }
 _MOST_ROWS = 8
 
+Scaled: TypeAlias = tuple[float, float, float]
+"""Mean, low and high of a score, as `Metric.scaled` gives them."""
+
 
 def draw(evaluation: Evaluation, evidence: Evidence, points: Sequence[Logged] = ()) -> dict[str, bytes]:
     """All figures of a run: name -> PNG, in the order of a report. What there is no data for is left out."""
@@ -75,90 +94,104 @@ def draw(evaluation: Evaluation, evidence: Evidence, points: Sequence[Logged] = 
 
 
 def layers(evaluation: Evaluation) -> bytes:
-    """Accuracy of every probe at every layer, with 95 % intervals, beside the untrained network and raw pixels."""
-    probes = list(evaluation.rows[0].scores)
+    """Accuracy of every probe at every layer, with 95 % intervals, beside the untrained network and the raw input."""
+    probes = evaluation.probes
     with house_figure(3.1 * len(probes), 3.2) as (figure, png):
         for index, probe in enumerate(probes):
             axes = figure.add_subplot(1, len(probes), index + 1)
             _layer_axes(axes, evaluation, probe)
             if index == 0:
-                axes.set_ylabel("accuracy, %")
+                axes.set_ylabel(ACCURACY.axis)
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
     return png.getvalue()
 
 
-def _layer_axes(axes: Axes, evaluation: Evaluation, probe: str) -> None:
-    names = [row.layer for row in evaluation.rows if row.source == ENCODER]
-    pixels = evaluation.row(PIXELS)
-    if pixels:
-        score = pixels.scores[probe]
-        axes.axhspan(100 * score.low, 100 * score.high, color=COLOURS[PIXELS], alpha=0.12, lw=0)
-        axes.axhline(100 * score.mean, color=COLOURS[PIXELS], ls=(0, (4, 3)), lw=1.2, label=PIXELS)
-    for source, shift in ((RANDOM, 0.09), (ENCODER, -0.09)):
-        rows = [row for row in evaluation.rows if row.source == source]
-        _dots(axes, [row.scores[probe] for row in rows], source, shift)
+def _layer_axes(axes: Axes, evaluation: Evaluation, probe: Metric) -> None:
+    rows: dict[str, list[Row]] = {}
+    for row in evaluation.rows:
+        rows.setdefault(row.source, []).append(row)
+    names = [row.layer for row in rows[ENCODER]]
+    networks = [source for source in rows if role_of(source) != "raw input"]
+    for source in (source for source in rows if source not in networks):
+        band(axes, probe.scaled(rows[source][0].scores[probe.key]), source, upright=False)
+    for place, source in enumerate(reversed(networks)):
+        shift = 0.18 * (len(networks) - 1 - place) - 0.09
+        _dots(axes, [probe.scaled(row.scores[probe.key]) for row in rows[source]], source, shift)
     best = evaluation.row(ENCODER, evaluation.best)
     if best:
-        _mark(axes, names.index(evaluation.best) - 0.09, best.scores[probe])
+        _mark(axes, names.index(evaluation.best) - 0.09, probe, best.scores[probe.key])
     axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 6 else 60)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.14)
-    axes.set_title(TITLES.get(probe, probe))
+    axes.set_title(probe.title)
 
 
-def _dots(axes: Axes, scores: Sequence[Interval], source: str, shift: float) -> None:
+def band(axes: Axes, scaled: Scaled, label: str, upright: bool) -> None:
+    """A score without layers, as of a raw input: a dashed line in the band of its interval."""
+    mean, low, high = scaled
+    colour = LOOKS["raw input"].colour
+    span, line = (axes.axvspan, axes.axvline) if upright else (axes.axhspan, axes.axhline)
+    span(low, high, color=colour, alpha=0.12, lw=0)
+    line(mean, color=colour, ls=(0, (4, 3)), lw=1.2, label=label)
+
+
+def _dots(axes: Axes, scores: Sequence[Scaled], source: str, shift: float) -> None:
     x = np.arange(len(scores)) + shift
     mean, spread = _bars(scores)
-    colour = COLOURS[source]
-    axes.plot(x, mean, color=colour, alpha=0.35, lw=1.2)
+    look = LOOKS[role_of(source)]
+    axes.plot(x, mean, color=look.colour, alpha=0.35, lw=1.2)
     axes.errorbar(
-        x, mean, spread, fmt=MARKERS[source], color=colour, ms=5, elinewidth=1.4, label=source, mec="white", mew=0.6
+        x, mean, spread, fmt=look.marker, color=look.colour, ms=5, elinewidth=1.4, label=source, mec="white", mew=0.6
     )
 
 
-def _bars(scores: Sequence[Interval]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Scores [n] and how far their intervals reach down and up [2, n], in per cent."""
-    mean, low, high = (100 * np.array(values) for values in zip(*scores))
+def _bars(scores: Sequence[Scaled]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Means [n], and how far the intervals reach down and up [2, n]."""
+    mean, low, high = (np.array(values) for values in zip(*scores))
     return mean, np.abs(np.stack([mean - low, high - mean]))
 
 
-def _mark(axes: Axes, x: float, score: Interval) -> None:
+def _mark(axes: Axes, x: float, probe: Metric, score: Interval) -> None:
     axes.annotate(
-        f"{100 * score.mean:.1f}",
-        (x, 100 * score.high),
+        probe.number(score.mean),
+        (x, probe.scaled(score)[2]),
         xytext=(0, 3),
         textcoords="offset points",
         ha="center",
         bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75},
         weight="bold",
-        color=COLOURS[ENCODER],
+        color=LOOKS["encoder"].colour,
     )
 
 
 def factors(evaluation: Evaluation) -> bytes:
-    """How well each factor is told, with 95 % intervals, by the encoder, the untrained network and raw pixels."""
-    names = list(evaluation.factors)
-    with house_figure(8.6, 1.0 + 0.4 * len(names)) as (figure, png):
+    """How well each factor can be read from the encoder and its references, with 95 % intervals."""
+    factors = evaluation.factors
+    sources = list(dict.fromkeys(source for factor in factors.values() for source in factor.known))
+    with house_figure(8.6, 1.0 + 0.4 * len(factors)) as (figure, png):
         axes = figure.add_subplot()
-        for source, shift in ((ENCODER, -0.22), (RANDOM, 0.0), (PIXELS, 0.22)):
-            scores = [(i + shift, evaluation.factors[name].known.get(source)) for i, name in enumerate(names)]
-            style = {"fmt": MARKERS[source], "color": COLOURS[source], "ms": 5.5, "elinewidth": 1.4, "mew": 0.6}
-            dots_across(axes, [(y, known.score) for y, known in scores if known], source, style)
-        for i, factor in enumerate(evaluation.factors.values()):
-            label = "chance" if i == 0 else ""
-            axes.vlines(100 * factor.chance, i - 0.4, i + 0.4, color=INK, lw=1.2, ls=(0, (2, 2)), label=label)
-        axes.set_yticks(range(len(names)), names, color=INK)
-        axes.set_ylim(len(names) - 0.4, -0.6)
+        for place, source in enumerate(sources):
+            known = [(y, factor.metric, factor.known.get(source)) for y, factor in enumerate(factors.values())]
+            shift = 0.22 * (place - (len(sources) - 1) / 2)
+            scores = [(y + shift, metric.scaled(each.score)) for y, metric, each in known if each]
+            look = LOOKS[role_of(source)]
+            style = {"fmt": look.marker, "color": look.colour, "ms": 5.5, "elinewidth": 1.4, "mew": 0.6}
+            dots_across(axes, scores, source, style)
+        for y, factor in enumerate(factors.values()):
+            label, chance = "chance level" if y == 0 else "", factor.metric.scale * factor.chance
+            axes.vlines(chance, y - 0.4, y + 0.4, color=INK, lw=1.2, ls=(0, (2, 2)), label=label)
+        axes.set_yticks(range(len(factors)), list(factors), color=INK)
+        axes.set_ylim(len(factors) - 0.4, -0.6)
         axes.set_xlim(right=103)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("accuracy of names, R² of quantities, %")
+        axes.set_xlabel(FACTOR_SCORES)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return png.getvalue()
 
 
-def dots_across(axes: Axes, scores: Sequence[tuple[float, Interval]], label: str, style: Mapping[str, Any]) -> None:
+def dots_across(axes: Axes, scores: Sequence[tuple[float, Scaled]], label: str, style: Mapping[str, Any]) -> None:
     """Scores at their heights, with their intervals; none, nothing. `style`: of `Axes.errorbar`."""
     if scores:
         mean, spread = _bars([score for _, score in scores])
@@ -182,7 +215,7 @@ def answers(panel: Panel) -> bytes:
                 if i < wide and len(columns) > 1:
                     axes.set_title(title, fontsize=7.5, weight="normal", color=FAINT, loc="center", pad=4)
             middle = x + (len(columns) * (side + gap) - gap) / 2
-            _write(figure, middle, y + side + 0.14, _cut(panel.captions[i], int(14 * block)))
+            _write(figure, middle, y + side + 0.14, cut(panel.captions[i], int(14 * block)))
     return png.getvalue()
 
 
@@ -228,7 +261,8 @@ def _write(figure: Figure, x: float, y: float, text: str, ha: str = "center", **
     figure.text(x / width, 1 - y / height, text, ha=ha, va="center", fontsize=7.5, **style)
 
 
-def _cut(text: str, most: int) -> str:
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning and an ellipsis."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -240,7 +274,7 @@ def _picture(axes: Axes, image: npt.NDArray[Any], caption: str = "", colour: str
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour or GRID, linewidth=2.0 if colour in (RIGHT, WRONG) else 0.8)
     if caption:
-        axes.set_xlabel(_cut(caption, 14), fontsize=7.5, labelpad=2, color=colour or FAINT)
+        axes.set_xlabel(cut(caption, 14), fontsize=7.5, labelpad=2, color=colour or FAINT)
 
 
 def embedding_map(evidence: Evidence) -> bytes | None:
@@ -253,7 +287,7 @@ def embedding_map(evidence: Evidence) -> bytes | None:
         if evidence.labels:
             _scatter_classes(axes, places, np.array(evidence.labels))
         else:
-            axes.scatter(places[:, 0], places[:, 1], s=14, color=COLOURS[ENCODER], alpha=0.7, lw=0)
+            axes.scatter(places[:, 0], places[:, 1], s=14, color=LOOKS["encoder"].colour, alpha=0.7, lw=0)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.grid(visible=False)
@@ -288,31 +322,28 @@ def _scatter_classes(axes: Axes, places: npt.NDArray[np.float32], labels: npt.ND
 
 
 def curves(points: Sequence[Logged]) -> bytes | None:
-    """Loss, accuracy, learning rate and spread over the steps, those there are; None for fewer than two points."""
-    wanted = {
-        "loss": "loss",
-        "pretext accuracy": "accuracy",
-        "learning rate": "lr",
-        "effective rank": "effective_rank",
-    }
-    series = {title: _series(points, name) for title, name in wanted.items()}
-    series = {title: values for title, values in series.items() if len(values[0]) > 1}
+    """Loss, accuracy or R², learning rate and effective rank over the steps; None for fewer than two points of each."""
+    wanted = {LOSS.key: LOSS.title, **{metric.key: f"Pretext {metric.axis}" for metric in (ACCURACY, R2)}}
+    wanted |= {"lr": "Learning rate", "effective_rank": "Effective rank"}
+    scales = {metric.key: metric.scale for metric in (ACCURACY, R2)}
+    series = {name: _series(points, name, scales.get(name, 1)) for name in wanted}
+    series = {name: values for name, values in series.items() if len(values[0]) > 1}
     if not series:
         return None
     with house_figure(3.1 * len(series), 2.6) as (figure, png):
-        for index, (title, (steps, values)) in enumerate(series.items()):
+        for index, (name, (steps, values)) in enumerate(series.items()):
             axes = figure.add_subplot(1, len(series), index + 1)
-            axes.plot(steps, values, color=COLOURS[ENCODER])
-            axes.set_title(title)
+            axes.plot(steps, values, color=LOOKS["encoder"].colour)
+            axes.set_title(wanted[name])
             axes.set_xlabel("step")
             axes.set_xlim(min(steps), max(steps))
-            if title == "pretext accuracy":
-                axes.set_ylim(0, 1.02)
+            if name == ACCURACY.key:
+                axes.set_ylim(0, 1.02 * ACCURACY.scale)
     return png.getvalue()
 
 
-def _series(points: Sequence[Logged], name: str) -> tuple[list[int], list[float]]:
-    found = [(point.step, point.metrics[name]) for point in points if name in point.metrics]
+def _series(points: Sequence[Logged], name: str, scale: int) -> tuple[list[int], list[float]]:
+    found = [(point.step, scale * point.metrics[name]) for point in points if name in point.metrics]
     found = [(step, value) for step, value in found if np.isfinite(value)]
     return [step for step, _ in found], [value for _, value in found]
 

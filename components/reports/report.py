@@ -13,37 +13,41 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Evaluation, Row
+from components.evaluation.metrics import FACTOR_SCORES, Metric, pretext_metric
+from components.evaluation.references import ENCODER, reference, role_of
+from components.evaluation.result import Evaluation, Row
 from ssl_core.probes.intervals import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
-PROBES = {"linear": "Linear probe", "knn": "kNN", "1-shot": "1 label", "5-shot": "5 labels"}
-MEASURES = {"rank_me": "RankMe", "alignment": "Alignment", "uniformity": "Uniformity"}
 FIGURES = {
     "layers": (
-        "Every layer against its rivals",
+        "Every layer beside its references",
         (
             "Accuracy on the test part, with 95 % intervals: over test samples for the linear probe and kNN, over "
-            "label draws for the few-label probes. The best layer, chosen on the training part, carries its figure."
+            "draws of labels for the k-shot probes. The accuracy of the best layer, chosen on the training part, is "
+            "written beside it."
         ),
     ),
     "factors": (
         "What the encoder knows",
         (
-            "How well each factor is told on the test part, with 95 % intervals, by the layer that tells it best on a "
-            "held-out half of the training part."
+            "How well each factor can be read on the test part, with 95 % intervals, from the layer that is best for "
+            "it on a held-out half of the training part."
         ),
     ),
-    "answers": ("What the task saw and answered", "Test samples as the pretext task showed them to the network."),
+    "answers": (
+        "What the task saw and answered",
+        "Test samples as the pretext task showed them to the network, and its answers.",
+    ),
     "neighbours": (
         "Nearest neighbours",
-        "Test pictures and the training pictures whose features are most alike, nearest first.",
+        "Test pictures, and the training pictures whose features are most similar, nearest first.",
     ),
     "map": (
         "Embedding map",
-        "Features of test samples, laid out so that like is near like; distances far apart say little.",
+        "Features of test samples, laid out so that similar ones are close; large distances mean little.",
     ),
-    "curves": ("Training", "Curves of the pretext task. They say that training worked, not that the encoder is good."),
+    "curves": ("Training", "Curves of the pretext task. They show that training worked, not that the encoder is good."),
 }
 """Figure -> heading and caption, in the order of the page."""
 
@@ -88,6 +92,8 @@ def write_report(evaluation: Evaluation, figures: Mapping[str, bytes], about: Ab
         everything=_table(evaluation, evaluation.rows),
         pretext=_pretext(evaluation),
         factors=_factors(evaluation),
+        factor_scores=FACTOR_SCORES,
+        roles={source: _css(source) for source in (ENCODER, *evaluation.references)},
         figures=[(name, *FIGURES[name], data_uri(figures[name])) for name in known],
     )
 
@@ -109,94 +115,90 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def percent(score: Interval) -> tuple[str, str]:
-    """A score and its interval, as texts."""
-    return f"{100 * score.mean:z.1f}", f"{100 * score.low:z.1f} – {100 * score.high:z.1f}"
-
-
 def _table(evaluation: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
     """Column titles and rows of cells; a cell is (text, interval, is it the column's best)."""
-    scores = list(evaluation.rows[0].scores)
-    measures = [name for name in MEASURES if any(name in row.measures for row in rows)]
-    top = {name: max(row.scores[name].mean for row in rows) for name in scores}
+    probes = evaluation.probes
+    measures = [measure for measure in evaluation.measures if any(measure.key in row.measures for row in rows)]
+    top = {probe.key: max(row.scores[probe.key].mean for row in rows) for probe in probes}
     body = []
     for row in rows:
-        cells = [(*percent(row.scores[name]), row.scores[name].mean == top[name]) for name in scores]
-        cells += [(f"{row.measures[name]:.2f}" if name in row.measures else "–", "", False) for name in measures]
+        scores = [(probe, row.scores[probe.key]) for probe in probes]
+        cells = [(probe.number(one.mean), probe.bounds(one), one.mean == top[probe.key]) for probe, one in scores]
+        values = [(measure, row.measures.get(measure.key)) for measure in measures]
+        cells += [("–" if value is None else measure.number(value), "", False) for measure, value in values]
         chosen = row.source == ENCODER and row.layer == evaluation.best
-        body.append({"source": row.source, "layer": row.layer, "dim": row.dim, "cells": cells, "chosen": chosen})
-    columns = [PROBES.get(name, name) for name in scores] + [MEASURES[name] for name in measures]
-    return {"columns": columns, "body": body}
+        about = {"source": row.source, "role": _css(row.source), "layer": row.layer, "dim": row.dim}
+        body.append(about | {"cells": cells, "chosen": chosen})
+    return {"columns": [metric.title for metric in (*probes, *measures)], "body": body}
+
+
+def _css(source: str) -> str:
+    """Its class in style.css."""
+    return role_of(source).replace(" ", "-")
 
 
 def _factors(evaluation: Evaluation) -> list[dict[str, Any]]:
     """A row for each factor: (text, interval, layer, is it the row's best) by source, and the chance level."""
     rows = []
     for name, factor in evaluation.factors.items():
-        best = max(known.score.mean for known in factor.known.values())
+        metric, best = factor.metric, max(known.score.mean for known in factor.known.values())
         cells = {
-            source: (*percent(known.score), known.layer, known.score.mean == best)
-            for source, known in factor.known.items()
+            source: (metric.number(one.score.mean), metric.bounds(one.score), one.layer, one.score.mean == best)
+            for source, one in factor.known.items()
         }
-        rows.append({"name": name, "kind": factor.kind, "cells": cells, "chance": f"{100 * factor.chance:.1f}"})
+        rows.append({"name": name, "kind": factor.kind, "cells": cells, "chance": metric.number(factor.chance)})
     return rows
 
 
 def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Per probe the encoder's accuracy large, and a small track with it, its rivals and their intervals."""
-    rows = {row.source: row for row in evaluation.headline()}
+    """Per probe the encoder's accuracy large, and small tracks of it and its references with their intervals."""
+    rows = evaluation.headline()
     cards = []
-    for probe in rows[ENCODER].scores:
-        value, interval = percent(rows[ENCODER].scores[probe])
-        tracks = [_track(source, rows[source].scores[probe]) for source in (ENCODER, RANDOM, PIXELS) if source in rows]
-        cards.append({"title": PROBES.get(probe, probe), "value": value, "interval": interval, "tracks": tracks})
+    for probe in evaluation.probes:
+        own = rows[0].scores[probe.key]
+        tracks = [_track(row.source, probe, row.scores[probe.key]) for row in rows]
+        text, interval = probe.number(own.mean), probe.bounds(own)
+        cards.append({"title": probe.title, "value": text, "unit": probe.unit, "interval": interval, "tracks": tracks})
     return cards
 
 
-def _track(source: str, score: Interval) -> dict[str, Any]:
+def _track(source: str, probe: Metric, score: Interval) -> dict[str, Any]:
     """Places in per cent of the track's width, which is accuracy from 0 to 100."""
-    low, high = 100 * score.low, 100 * score.high
-    return {
-        "source": source,
-        "kind": source.replace(" ", "-"),
-        "mean": round(100 * score.mean, 2),
-        "low": round(low, 2),
-        "width": round(high - low, 2),
-        "value": percent(score)[0],
-    }
+    mean, low, high = (round(place, 2) for place in probe.scaled(score))
+    places = {"mean": mean, "low": low, "width": round(high - low, 2)}
+    return places | {"source": source, "role": _css(source), "value": probe.number(score.mean)}
 
 
 def _verdict(evaluation: Evaluation) -> tuple[str, str]:
     """One sentence on top, and its tone: good, mixed, bad or plain."""
     if evaluation.collapse:
         return "The representation has collapsed. " + evaluation.collapse, "bad"
-    ours, *rivals = evaluation.headline()
-    if not ours.scores:
+    ours, *others = evaluation.headline()
+    probes = evaluation.probes
+    if not probes:
         return (
             "Evaluated without labels: the representation has not collapsed; nothing is known of its accuracy.",
             "plain",
         )
     better = [
-        probe for probe, score in ours.scores.items() if all(score.mean > peer.scores[probe].mean for peer in rivals)
+        probe.column
+        for probe in probes
+        if all(ours.scores[probe.key].mean > other.scores[probe.key].mean for other in others)
     ]
-    if len(better) == len(ours.scores):
-        return "On every probe the encoder is above its untrained self and raw pixels.", "good"
-    share = f"{len(better)} of {len(ours.scores)} probes"
-    names = ", ".join(PROBES.get(probe, probe).lower().replace("knn", "kNN") for probe in better)
+    names = " and ".join(reference(other.source).phrase for other in others)
+    if len(better) == len(probes):
+        return f"On every probe the encoder scores above {names}.", "good"
     if not better:
-        return "On no probe is the encoder above both its untrained self and raw pixels.", "bad"
-    return (
-        f"The encoder is above its untrained self and raw pixels on {share}: {names}.",
-        "mixed",
-    )
+        return f"On no probe does the encoder score above {'both ' if len(others) == 2 else ''}{names}.", "bad"
+    count = f"{len(better)} of {len(probes)} probes"
+    return f"The encoder scores above {names} on {count}: {', '.join(better)}.", "mixed"
 
 
 def _pretext(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
-    """Metric, value, interval and chance, the accuracies in per cent."""
+    """Metric, value, interval and chance level."""
     lines = []
-    for name, value in evaluation.pretext.items():
-        scale, unit, digits = (100, " %", 1) if name == "accuracy" else (1, "", 3)
-        texts = [f"{scale * number:.{digits}f}" for number in (value.mean, value.low, value.high)]
-        chance = "–" if value.chance is None else f"{scale * value.chance:.{digits}f}{unit}"
-        lines.append((name, texts[0] + unit, f"{texts[1]} – {texts[2]}", chance))
+    for key, value in evaluation.pretext.items():
+        metric, score = pretext_metric(key), Interval(value.mean, value.low, value.high)
+        chance = "–" if value.chance is None else metric.text(value.chance)
+        lines.append((metric.column, metric.text(value.mean), metric.bounds(score), chance))
     return lines

@@ -1,4 +1,7 @@
-"""Temporary: the tables as Markdown, until the evaluation's words are merged."""
+"""Evaluations and comparisons as tables of texts: what the terminal prints, and as Markdown the notes in MLflow.
+
+Evaluation -> scores, factors;  Comparison -> scores of all encoders, factors;  Table -> Markdown
+"""
 
 from __future__ import annotations
 
@@ -6,144 +9,144 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from components.evaluation.comparison import MARKED, MARKS, Comparison, Line
-from components.evaluation.result import Evaluation, Known, Row
-from ssl_core.probes.intervals import Interval
-
-PROBES = ("linear", "knn", "1-shot", "5-shot")
-SHORT = {"accuracy": "acc.", "r2": "R²"}
-
-
-def _factor_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Columns, and a row for each factor."""
-    sources = list(next(iter(evaluation.factors.values())).known)
-    rows = [
-        [name, *(_known(factor.known[source]) for source in sources), f"{100 * factor.chance:.1f}"]
-        for name, factor in evaluation.factors.items()
-    ]
-    return ["factor", *sources, "chance"], rows
-
-
-def _known(known: Known) -> str:
-    return " ".join(filter(None, (_interval(known.score), known.layer)))
-
-
-def markdown(evaluation: Evaluation) -> str:
-    """The evaluation's tables as Markdown, for the run's description in MLflow."""
-    rows = evaluation.headline()
-    probes = [name for name in PROBES if any(name in row.scores for row in rows)]
-    cells = [[row.name, *(_score(row, name) for name in probes), _measure(row, "rank_me")] for row in rows]
-    tables = [markdown_table(["representation", *probes, "RankMe"], cells)]
-    if evaluation.factors:
-        tables.append(markdown_table(*_factor_cells(evaluation)))
-    return "\n".join(tables) + "\nThe figures are in report.html.\n"
-
-
-def markdown_table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table of texts; all columns but the first are numbers."""
-    lines = [head, ["---", *("---:" for _ in head[1:])], *cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _pretext_value(name: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if name == "accuracy" else f"{value:.3f}"
-
-
-def _score(row: Row, probe: str) -> str:
-    score = row.scores.get(probe)
-    return "" if score is None else _interval(score)
-
-
-def _interval(score: Interval) -> str:
-    return f"{100 * score.mean:z.1f} [{100 * score.low:z.1f}, {100 * score.high:z.1f}]"
-
-
-def _measure(row: Row, name: str) -> str:
-    return f"{row.measures[name]:.1f}" if name in row.measures else ""
+from components.evaluation.metrics import ACCURACY, FACTOR_SCORES, RANK_ME, pretext_metric
+from components.evaluation.result import Evaluation, Row
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, and how it stands to the untrained network, as `Line.standing` says."""
+    """A text, and how its score compares with that of the untrained network.
+
+    Attributes:
+        text: on one line.
+        large: on a page, where the cell has two lines, the upper one; by default the text.
+        small: the lower one.
+        standing: as `Line.standing` says.
+    """
 
     text: str
+    large: str = ""
+    small: str = ""
     standing: str = ""
 
-    def plain(self) -> str:
-        """With its mark."""
+    def marked(self) -> str:
+        """The text with the mark of its standing."""
         return self.text + MARKS[self.standing]
 
 
 @dataclass(frozen=True)
-class Grid:
+class Table:
+    """A title, columns, and rows of cells; all columns but the first are numbers."""
+
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
     def markdown(self) -> str:
-        return f"{self.title}\n\n" + markdown_table(self.columns, [[cell.plain() for cell in row] for row in self.rows])
+        """The table under its title."""
+        cells = [[cell.marked() for cell in row] for row in self.rows]
+        lines = [self.columns, ["---", *("---:" for _ in self.columns[1:])], *cells]
+        return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def grids(comparison: Comparison) -> Iterator[Grid]:
+def scores(evaluation: Evaluation) -> Table:
+    """The best layer beside its references, with 95 % intervals."""
+    probes, samples = evaluation.probes, evaluation.samples
+    measures = [RANK_ME] if RANK_ME in evaluation.measures else []
+
+    def cells(row: Row) -> Iterator[Cell]:
+        yield Cell(row.name)
+        for probe in probes:
+            yield Cell(probe.bracketed(row.scores[probe.key]) if probe.key in row.scores else "")
+        for measure in measures:
+            yield Cell(measure.number(row.measures[measure.key]) if measure.key in row.measures else "")
+
+    counts = f"{samples['test']:,} samples by probes fitted on {samples['train']:,}"
+    title = f"Evaluated on {counts} ({ACCURACY.axis}, 95 % interval)"
+    columns = ["representation", *(metric.column for metric in (*probes, *measures))]
+    rows = [list(cells(row)) for row in evaluation.headline()]
+    return Table(title if probes else "Evaluated without labels", columns, rows)
+
+
+def factors(evaluation: Evaluation) -> Table | None:
+    """What the encoder knows of each factor beside its references; None where no factors are known."""
+    if not evaluation.factors:
+        return None
+    sources = list(dict.fromkeys(source for factor in evaluation.factors.values() for source in factor.known))
+    rows = []
+    for name, factor in evaluation.factors.items():
+        known = [factor.known.get(source) for source in sources]
+        cells = [f"{factor.metric.bracketed(each.score)} {each.layer}".rstrip() if each else "" for each in known]
+        rows.append([Cell(text) for text in (name, *cells, factor.metric.number(factor.chance))])
+    return Table(f"What the encoder knows ({FACTOR_SCORES}, 95 % interval)", ["factor", *sources, "chance level"], rows)
+
+
+def evaluation_note(evaluation: Evaluation) -> str:
+    """The evaluation's tables as Markdown, for the run's description in MLflow."""
+    tables = [table.markdown() for table in (scores(evaluation), factors(evaluation)) if table]
+    return "\n".join([*tables, "The figures are in report.html.\n"])
+
+
+def comparison_tables(comparison: Comparison) -> Iterator[Table]:
     """The table of encoders, and where factors are known, theirs."""
     lines = comparison.lines()
-    yield Grid(_title(comparison), _columns(comparison), [list(_line_row(line, comparison)) for line in lines])
-    if comparison.factors:
-        columns = ["trained by", *comparison.factors]
-        rows = [
-            [Cell(line.title), *(_line_score(line, name, whole=True) for name in comparison.factors)] for line in lines
-        ]
-        guesses = [Cell(f"{100 * comparison.chance[name]:.0f}") for name in comparison.factors]
-        title = f"What they know: accuracy of names, R² of quantities, in %; {MARKED}"
-        yield Grid(title, columns, [*rows, [Cell("chance"), *guesses]])
-
-
-def comparison_markdown(comparison: Comparison) -> str:
-    """All tables, and what failed."""
-    failed = [f"{one.recipe} failed: {one.failure}\n" for one in comparison.contenders if one.failure]
-    return "\n".join([*(grid.markdown() for grid in grids(comparison)), *failed])
-
-
-def _title(comparison: Comparison) -> str:
-    length = f"{comparison.budget:g} {comparison.unit} of training each" if comparison.budget else "own lengths"
+    columns = [metric.column for metric in (*comparison.probes, RANK_ME)]
     evaluated = comparison.evaluations
     samples = f"; evaluated on {evaluated[0].samples['test']:,} samples" if evaluated else ""
-    corpus = f"{comparison.corpus} version {comparison.version}"
-    return f"{corpus}, {length}{samples}\nAccuracy in % ± half of the 95 % interval; {MARKED}"
+    yield Table(
+        f"{comparison.corpus} version {comparison.version}, {comparison.length}{samples}\n"
+        f"{ACCURACY.axis.capitalize()} ± half the width of its 95 % interval; {MARKED}",
+        ["trained by", "best layer", *columns, "pretext (chance level)", "samples/s", "memory"],
+        [list(_encoder_row(line, comparison)) for line in lines],
+    )
+    if comparison.factors:
+        rows = [[Cell(line.title), *(_factor(line, name, comparison) for name in comparison.factors)] for line in lines]
+        chance = [Cell(factor.metric.number(factor.chance, 0)) for factor in comparison.factors.values()]
+        yield Table(
+            f"What the encoders know: {FACTOR_SCORES}; {MARKED}",
+            ["trained by", *comparison.factors],
+            [*rows, [Cell("chance level"), *chance]],
+        )
 
 
-def _columns(comparison: Comparison) -> list[str]:
-    return ["trained by", "best layer", *comparison.probes, "RankMe", "pretext (chance)", "samples/s", "memory"]
+def comparison_note(comparison: Comparison) -> str:
+    """All tables as Markdown, what makes scores incomparable, and what failed."""
+    failed = [f"{one.recipe} failed: {one.failure}\n" for one in comparison.contenders if one.failure]
+    notes = [f"{note}\n" for note in comparison.notes]
+    return "\n".join([*(table.markdown() for table in comparison_tables(comparison)), *notes, *failed])
 
 
-def _line_row(line: Line, comparison: Comparison) -> Iterator[Cell]:
-    contender = line.contender
+def _encoder_row(line: Line, comparison: Comparison) -> Iterator[Cell]:
     yield Cell(line.title)
-    if line.row is None:
-        yield Cell("failed")
-        yield from (Cell("") for _ in _columns(comparison)[2:])
-        return
-    yield Cell(line.row.layer)
-    yield from (_line_score(line, name) for name in comparison.probes)
-    yield Cell(f"{line.row.measures['rank_me']:.1f}" if "rank_me" in line.row.measures else "")
-    yield Cell(_line_pretext(line))
-    yield Cell(f"{contender.rate:,.0f}" if contender else "")
-    yield Cell(f"{contender.memory / 2**30:.1f} GiB" if contender else "")
+    yield Cell(line.row.layer if line.row else "failed")
+    for probe in comparison.probes:
+        score = line.score(probe.key)
+        standing = line.standing(probe.key)
+        if score is None:
+            yield Cell("")
+        else:
+            yield Cell(probe.plus_minus(score), probe.number(score.mean), probe.bounds(score), standing)
+    rank = line.row.measures.get(RANK_ME.key) if line.row else None
+    yield Cell("" if rank is None else RANK_ME.number(rank))
+    yield _pretext(line)
+    run = line.contender if line.row else None
+    rate = f"{run.rate:,.0f}" if run else ""
+    yield Cell(rate, rate, f"{run.steps:,} steps" if run else "")
+    yield Cell(f"{run.memory / 2**30:.1f} GiB" if run else "")
 
 
-def _line_score(line: Line, name: str, whole: bool = False) -> Cell:
-    """A score in per cent; with its interval, unless `whole` numbers are enough."""
-    score = line.score(name)
-    if score is None:
-        return Cell("")
-    mean, half = 100 * score.mean, 50 * (score.high - score.low)
-    return Cell(f"{mean:.0f}" if whole else f"{mean:.1f} ±{half:.1f}", line.standing(name))
-
-
-def _line_pretext(line: Line) -> str:
+def _pretext(line: Line) -> Cell:
+    """The headline metric of the task, and in brackets its chance level."""
     if line.pretext is None:
-        return ""
-    name, value, chance = line.pretext
-    if name == "loss":
-        return f"loss {value:.2f}"
-    expected = f" ({100 * chance:.1f})" if chance is not None else ""
-    return f"{SHORT[name]} {100 * value:.1f}{expected}"
+        return Cell("")
+    key, value, level = line.pretext
+    metric = pretext_metric(key)
+    chance = "" if level is None else metric.number(level)
+    text = f"{metric.column} {metric.number(value)}" + (f" ({chance})" if chance else "")
+    return Cell(text, metric.number(value), metric.column + (f", chance level {chance}" if chance else ""))
+
+
+def _factor(line: Line, name: str, comparison: Comparison) -> Cell:
+    """A score in whole per cent, since there are many."""
+    score, metric = line.score(name), comparison.factors[name].metric
+    return Cell(metric.number(score.mean, 0), standing=line.standing(name)) if score else Cell("")

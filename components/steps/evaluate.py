@@ -59,7 +59,7 @@ def _record(context: RunContext, tracker: Tracker, evaluation: Evaluation, evide
     """Into the run's folder and its MLflow run; one unlike the last is the next step of the evaluation's curves."""
     from components.reports.figures import draw
     from components.reports.report import write_report
-    from components.reports.tables import markdown
+    from components.reports.tables import evaluation_note
 
     folder, spec = context.folder, context.spec
     figures = draw(evaluation, evidence, tracker.points())
@@ -82,7 +82,7 @@ def _record(context: RunContext, tracker: Tracker, evaluation: Evaluation, evide
             tracker.dataset(named.name, pinned.uri, pinned.version, pinned.digest, samples=pinned.samples, context=use)
     page = write_report(evaluation, figures, _about(context, tracker))
     tracker.html("report", page)
-    tracker.tag({"mlflow.note.content": markdown(evaluation)})
+    tracker.tag({"mlflow.note.content": evaluation_note(evaluation)})
     folder.write(REPORT, page)
 
 

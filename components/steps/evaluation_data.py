@@ -36,4 +36,4 @@ def factors_of(uri: str | None) -> FactorTable | None:
 
 def _split(named: CorpusSpec, pinned: CorpusVersion | None) -> Split:
     corpus = Corpus.open(pinned.uri, pinned.version) if pinned else Corpus.open(named.name, named.version)
-    return Split(Shards.open(corpus.shards()), corpus.digest())
+    return Split(Shards.open(corpus.shards()), corpus.pinned())

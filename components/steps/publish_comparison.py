@@ -24,9 +24,9 @@ def publish_comparison(
     """
     from components.reports.comparison_figures import draw
     from components.reports.comparison_report import write_comparison
-    from components.reports.tables import comparison_markdown
+    from components.reports.tables import comparison_note
 
-    figures, table = draw(comparison), comparison_markdown(comparison)
+    figures, table = draw(comparison), comparison_note(comparison)
     for name, png in figures.items():
         tracker.figure(name, png)
         folder.write(f"{name}.png", png)

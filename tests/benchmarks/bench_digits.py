@@ -28,6 +28,7 @@ from ssl_core.data.shards import SCHEMA, Shards, write_shard
 from ssl_core.train.loop import Folder, Point, pretrain
 from ssl_core.train.run import Run
 from ssl_core.train.saved_model import load_model
+from ssl_core.types import CorpusVersion
 
 PROBES = ("linear", "knn", "1-shot", "5-shot")
 LIBRARY = {"linear": 98.7, "knn": 94.7, "1-shot": 54.4, "5-shot": 82.1}
@@ -46,7 +47,8 @@ def corpus(folder: Path, out: Path, recipe: Recipe) -> Split:
         pixels = {"payload": image.payload, "codec": image.codec, "height": image.height, "width": image.width}
         rows.append({"hash": hashlib.sha256(data).hexdigest(), "label": label} | place | pixels)
     write_shard(out, pa.Table.from_pylist(rows, schema=SCHEMA))
-    return Split(Shards.open([out]), hashlib.sha256("".join(row["hash"] for row in rows).encode()).hexdigest())
+    digest = hashlib.sha256("".join(row["hash"] for row in rows).encode()).hexdigest()
+    return Split(Shards.open([out]), CorpusVersion(str(out), 1, digest, len(rows)))
 
 
 def train(run: Run, part: Split, folder: Path, steps: int) -> tuple[float, float]:

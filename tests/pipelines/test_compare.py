@@ -13,7 +13,7 @@ from small_corpus import make_corpus
 from test_local import recipe_file, runs
 
 from components.evaluation.comparison import Comparison, Contender
-from components.reports.tables import comparison_markdown
+from components.reports.tables import comparison_note
 from components.steps.context import StepError, resolve
 from components.steps.ingest import ingest_corpora
 from components.steps.progress import Silent
@@ -188,7 +188,7 @@ def test_a_comparison_evaluates_all_but_what_fails_and_trains_nothing_that_is_tr
     first, failed, *others = comparison.contenders
     others = [first, *others]
     assert failed.evaluation is None and "became NaN" in failed.failure
-    assert "bad failed:" in comparison_markdown(comparison)
+    assert "bad failed:" in comparison_note(comparison)
     assert [(one.recipe, one.task, one.failure) for one in others] == [
         ("turned", "rotation", ""),
         ("coded", "variational_autoencoder", ""),
@@ -198,7 +198,7 @@ def test_a_comparison_evaluates_all_but_what_fails_and_trains_nothing_that_is_tr
     assert all(1 < one.seconds < 8 for one in others)
     files = set(done.folder.names()) - {"tracking", "_lease"}
     assert files == {"comparison.html", "comparison.json", "comparison.md", "probes.png"}
-    assert (done.folder.read("comparison.md") or b"").decode() == comparison_markdown(comparison)
+    assert (done.folder.read("comparison.md") or b"").decode() == comparison_note(comparison)
     assert len(json.loads(done.folder.read("comparison.json") or b"")["table"]) == len(comparison.lines())
 
     parent = next(run for run in runs() if run.info.run_name == done.folder.name)

@@ -6,10 +6,13 @@ import json
 from dataclasses import replace
 
 from components.evaluation.comparison import Comparison, Contender
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Evaluation, Factor, Known, Pretext, Row
+from components.evaluation.references import ENCODER, PIXELS, RANDOM
+from components.evaluation.result import Evaluation, Factor, Known, Pretext, Row
 from components.reports.comparison_figures import draw
 from components.reports.comparison_report import write_comparison
+from components.reports.tables import comparison_note
 from ssl_core.probes.intervals import Interval
+from ssl_core.types import CorpusVersion
 
 
 def around(mean: float, half: float = 0.02) -> Interval:
@@ -105,6 +108,19 @@ def test_records_metrics_and_json_hold_the_figures() -> None:
     told = json.loads(BOTH.to_json())
     assert told["budget"] == 100.0 and len(told["table"]) == len(BOTH.lines())
     assert told["contenders"][3]["failure"] == "The loss became <NaN>."
+
+
+def test_scores_on_other_samples_are_told_with_the_corpora_that_differ() -> None:
+    assert BOTH.notes == ()
+    corpora = [{"test": CorpusVersion("/corpora/test", version, str(version) * 64, 10)} for version in (1, 2)]
+    good, bad = (replace(evaluation(0.9), corpora=each) for each in corpora)
+    mixed = comparison(
+        contender("good", "simclr", good), contender("bad", "rotation", replace(bad, evaluation_set="other"))
+    )
+    [note] = mixed.notes
+    assert note.startswith("bad was evaluated on another evaluation set than good, so their scores cannot be compared:")
+    assert "/corpora/test version 1 (10 samples" in note and "/corpora/test version 2 (10 samples" in note
+    assert note in comparison_note(mixed) and note in write_comparison(mixed, {}, {})
 
 
 def test_figures_are_drawn_of_what_is_there() -> None:

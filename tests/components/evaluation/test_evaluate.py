@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +15,15 @@ from sklearn.datasets import load_digits
 
 from components.evaluation.evaluate import Settings, Split, evaluate, evaluation_set, untrained
 from components.evaluation.factors import FactorTable
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Evaluation, paired_gain
+from components.evaluation.references import ENCODER, PIXELS, RANDOM
+from components.evaluation.result import Evaluation, paired_gain
 from components.registry.export import input_of
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.exemplar_cnn import ExemplarCNN
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.tasks.supervised import Supervised
-from ssl_core.types import Field
+from ssl_core.types import CorpusVersion, Field
 
 SIDE = 16
 TASK = Rotation(canvas=SIDE, flip=False)
@@ -50,7 +52,8 @@ def write_part(path, rows, labels):
         "batch": [0] * n,
     }
     write_shard(path, pa.table(table, schema=SCHEMA))
-    return Split(Shards.open([path]), hashlib.sha256(b"".join(payloads)).hexdigest())
+    digest = hashlib.sha256(b"".join(payloads)).hexdigest()
+    return Split(Shards.open([path]), CorpusVersion(str(path), 1, digest, n))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +137,7 @@ def test_the_evaluation_set_is_named_by_data_seed_and_probes(tmp_path):
     part = write_part(tmp_path / "g.parquet", range(40), False)
     evaluations = [
         evaluation_of((part,))[0],
-        evaluation_of((dataclasses.replace(part, digest="other"),))[0],
+        evaluation_of((dataclasses.replace(part, corpus=dataclasses.replace(part.corpus, digest="other")),))[0],
         evaluation_of((part,), settings=dataclasses.replace(QUICK, seed=1))[0],
         evaluation_of((part,), settings=dataclasses.replace(QUICK, neighbours=5))[0],
     ]
@@ -190,6 +193,47 @@ def test_a_evaluation_of_before_factors_is_read(evaluated):
     for row in data["rows"]:
         del row["factors"]
     assert Evaluation.from_json(json.dumps(data)) == evaluated[0]
+
+
+def test_an_evaluation_of_before_the_terms_of_today_is_read(parts, ink):
+    model = untrained(TASK, ENCODER_SPEC, 0)
+    evaluation, _ = evaluate(TASK, model, model, *parts, settings=QUICK, device="cpu", factors=ink)
+    data = json.loads(evaluation.to_json())
+    del data["corpora"]
+    for part in (*(row["scores"] for row in data["rows"]), data["correct"]):
+        for shots in (1, 5):
+            part[f"{shots}-label"] = part.pop(f"{shots}-shot")
+    for factor in data["factors"].values():
+        factor["guessing"] = factor.pop("chance")
+    data["pretext"]["explained"] = data["pretext"].pop("loss")
+    read = Evaluation.from_json(json.dumps(data))
+    pretext = {"r2" if name == "loss" else name: value for name, value in evaluation.pretext.items()}
+    assert read == dataclasses.replace(evaluation, corpora={}, pretext=pretext)
+    assert paired_gain(read, evaluation, "5-shot") == (0, 0, 0)
+
+
+def test_the_probes_are_those_of_the_settings_in_the_order_of_all_tables(parts):
+    evaluation, _ = evaluation_of(parts, settings=dataclasses.replace(QUICK, shots=(10, 2)))
+    assert [probe.key for probe in evaluation.probes] == ["linear", "knn", "2-shot", "10-shot"]
+    assert set(evaluation.correct) == {"linear", "knn", "2-shot", "10-shot"}
+    best = evaluation.row(ENCODER, evaluation.best).scores["10-shot"]
+    assert evaluation.metrics()["evaluation/best/10-shot"] == best.mean
+
+
+def test_the_corpora_are_named_and_those_that_differ_are_told(parts, evaluated):
+    mine, _ = evaluated
+    assert mine.corpora == {"train": parts[0].corpus, "test": parts[1].corpus}
+    grown = dataclasses.replace(parts[1].corpus, version=2, digest="f" * 64, samples=160)
+    theirs = dataclasses.replace(mine, evaluation_set="other", corpora=mine.corpora | {"test": grown})
+    with pytest.raises(ValueError) as refused:
+        paired_gain(mine, theirs)
+    uri = re.escape(parts[1].corpus.uri)
+    assert re.search(rf"the test samples are from {uri} version 1 \(150 .* {uri} version 2 \(160", str(refused.value))
+    assert "train samples" not in str(refused.value)
+    with pytest.raises(ValueError, match="corpora are the same, but the settings"):
+        paired_gain(mine, dataclasses.replace(theirs, corpora=mine.corpora))
+    with pytest.raises(ValueError, match="from a corpus that was not recorded"):
+        paired_gain(mine, dataclasses.replace(theirs, corpora={}))
 
 
 def test_the_paired_gain_is_zero_on_itself_and_finds_which_of_two_is_better(parts, evaluated):

@@ -8,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from components.evaluation.factors import FactorsError, FactorTable, match_factors, notes, score_factors
+from components.evaluation.factors import FactorsError, FactorTable, match_factors, score_factors
 from components.evaluation.features import Features
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Factor, Known, Row
+from components.evaluation.notes import lost_factors
+from components.evaluation.references import ENCODER, PIXELS, RANDOM
+from components.evaluation.result import Factor, Known, Row
 from components.samples.shapes import write_shapes
 from ssl_core.probes.intervals import Interval
 
@@ -91,7 +93,10 @@ def test_files_that_hold_no_factors_are_refused_in_a_sentence(tmp_path):
     refused(lambda: written(path, {"file": ["a", "b", "a"], "size": [1, 2, 3]}), "2 rows for 'a'")
     refused(lambda: written(path, {"file": ["a", "b"], "part": ["x", "y"]}), "so no factors")
     refused(lambda: written(path, {"file": ["a", "b"], "when": [[1], [2]]}), "'when' is neither text nor numbers")
-    refused(lambda: written(path, {"file": ["a", "b"], "what?": [1, 2]}), "'what?' has a sign")
+    refused(
+        lambda: written(path, {"file": ["a", "b"], "what?": [1, 2]}),
+        "'what?' contains a character that MLflow does not accept",
+    )
 
 
 @pytest.mark.parametrize("period", ["0", "-1", "inf", "a turn"])
@@ -165,10 +170,10 @@ def test_each_source_tells_a_factor_by_the_layer_that_holds_it(tmp_path):
         assert known[ENCODER].layer == "one" and known[ENCODER].score == evaluated[0].factors[name]
         assert known[ENCODER].score.low > least > known[RANDOM].score.high and known[PIXELS].layer == ""
     assert factors["size"].known[PIXELS].score.mean < 0.1
-    assert list(notes(factors)) == []
+    assert list(lost_factors(factors)) == []
 
 
-def test_what_the_encoder_surely_lost_is_said():
+def test_what_the_encoder_knows_significantly_less_of_is_said():
     def factor(**means):
         known = {name.replace("_", " "): Known("", Interval(m, m - 0.02, m + 0.02)) for name, m in means.items()}
         return Factor("quantity", 0.0, known)
@@ -178,6 +183,6 @@ def test_what_the_encoder_surely_lost_is_said():
         "x": factor(encoder=0.5, random_init=0.51, raw_pixels=0.9),
         "y": factor(encoder=0.9, random_init=0.1),
     }
-    said = list(notes(factors))
-    assert len(said) == 2 and re.search("less than random init of hue,", said[0])
-    assert "less than raw pixels of hue, x," in said[1]
+    said = list(lost_factors(factors))
+    assert len(said) == 2 and re.search(r"significantly less than random init of hue \(", said[0])
+    assert "significantly less than raw pixels of hue, x (" in said[1]

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from components.evaluation.evaluate import Evaluation, Evidence
-from components.evaluation.result import ENCODER, PIXELS, RANDOM, Factor, Known, Pretext, Row
+from components.evaluation.references import ENCODER, PIXELS, RANDOM, role_of
+from components.evaluation.result import Factor, Known, Pretext, Row
 from components.reports import figures
 from components.reports.report import About, write_report
 from ssl_core.probes.intervals import Interval
@@ -131,7 +132,8 @@ def test_known_factors_have_a_figure():
     drawn = figures.draw(with_factors(make_evaluation(labels=False)), make_evidence(labels=False), [])
     assert list(drawn) == ["factors", "answers", "neighbours", "map"]
     picture = np.asarray(Image.open(io.BytesIO(drawn["factors"])).convert("RGB")).astype(int)
-    for colour in figures.COLOURS.values():
+    for source in (ENCODER, RANDOM, PIXELS):
+        colour = figures.LOOKS[role_of(source)].colour
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(picture - wanted).max(2) < 8).sum() > 20, "a source's dots are missing"
 
