@@ -18,7 +18,7 @@ gradient through `gather` is summed over ranks, which together gives the gradien
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,15 @@ _GPU_SCORES = 2**24
 
 # Largest |score| whose exponential, summed over a batch, float32 holds without subtracting a maximum first.
 _SAFE_SCORE = 60.0
+
+
+class Positives(NamedTuple):
+    """Targets of a task that looks for one picture of the batch: rows of the pictures, [q] each."""
+
+    query: Tensor
+    """The picture that is asked about."""
+    key: Tensor
+    """The one to be found among all others."""
 
 
 def gather(x: Tensor) -> tuple[Tensor, int]:
