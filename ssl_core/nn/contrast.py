@@ -107,7 +107,7 @@ def info_nce_and_top1(
             positive excludes nothing.
         chunk: queries per piece; by default as many as fit the cache.
     """
-    _check(query, keys, positives, temperature)
+    _check_scored(query, keys, positives, temperature)
     scaled = query.float() / temperature
     if exclude is not None:
         positives = torch.cat([positives[:, None], exclude.view(len(query), -1)], 1)
@@ -269,7 +269,7 @@ def _scores(x: Tensor) -> int:
     return _CPU_SCORES if x.device.type == "cpu" else _GPU_SCORES
 
 
-def _check(query: Tensor, keys: Tensor, positives: Tensor, temperature: float | Tensor) -> None:
+def _check_scored(query: Tensor, keys: Tensor, positives: Tensor, temperature: float | Tensor) -> None:
     if query.ndim != 2 or keys.ndim != 2 or query.shape[1] != keys.shape[1]:
         raise ValueError(
             f"info_nce got query {[*query.shape]} and keys {[*keys.shape]}; they must be [n, d] and [m, d]."

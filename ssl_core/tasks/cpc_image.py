@@ -145,9 +145,9 @@ class CPCImage:
 
     def loss(self, outputs: Predictions, targets: Positives) -> tuple[Tensor, dict[str, Tensor]]:
         """One per prediction. Accuracy: whether it is nearest to its own patch of all on all ranks."""
-        said, vectors = outputs
+        predicted, vectors = outputs
         keys, offset = gather(vectors)
-        loss, top1 = info_nce_and_top1(said, keys, targets.key + offset, 1.0)
+        loss, top1 = info_nce_and_top1(predicted, keys, targets.key + offset, 1.0)
         return loss, {"accuracy": top1}
 
     def chance(self, batch: int) -> dict[str, float]:
@@ -155,8 +155,10 @@ class CPCImage:
 
     def show(self, inputs: dict[str, Tensor], outputs: Predictions, targets: Positives) -> Panel:
         """Some predictions: the patch that they start from, the one they should find, the one they find."""
-        some = torch.linspace(0, len(outputs.said) - 1, min(32, len(outputs.said)), device=outputs.said.device).long()
-        found = (outputs.said[some].float() @ outputs.vectors.float().T).argmax(1)
+        some = torch.linspace(
+            0, len(outputs.predicted) - 1, min(32, len(outputs.predicted)), device=outputs.predicted.device
+        ).long()
+        found = (outputs.predicted[some].float() @ outputs.vectors.float().T).argmax(1)
         query, key = targets.query[some], targets.key[some]
         rows = ((key - query) // self.cells).tolist()
         captions = [f"{k} rows below, " + ("found" if right else "mistaken") for k, right in zip(rows, found == key)]
@@ -169,7 +171,7 @@ class CPCImage:
 class Predictions(NamedTuple):
     """Predictions [q, d], in the order of the targets, and the vectors of all patches [m, d]."""
 
-    said: Tensor
+    predicted: Tensor
     vectors: Tensor
 
 
@@ -191,8 +193,8 @@ class PredictiveModel(TaskModel):
         grid = vectors.view(-1, task.cells, task.cells, self.encoder.dim)
         context = self.context(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         steps = range(task.skip + 1, task.steps + 1)
-        said = [predict(context[:, :-k]).flatten(0, 2) for k, predict in zip(steps, self.predict)]
-        return Predictions(torch.cat(said) * task.scale, self.target(vectors))
+        predicted = [predict(context[:, :-k]).flatten(0, 2) for k, predict in zip(steps, self.predict)]
+        return Predictions(torch.cat(predicted) * task.scale, self.target(vectors))
 
     def represent(self, raw: Raw) -> dict[str, Tensor]:
         """Mean over patches that are spread evenly over the canvas."""

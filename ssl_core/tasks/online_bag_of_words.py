@@ -128,7 +128,7 @@ class OnlineBagOfWords:
     }
 
     def __post_init__(self) -> None:
-        self._check_pictures()
+        self._check_sizes()
         if self.words < 2 or self.border < 0 or self.horizon < 0 or min(self.sharpness, self.scale) <= 0:
             raise ValueError(
                 "online_bag_of_words: words start at 2, border and horizon at 0; sharpness and scale are above 0."
@@ -137,7 +137,7 @@ class OnlineBagOfWords:
             raise ValueError("online_bag_of_words: layer names one of the encoder's, and lower another one or none.")
         check_views("online_bag_of_words", self, decay=1, momentum=1)
 
-    def _check_pictures(self) -> None:
+    def _check_sizes(self) -> None:
         if min(self.canvas, self.size, self.crop, self.patch) < 8 or self.crops < 1 or self.shift < 0:
             raise ValueError("online_bag_of_words: canvas, size, crop and patch start at 8 px, crops at 1, shift at 0.")
         if not 0 <= self.patches <= CELLS**2:

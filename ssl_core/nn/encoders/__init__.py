@@ -88,8 +88,7 @@ class EncoderSpec:
                 f"encoder.patch is {self.patch}, which does not divide the {rows}x{columns} px of the input; "
                 "change the patch or the task's input size."
             )
-        shape = (self.name, channels, (rows, columns), base, self.patch)
-        return ViT(*shape, self.positions, self.pool, self.drop_path)
+        return ViT(self, channels, (rows, columns), base)
 
 
 def _multiple_of_8(channels: float) -> int:

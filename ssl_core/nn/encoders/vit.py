@@ -10,6 +10,7 @@ answer is the position; a mean over patches instead of the class token; drop pat
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -75,31 +76,37 @@ def sincos_positions(dim: int, rows: int, columns: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], 2).flatten(1).float()
 
 
+class ViTFields(Protocol):
+    """What an `EncoderSpec` says of a ViT."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def patch(self) -> int: ...
+    @property
+    def positions(self) -> str: ...
+    @property
+    def pool(self) -> str: ...
+    @property
+    def drop_path(self) -> float: ...
+
+
 class ViT(Encoder):
     """`blocks` over patches; `positions` is [1, t, d], preceded by a row for the class token where there is one."""
 
     positions: Tensor | None
 
-    def __init__(
-        self,
-        name: str,
-        channels: int,
-        size: tuple[int, int],
-        head_dim: int,
-        patch: int,
-        positions: str,
-        pool: str,
-        drop_path: float,
-    ) -> None:
+    def __init__(self, spec: ViTFields, channels: int, size: tuple[int, int], head_dim: int) -> None:
+        """channels, size: of the pictures. head_dim: channels of a head."""
         super().__init__()
-        depth, heads = SIZES[name]
+        depth, heads = SIZES[spec.name]
         self.dim = heads * head_dim
         self.dims = {f"block{i + 1}": self.dim for i in range(depth)}
-        self.grid = (size[0] // patch, size[1] // patch)
-        self.patches = nn.Conv2d(channels, self.dim, patch, patch)
-        self.cls = nn.Parameter(torch.empty(1, 1, self.dim)) if pool == "cls" else None
-        self._make_positions(positions)
-        self.blocks = nn.ModuleList(Block(self.dim, heads, drop_path * i / (depth - 1)) for i in range(depth))
+        self.grid = (size[0] // spec.patch, size[1] // spec.patch)
+        self.patches = nn.Conv2d(channels, self.dim, spec.patch, spec.patch)
+        self.cls = nn.Parameter(torch.empty(1, 1, self.dim)) if spec.pool == "cls" else None
+        self._make_positions(spec.positions)
+        self.blocks = nn.ModuleList(Block(self.dim, heads, spec.drop_path * i / (depth - 1)) for i in range(depth))
         self.norm = nn.LayerNorm(self.dim, eps=1e-6)
         _initialise(self)
 

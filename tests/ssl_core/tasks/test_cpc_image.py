@@ -144,7 +144,7 @@ def test_a_prediction_sees_no_row_below_the_one_it_starts_from():
         changed = inputs["patches"].clone()
         changed[4 * row : 4 * row + 4] += torch.randn(4, 1, 12, 12, generator=generator())
         with torch.no_grad():
-            moved = (model(changed).said - model(**inputs).said).abs().amax(1) > 1e-6
+            moved = (model(changed).predicted - model(**inputs).predicted).abs().amax(1) > 1e-6
         assert torch.equal(moved, below.query // 4 >= row)
 
 
