@@ -35,7 +35,12 @@ ENTRIES = {
 }
 """File -> the line after which something is added, and what."""
 RECIPE = """\
+# Quarters on the quickstart's digits.
+#
 #   pretext samples digits && pretext run digits-quarters
+#
+# Expected time: never run.
+# Expected score: none.
 base: digits
 name: digits-quarters
 task: {name: quarters, canvas: 16, patch: 7, jitter: 1}
@@ -92,7 +97,7 @@ def test_it_passes_the_whole_contract_and_the_audit(project: Path) -> None:
     results = ElementTree.parse(project / "results.xml").iter("testcase")
     passed = {str(case.get("name")) for case in results if case.find("skipped") is None}
     contract = {name for name, test in vars(test_task_contract).items() if name.startswith("test_") and of_a_task(test)}
-    assert len(contract) > 25
+    assert len(contract) > 20
     assert {f"{name}[quarters]" for name in contract} <= passed
     assert "test_a_countermeasure_closes_its_shortcut[quarters-luminance]" in passed
     assert {"test_every_task_is_tried_at_test_size", "test_every_shortcut_of_every_task_is_audited"} <= passed

@@ -89,8 +89,8 @@ class Augmentation:
         )
 
     @property
-    def warps(self) -> bool:
-        """Whether pixels move after the crop."""
+    def moves_pixels(self) -> bool:
+        """Whether there is a warp after the crop."""
         return bool(self.degrees or self.shear or self.translate or self.zoom > 1 or self.elastic)
 
 
@@ -126,7 +126,7 @@ def random_views(
 
 def augment(x: Tensor, rng: Generator, augmentation: Augmentation) -> Tensor:
     """All that an augmentation says but crop and mirror; x [n, 3, s, s] in [0, 1], the same back."""
-    if augmentation.warps:
+    if augmentation.moves_pixels:
         x = warps.random_affine(
             x,
             rng,

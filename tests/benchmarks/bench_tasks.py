@@ -17,7 +17,8 @@ context networks and embeddings are no decoders and count, at the tasks' default
 2048 words, the paper's number for small pictures (with ImageNet's 20,000 the ratio is 0.64 in bf16, finding the nearest
 word in float32 being a quarter of the step, and 0.75 in fp32), and amdim embeds in 512 numbers, as many as the
 encoder's last stage has, which is so in the paper, too (with the paper's 1536, for an encoder three times as wide: 0.64
-in bf16, 0.51 in fp32). What a task fits beforehand (orders, words, the prior) it fits to noise.
+in bf16, 0.51 in fp32). What a task fits beforehand (orders, words, the prior) it fits to noise; words of one place
+each, since a step costs the same whatever the words.
 
 Both sides take turns in one process with one thread and are timed in CPU seconds; the ratio is of medians.
 """
