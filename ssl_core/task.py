@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Generator, Tensor, nn
 
 from ssl_core.nn.encoders import Encoder
-from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
+from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shortcut, Uniform
 
 
 class EncoderFactory(Protocol):
@@ -48,7 +48,9 @@ class TaskModel(nn.Module):
 class PretextTask(Protocol):
     """Implemented by a frozen dataclass: its fields ARE its configuration; `__post_init__` rejects bad values.
 
-    One with constants that are made before it trains has a ClassVar more, `artefacts` (see `ssl_core.artefact`).
+    What only some tasks have: constants that are made before it trains, in a ClassVar `artefacts` (see
+    `ssl_core.artefact`); no targets, but a ClassVar `matching` that says what the answer is (`matching_of`); inputs of
+    several pictures, of which `cue_pairs` says how answers hang on them (`ShowsPairs`).
     """
 
     paper: ClassVar[str]
@@ -61,7 +63,11 @@ class PretextTask(Protocol):
         ...
 
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Any]:
-        """Inputs of the model and targets, both from the data alone, on raw's device, without synchronising."""
+        """Inputs of the model and targets, both from the data alone, on raw's device, without synchronising.
+
+        Only pictures have four dimensions in inputs. Targets are classes [q] int64, quantities or pixels [q, ...]
+        float, the same as `Weighted`, rows as `Positives`, or None where the task has a `matching`.
+        """
         ...
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
@@ -86,3 +92,41 @@ class PretextTask(Protocol):
     def show(self, inputs: dict[str, Tensor], outputs: Any, targets: Any) -> Panel:
         """What the model saw and answered, for the run's figures."""
         ...
+
+
+@runtime_checkable
+class ShowsPairs(Protocol):
+    """A task whose inputs hold several pictures, of which it says how its answers hang on them."""
+
+    def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The pictures of each answer and what they are seen beside, twice [q, c, h, w].
+
+        Twice [q, k, c, h, w] where an answer hangs on k pairs. Where a `matching` is the answer, the first view of
+        every image, then the second, and so on.
+        """
+        ...
+
+
+def cue_pairs(task: PretextTask, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What the shortcut audit may see of a batch; see `ShowsPairs`.
+
+    The default is for a task that asks about single pictures: the only ones in its inputs, each beside itself.
+
+    Raises:
+        TypeError: the inputs hold several kinds of pictures, and the task does not say which to take.
+    """
+    if isinstance(task, ShowsPairs):
+        return task.cue_pairs(inputs)
+    pictures = [value for value in inputs.values() if value.ndim == 4]
+    if len(pictures) != 1:
+        raise TypeError(
+            f"{type(task).__name__}.make_batch gives {len(pictures)} kinds of pictures; add the method `cue_pairs`, "
+            "which says which of them an answer hangs on."
+        )
+    return pictures[0], pictures[0]
+
+
+def matching_of(task: PretextTask) -> Matching | None:
+    """What the answer of a task without targets is; None for one with targets."""
+    matching: Matching | None = getattr(task, "matching", None)
+    return matching

@@ -69,6 +69,20 @@ class Shortcut:
 
 
 @dataclass(frozen=True)
+class Matching:
+    """The answer of a task that has no targets: which pictures of a batch are of the same image.
+
+    Attributes:
+        answers: the input in which the answers are. Its rows are the first view of every image, then the second, and so
+            on; where each view's rows are permuted, the answers are wrong.
+        queued: an image is told from those of earlier batches, which wait in a queue, and not from those of its own.
+    """
+
+    answers: str
+    queued: bool = False
+
+
+@dataclass(frozen=True)
 class Choice:
     """Search domain: one of these values."""
 

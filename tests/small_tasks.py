@@ -1,6 +1,6 @@
 """Every task at a size that a test can train, and the pictures that it is tried on.
 
-A new task adds one line to SMALL and is then held to the contract and audited.
+A new task adds its form to SMALL and is then held to the contract and audited.
 """
 
 import itertools
@@ -8,12 +8,22 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from textures import (
+    Pictures,
+    bright_or_dark_texture,
+    grey_texture,
+    lens_texture,
+    lit_texture,
+    sharp_texture,
+    smooth_texture,
+    tinted_texture,
+)
 from torch import Generator, Tensor, nn
 
 from ssl_core import artefact
@@ -22,48 +32,119 @@ from ssl_core.task import EncoderFactory, PretextTask
 from ssl_core.tasks import TASKS
 from ssl_core.types import Field, media
 
-SMALL: Mapping[str, Mapping[str, Any]] = {
-    "rotation": {"canvas": 16},
-    "relative_transformation": {"canvas": 16, "size": 16, "turns": False, "corner": 0.2, "hidden": 64, "flip": False},
-    "context_prediction": {"canvas": 58, "patch": 12, "gap": 8, "jitter": 2, "hidden": 64, "pixelate": 0.1},
-    "image_position": {"canvas": 40, "cells": 2, "patch": 16, "seen": 0.5, "colour": "project", "flip": 0.0},
-    "jigsaw": {"canvas": 56, "tile": 12, "gap": 6, "jitter": 3, "permutations": 6, "embed": 32, "hidden": 64},
-    "colorization": {"canvas": 16, "stride": 4, "hidden": 32},
-    "split_brain": {"canvas": 16, "stride": 4, "hidden": 32},
-    "variational_autoencoder": {"canvas": 16, "latent": 8, "warmup": 20},
-    "denoising_autoencoder": {"canvas": 16, "block": 4, "flip": 0.0},
-    "context_encoder": {"canvas": 16, "flip": 0.0},
-    "masked_autoencoder": {"canvas": 16, "size": 16, "patch": 4, "min_area": 0.8, "width": 32, "depth": 1, "heads": 2},
-    "bag_of_words": {"canvas": 20, "size": 16, "words": 12, "min_area": 0.5, "jitter": 0.1, "layer": "stage2"},
-    "spatial_bag_of_words": {"canvas": 20, "size": 16, "words": 12, "min_area": 0.5, "jitter": 0.1, "layer": "stage2"},
-    "online_bag_of_words": {
-        "canvas": 20,
-        "size": 16,
-        "crop": 12,
-        "patches": 2,
-        "patch": 8,
-        "frame": 16,
-        "shift": 2,
-        "min_area": 0.4,
-        "jitter": 0.1,
-        "layer": "stage3",
-        "lower": "stage2",
-        "words": 48,
-        "momentum": 0.9,
-    },
-    "simclr": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0.25, "temperature": 0.5, "hidden": 32, "out": 16},
-    "moco": {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0, "grey": 0, "hidden": 32, "queue": 48, "splits": 2},
-    "cpc_image": {"canvas": 20, "cells": 4, "patch": 8, "stride": 4, "subcrop": 6, "steps": 3, "blocks": 1, "width": 8},
-    "amdim": {"canvas": 20, "size": 16, "jitter": 0.1, "grey": 0.0, "coarse": 2, "fine": 3, "out": 32},
-    "exemplar_cnn": {"canvas": 20, "size": 16, "classes": 32, "degrees": 9, "zoom": 1.1, "power": 1.5, "dropout": 0},
-    "exemplar_triplet": {"canvas": 20, "size": 16, "views": 3, "min_area": 0.3, "hue": 0.05, "out": 16},
-    "supervised": {"canvas": 20, "size": 16, "classes": 4, "min_area": 0.6, "jitter": 0.1, "grey": 0.0},
-}
 
-VITS: Mapping[str, Mapping[str, Any]] = {
-    "masked_autoencoder": {"positions": "sincos", "patch": 4},
-    "image_position": {"positions": "none", "patch": 16},
+@dataclass(frozen=True)
+class Form:
+    """A task as the tests try it.
+
+    Attributes:
+        fields: of the task, which make it small.
+        vit: what it asks of a ViT; None where any encoder does.
+        audits: cue of each of its shortcuts -> pictures that carry it, and fields for them on top of the others.
+    """
+
+    fields: Mapping[str, Any]
+    vit: Mapping[str, Any] | None = None
+    audits: Mapping[str, tuple[Pictures, Mapping[str, Any]]] = field(default_factory=dict)
+
+
+LENS = {"canvas": 76, "cells": 3, "gap": 12, "jitter": 2}
+RECOLOURED = {"canvas": 32, "size": 24, "jitter": 0.8}
+BAG = {"canvas": 20, "size": 16, "words": 12, "min_area": 0.5, "jitter": 0.1, "layer": "stage2"}
+MIXED = {**RECOLOURED, "jitter_chance": 1.0, "cutmix": 1.0}
+
+SMALL: dict[str, Form] = {
+    "rotation": Form(
+        {"canvas": 16},
+        audits={"black_bars": (grey_texture, {"canvas": 32}), "interpolation": (sharp_texture, {"canvas": 32})},
+    ),
+    "relative_transformation": Form(
+        {"canvas": 16, "size": 16, "turns": False, "corner": 0.2, "hidden": 64, "flip": False},
+        audits={"flat_wedges": (grey_texture, {"canvas": 32, "size": 32})},
+    ),
+    "context_prediction": Form(
+        {"canvas": 58, "patch": 12, "gap": 8, "jitter": 2, "hidden": 64, "pixelate": 0.1},
+        audits={
+            "edge_continuity": (grey_texture, {}),
+            "chromatic_aberration": (lens_texture, {"canvas": 76, "patch": 16, "gap": 12}),
+            "luminance": (lit_texture, {}),
+        },
+    ),
+    "image_position": Form(
+        {"canvas": 40, "cells": 2, "patch": 16, "seen": 0.5, "colour": "project", "flip": 0.0},
+        vit={"positions": "none", "patch": 16},
+        audits={"chromatic_aberration": (lens_texture, LENS), "luminance": (lit_texture, LENS)},
+    ),
+    "jigsaw": Form(
+        {"canvas": 56, "tile": 12, "gap": 6, "jitter": 3, "permutations": 6, "embed": 32, "hidden": 64},
+        audits={"edge_continuity": (grey_texture, {"per_image": 4}), "luminance": (lit_texture, {"per_image": 4})},
+    ),
+    "colorization": Form({"canvas": 16, "stride": 4, "hidden": 32}),
+    "split_brain": Form({"canvas": 16, "stride": 4, "hidden": 32}),
+    "variational_autoencoder": Form({"canvas": 16, "latent": 8, "warmup": 20}),
+    "denoising_autoencoder": Form(
+        {"canvas": 16, "block": 4, "flip": 0.0}, audits={"local_smoothing": (grey_texture, {"canvas": 96, "block": 32})}
+    ),
+    "context_encoder": Form({"canvas": 16, "flip": 0.0}, audits={"middle_rim": (smooth_texture, {"canvas": 32})}),
+    "masked_autoencoder": Form(
+        {"canvas": 16, "size": 16, "patch": 4, "min_area": 0.8, "width": 32, "depth": 1, "heads": 2},
+        vit={"positions": "sincos", "patch": 4},
+        audits={"luminance": (bright_or_dark_texture, {})},
+    ),
+    "bag_of_words": Form(BAG, audits={"colour_histogram": (tinted_texture, MIXED)}),
+    "spatial_bag_of_words": Form(BAG, audits={"colour_histogram": (tinted_texture, MIXED)}),
+    "online_bag_of_words": Form(
+        {
+            "canvas": 20,
+            "size": 16,
+            "crop": 12,
+            "patches": 2,
+            "patch": 8,
+            "frame": 16,
+            "shift": 2,
+            "min_area": 0.4,
+            "jitter": 0.1,
+            "layer": "stage3",
+            "lower": "stage2",
+            "words": 48,
+            "momentum": 0.9,
+        },
+        audits={
+            "colour_histogram": (tinted_texture, {**RECOLOURED, "crop": 24, "max_area": 0.9, "jitter_chance": 1.0})
+        },
+    ),
+    "simclr": Form(
+        {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0.25, "temperature": 0.5, "hidden": 32, "out": 16},
+        audits={"colour_histogram": (tinted_texture, {**RECOLOURED, "jitter": 1.0})},
+    ),
+    "moco": Form(
+        {"canvas": 20, "size": 16, "min_area": 0.3, "jitter": 0, "grey": 0, "hidden": 32, "queue": 48, "splits": 2},
+        audits={
+            "colour_histogram": (tinted_texture, {**RECOLOURED, "hue": 0.2, "grey": 0.2, "queue": 192}),
+            "batch_statistics": (tinted_texture, {"splits": 8, "jitter": 0.0, "grey": 0.0, "queue": 192}),
+        },
+    ),
+    "cpc_image": Form(
+        {"canvas": 20, "cells": 4, "patch": 8, "stride": 4, "subcrop": 6, "steps": 3, "blocks": 1, "width": 8},
+        audits={"shared_pixels": (grey_texture, {"canvas": 60, "patch": 24, "stride": 12, "subcrop": 22})},
+    ),
+    "amdim": Form(
+        {"canvas": 20, "size": 16, "jitter": 0.1, "grey": 0.0, "coarse": 2, "fine": 3, "out": 32},
+        audits={"colour_histogram": (tinted_texture, {**RECOLOURED, "hue": 0.2, "grey": 0.2})},
+    ),
+    "exemplar_cnn": Form(
+        {"canvas": 20, "size": 16, "classes": 32, "degrees": 9, "zoom": 1.1, "power": 1.5, "dropout": 0},
+        audits={"colour_histogram": (tinted_texture, {"classes": 128, "power": 4.0, "hue": 0.5})},
+    ),
+    "exemplar_triplet": Form(
+        {"canvas": 20, "size": 16, "views": 3, "min_area": 0.3, "hue": 0.05, "out": 16},
+        audits={"colour_histogram": (tinted_texture, {**RECOLOURED, "views": 2, "brightness": 0.8, "hue": 0.2})},
+    ),
+    "supervised": Form({"canvas": 20, "size": 16, "classes": 4, "min_area": 0.6, "jitter": 0.1, "grey": 0.0}),
 }
+"""Every task's form."""
+
+VITS = {name: form.vit for name, form in SMALL.items() if form.vit is not None}
 """Tasks that take patches apart, and what they ask of the ViT that they need."""
 
 STORE = tempfile.TemporaryDirectory(prefix="pretext-test-")
@@ -72,7 +153,7 @@ STORE = tempfile.TemporaryDirectory(prefix="pretext-test-")
 
 def small(name: str, **changed: Any) -> PretextTask:
     """The task at test size, with its artefacts."""
-    return fitted(TASKS[name](**{**SMALL[name], **changed}))
+    return fitted(TASKS[name](**{**SMALL[name].fields, **changed}))
 
 
 @cache
@@ -125,10 +206,8 @@ def encoder(field: Field, width: float = 1.0) -> Encoder:
 
 def encoder_for(task: PretextTask) -> EncoderFactory:
     """The encoder of the tests, or a narrow ViT for a task that needs one."""
-    for name, wanted in VITS.items():
-        if type(task) is TASKS[name]:
-            return EncoderSpec("vit_tiny", width=0.25, **wanted).build
-    return encoder
+    (form,) = (form for name, form in SMALL.items() if type(task) is TASKS[name])
+    return encoder if form.vit is None else EncoderSpec("vit_tiny", width=0.25, **form.vit).build
 
 
 def generator(seed: int = 0) -> Generator:
@@ -140,9 +219,9 @@ def as_raw(task: PretextTask, pictures: Tensor) -> dict[str, Tensor]:
     pixels = pictures.clamp(0, 1).mul(255).round().to(torch.uint8).contiguous(memory_format=torch.channels_last)
     numbers = torch.arange(len(pictures))
     raw: dict[str, Tensor] = {}
-    for name, field in task.sample.items():
-        wanted = {"index": numbers, "label": numbers.remainder(field.limit or len(numbers))}
-        raw[name] = wanted.get(field.modality, pixels)
+    for name, wanted in task.sample.items():
+        made = {"index": numbers, "label": numbers.remainder(wanted.limit or len(numbers))}
+        raw[name] = made.get(wanted.modality, pixels)
     return raw
 
 

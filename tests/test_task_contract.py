@@ -1,4 +1,4 @@
-"""What every pretext task promises. A new task passes all of this by adding one line to small_tasks.SMALL."""
+"""What every pretext task promises. A new task is tried by adding its form to small_tasks.SMALL."""
 
 import dataclasses
 import json
@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_core import artefact
+from ssl_core.nn.contrast import Positives
 from ssl_core.probes.audit import CUES
-from ssl_core.task import PretextTask, TaskModel
+from ssl_core.task import PretextTask, TaskModel, cue_pairs, matching_of
 from ssl_core.tasks import TASKS
 from ssl_core.train.checkpoint import task_name
 from ssl_core.types import Choice
@@ -74,17 +75,15 @@ def model_of(task: PretextTask, seed: int = 0) -> TaskModel:
     return task.build(encoder_for(task))
 
 
-def scrambled(inputs, targets, rng, images: int):
-    """The same batch with wrong answers: targets permuted, or further views where the pairing is the answer."""
+def scrambled(task, inputs, targets, rng, images: int):
+    """The same batch with wrong answers: targets permuted or, where images are matched, their views."""
     if targets is not None:
         (n,) = {len(leaf) for leaf in leaves(targets)}
         wrong = torch.randperm(n, generator=rng)
         return inputs, mapped(lambda leaf: leaf[wrong], targets)
-    if "originals" in inputs:
-        return {**inputs, "originals": inputs["originals"][torch.randperm(images, generator=rng)]}, None
-    first, *others = inputs["views"].split(images)
-    mixed = [view[torch.randperm(images, generator=rng)] for view in others]
-    return {**inputs, "views": torch.cat([first, *mixed])}, None
+    answers = matching_of(task).answers
+    views = [view[torch.randperm(images, generator=rng)] for view in inputs[answers].split(images)]
+    return {**inputs, answers: torch.cat(views)}, None
 
 
 def filled(task, model, n: int, batch_of) -> TaskModel:
@@ -103,7 +102,7 @@ def train(task, model, steps: int, n: int, batch_of, scramble: bool = False):
     for step in range(steps):
         inputs, targets = task.make_batch(batch_of(task, n, seed=step), generator(step))
         if scramble:
-            inputs, targets = scrambled(inputs, targets, generator(1000 + step), n)
+            inputs, targets = scrambled(task, inputs, targets, generator(1000 + step), n)
         outputs = model(**inputs)
         each, values = task.loss(outputs, targets)
         loss = each.mean()
@@ -196,6 +195,27 @@ def test_its_inputs_are_float32_and_finite(task):
     assert pictures
     for value in pictures:
         assert value.dtype == torch.float32 and value.isfinite().all()
+
+
+def test_its_answer_is_in_its_targets_or_it_says_which_images_are_matched(task):
+    inputs, targets = task.make_batch(scenes(task, 6), generator())
+    matching = matching_of(task)
+    assert (targets is None) == (matching is not None)
+    if matching is not None:
+        assert len(inputs[matching.answers]) % 6 == 0
+
+
+def test_it_says_which_pictures_its_answers_hang_on(task):
+    """As many as there are answers; where pictures are the answer, all of them, view by view."""
+    inputs, targets = task.make_batch(scenes(task, 6), generator())
+    pictures, partners = cue_pairs(task, inputs)
+    assert pictures.shape == partners.shape and pictures.ndim in (4, 5)
+    if targets is None:
+        assert pictures.ndim == 4 and len(pictures) % 6 == 0
+    elif isinstance(targets, Positives):
+        assert max(targets.query.max(), targets.key.max()) < len(pictures)
+    else:
+        assert {len(leaf) for leaf in leaves(targets)} == {len(pictures)}
 
 
 class NoSynchronisation(TorchDispatchMode):

@@ -18,7 +18,7 @@ gradient through `gather` is summed over ranks, which together gives the gradien
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,15 @@ _GPU_SCORES = 2**24
 
 # Largest |score| whose exponential, summed over a batch, float32 holds without subtracting a maximum first.
 _SAFE_SCORE = 60.0
+
+
+class Positives(NamedTuple):
+    """Targets of a task that looks for one picture of the batch: rows of the pictures, [q] each."""
+
+    query: Tensor
+    """The picture that is asked about."""
+    key: Tensor
+    """The one to be found among all others."""
 
 
 def gather(x: Tensor) -> tuple[Tensor, int]:
@@ -98,7 +107,7 @@ def info_nce_and_top1(
             positive excludes nothing.
         chunk: queries per piece; by default as many as fit the cache.
     """
-    _check(query, keys, positives, temperature)
+    _check_scored(query, keys, positives, temperature)
     scaled = query.float() / temperature
     if exclude is not None:
         positives = torch.cat([positives[:, None], exclude.view(len(query), -1)], 1)
@@ -260,7 +269,7 @@ def _scores(x: Tensor) -> int:
     return _CPU_SCORES if x.device.type == "cpu" else _GPU_SCORES
 
 
-def _check(query: Tensor, keys: Tensor, positives: Tensor, temperature: float | Tensor) -> None:
+def _check_scored(query: Tensor, keys: Tensor, positives: Tensor, temperature: float | Tensor) -> None:
     if query.ndim != 2 or keys.ndim != 2 or query.shape[1] != keys.shape[1]:
         raise ValueError(
             f"info_nce got query {[*query.shape]} and keys {[*keys.shape]}; they must be [n, d] and [m, d]."

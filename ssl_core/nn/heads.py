@@ -21,7 +21,7 @@ def _mlp(dims: Sequence[int], norm: bool) -> list[nn.Module]:
     return [layer for before, after in pairwise(dims) for layer in _hidden(before, after, norm)]
 
 
-def _check(dims: Sequence[int]) -> None:
+def _check_dims(dims: Sequence[int]) -> None:
     if any(dim < 1 for dim in dims):
         raise ValueError(f"A head got layers of {', '.join(map(str, dims))} channels; each needs at least one.")
 
@@ -47,7 +47,7 @@ class ProjectionHead(nn.Module):
         if layers < 1:
             raise ValueError(f"A projection head got layers={layers}; it needs at least 1.")
         dims = [dim] + [hidden] * (layers - 1)
-        _check([*dims, out])
+        _check_dims([*dims, out])
         modules = [*_mlp(dims, norm), nn.Linear(dims[-1], out, bias=not last_norm)]
         if last_norm:
             norm_at_end = nn.BatchNorm1d(out)
@@ -69,7 +69,7 @@ class ClassifierHead(nn.Module):
     ) -> None:
         super().__init__()
         dims = [dim, *hidden]
-        _check([*dims, classes])
+        _check_dims([*dims, classes])
         last = nn.Linear(dims[-1], classes)
         nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)

@@ -6,14 +6,15 @@ the student, which sees a disturbed image, predicts the histogram: soft-target c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ssl_core import artefact
 from ssl_core.errors import InputError
 from ssl_core.nn.clusters import closeness, k_means, nearest
 from ssl_core.nn.contrast import gather
@@ -21,10 +22,68 @@ from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.frozen import packed, saved_encoder, unpacked
 from ssl_core.nn.heads import r_squared
 from ssl_core.nn.momentum import Queue
-from ssl_core.types import Field
+from ssl_core.types import Field, Raw
 
 SCORES = 2**22
 """Shares of places in words that are held at a time where only the largest of each image is kept."""
+
+
+class TaughtWords(Protocol):
+    """What a task says of words that a frozen teacher gives: fields of its own, and what both networks see."""
+
+    @property
+    def teacher(self) -> str:
+        """A saved model: a folder where words are fitted, else as the user wrote it."""
+        ...
+
+    @property
+    def layer(self) -> str:
+        """Of the teacher, whose places are described by words."""
+        ...
+
+    @property
+    def border(self) -> int:
+        """Outermost places of that layer's map that are left out."""
+        ...
+
+    @property
+    def words(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def vectors(self) -> int:
+        """Places that k-means gets for each word."""
+        ...
+
+    @property
+    def vocabulary(self) -> str:
+        """Digest of teacher and words, an artefact that `fit_vocabulary` made."""
+        ...
+
+    @property
+    def field(self) -> Field:
+        """What the teacher sees."""
+        ...
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Whole images as the teacher sees them; x bytes as the reader delivers them."""
+        ...
+
+
+def check_taught_words(name: str, task: TaughtWords) -> None:
+    """Reject fields of a task that are out of bounds.
+
+    Raises:
+        InputError: names the task and the field.
+    """
+    if task.words < 2 or task.vectors < 1 or task.border < 0:
+        raise InputError(f"{name}: words start at 2, vectors at 1 and border at 0.")
+    if "@" in task.teacher:
+        raise InputError(
+            f"{name}: teacher {task.teacher} may be another model tomorrow, while the run's key stays; name a version, "
+            "such as models:/NAME/3."
+        )
 
 
 class Bags(NamedTuple):
@@ -132,24 +191,26 @@ def surroundings(maps: Tensor, pick: Tensor) -> Tensor:
 
 
 class Teacher(nn.Module):
-    """A frozen encoder and the words of one of its layers, from an artefact that `fit_words` made."""
+    """A frozen encoder and the words of one of its layers, from the artefact of a task."""
 
     words: Tensor
     """[words, d]."""
     spread: Tensor
     """[], mean squared distance of a place to its nearest word."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], field: Field, layer: str, words: int, border: int = 0) -> None:
+    def __init__(self, task: TaughtWords) -> None:
         """InputError: the artefact is of another layer or number of words."""
         super().__init__()
-        self.layer, self.border = layer, border
+        self.layer, self.border = task.layer, task.border
+        tensors = artefact.load(task.vocabulary)
         self.register_buffer("words", tensors["words"], persistent=False)
         self.register_buffer("spread", tensors["spread"], persistent=False)
-        self.frozen = unpacked(tensors, field)
-        if self.words.shape != (words, self.frozen.network.dims.get(layer)):
+        self.frozen = unpacked(tensors, task.field)
+        if self.words.shape != (task.words, self.frozen.network.dims.get(task.layer)):
             raise InputError(
                 f"The vocabulary holds {len(self.words)} words of {self.words.shape[1]} numbers, which are not the "
-                f"{words} of layer {layer!r} that the task asks for; leave task.vocabulary empty to have it made anew."
+                f"{task.words} of layer {task.layer!r} that the task asks for; leave task.vocabulary empty to have it "
+                "made anew."
             )
 
     @torch.no_grad()
@@ -226,27 +287,22 @@ def match_bags(answer: Bags) -> tuple[Tensor, dict[str, Tensor]]:
     return loss, metrics
 
 
-def fit_words(
-    teacher: str,
-    pictures: Iterator[Tensor],
-    rng: Generator,
-    layer: str,
-    border: int = 0,
-    *,
-    field: Field,
-    words: int,
-    vectors: int,
-) -> dict[str, Tensor]:
-    """A saved model's encoder and the k-means centres of the places of its maps: what `Teacher` is made of.
+def fit_vocabulary(task: TaughtWords, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
+    """The encoder of the task's teacher and the k-means centres of the places of its maps of whole images.
 
-    teacher: the model's folder. pictures: batches [n, 3, s, s] as the teacher sees them, without end.
-    vectors: places that k-means gets for each word.
+    That is what `Teacher` is made of; batches hold "image" [n, 3, h, w] and never end.
     """
-    spec, encoder = saved_encoder(Path(teacher), field, seed=rng.initial_seed())
+    spec, encoder = saved_encoder(Path(task.teacher), task.field, seed=rng.initial_seed())
     encoder = encoder.to(rng.device).eval()
-    found: list[Tensor] = []
+    vectors: list[Tensor] = []
     with torch.no_grad():
-        while sum(map(len, found)) < vectors * words:
-            found.append(places(encoder, next(pictures), layer, border).flatten(0, 2))
-    centres, spread = k_means(torch.cat(found), words, rng)
+        while sum(map(len, vectors)) < task.vectors * task.words:
+            pictures = task.plain(next(batches)["image"])
+            vectors.append(places(encoder, pictures, task.layer, task.border).flatten(0, 2))
+    centres, spread = k_means(torch.cat(vectors), task.words, rng)
     return {"words": centres, "spread": spread, **packed(spec, encoder)}
+
+
+def beside_originals(views: Tensor, originals: Tensor) -> Tensor:
+    """Views [k n, 3, s, s], then the originals that are asked about, as large as views: [(k + 1) n, 3, s, s]."""
+    return torch.cat([views, F.adaptive_avg_pool2d(originals, views.shape[-1])])

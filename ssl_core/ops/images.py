@@ -149,17 +149,14 @@ def random_resized_crop(
     rng: Generator,
     *,
     min_area: float = 0.08,
-    max_area: float = 1.0,
     max_ratio: float = 4 / 3,
     flip: float = 0.5,
-    views: int = 1,
 ) -> Tensor:
-    """Random resized crops and, with probability `flip`, a left-right mirror.
+    """A random resized crop of each image and, with probability `flip`, a left-right mirror.
 
-    x [n, c, h, w] uint8 or float in [0, 1] -> float [views n, c, size, size]: the first view of every image, then the
-    second, and so on.
+    x [n, c, h, w] uint8 or float in [0, 1] -> float [n, c, size, size].
     """
-    boxes = crop_boxes(views * len(x), rng, min_area, max_ratio, max_area)
+    boxes = crop_boxes(len(x), rng, min_area, max_ratio)
     return crop_resize(x, boxes, size, uniform((len(boxes),), 0, 1, rng) < flip)
 
 

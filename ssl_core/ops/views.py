@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -14,68 +15,15 @@ from ssl_core.ops import colour, images, warps
 PIECE = 2**18
 """Pixels of views augmented at a time on a CPU: what fits its caches is faster than the whole batch at once."""
 
-
-def random_views(
-    x: Tensor,
-    size: int,
-    rng: Generator,
-    *,
-    views: int = 2,
-    min_area: float = 1.0,
-    max_area: float = 1.0,
-    max_ratio: float = 4 / 3,
-    flip: float = 0.0,
-    degrees: float = 0.0,
-    shear: float = 0.0,
-    translate: float = 0.0,
-    zoom: float = 1.0,
-    elastic: float = 0.0,
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
-    jitter_chance: float = 1.0,
-    grey: float = 0.0,
-    blur: float = 0.0,
-    scaled: Callable[[Tensor], Tensor] = images.normalise,
-) -> Tensor:
-    """Crop, mirror, warp, jitter, grey, blur and normalise, in this order; what is 0 (zoom: 1) is left out.
-
-    x [n, 3, h, w] uint8 -> [views n, 3, size, size], channels_last in memory: the first view of every image, then the
-    second, and so on.
-    jitter: strengths of brightness, contrast, saturation and hue. flip, jitter_chance, grey and blur are chances.
-    scaled: takes views in [0, 1] to the network's range, each by itself.
-    The other arguments are those of `random_resized_crop`, `random_affine`, `colour_jitter` and `random_blur`.
-    """
-
-    def some_views(part: Tensor) -> Tensor:
-        out = images.random_resized_crop(
-            part, size, rng, min_area=min_area, max_area=max_area, max_ratio=max_ratio, flip=flip, views=views
-        )
-        if degrees or shear or translate or zoom > 1 or elastic:
-            out = warps.random_affine(
-                out, rng, degrees=degrees, shear=shear, translate=translate, zoom=zoom, elastic=elastic
-            )
-        if any(jitter):
-            light, contrast, saturation, hue = jitter
-            out = colour.colour_jitter(
-                out, rng, brightness=light, contrast=contrast, saturation=saturation, hue=hue, chance=jitter_chance
-            )
-        if grey:
-            out = colour.random_grey(out, rng, grey)
-        if blur:
-            out = images.random_blur(out, rng, blur)
-        return scaled(out)
-
-    # Each piece goes to its places in a batch laid out as convolutions read it; to join the pieces costs more.
-    made = torch.empty(views, len(x), size, size, 3, device=x.device).permute(0, 1, 4, 2, 3)
-    many = max(8, PIECE // (views * size**2)) if x.device.type == "cpu" else len(x)
-    for start in range(0, len(x), many):
-        piece = x[start : start + many]
-        made[:, start : start + many] = some_views(piece).view(views, len(piece), 3, size, size)
-    return made.flatten(0, 1)
+Jitter: TypeAlias = tuple[float, float, float, float]
+"""Strengths of brightness, contrast and saturation, and the largest turn of the hue; see `colour_jitter`."""
 
 
 class ViewFields(Protocol):
-    """Fields of a task that `random_views` takes as they are; the task says what its paper has."""
+    """Fields of a task that an `Augmentation` takes as they are; the task says what its paper has."""
 
+    @property
+    def min_area(self) -> float: ...
     @property
     def max_ratio(self) -> float: ...
     @property
@@ -96,44 +44,150 @@ class ViewFields(Protocol):
     def grey(self) -> float: ...
 
 
-def views_of(
+@dataclass(frozen=True)
+class Augmentation:
+    """How a view differs from its image; by default not at all.
+
+    Attributes:
+        min_area, max_area, max_ratio: of the crop, see `crop_boxes`.
+        flip: chance of a left-right mirror.
+        degrees, shear, translate, zoom, elastic: strengths of the warp, see `random_affine`.
+        jitter: of the colours.
+        jitter_chance, grey, blur: chances that colours change, that they are lost, and of a Gaussian blur.
+    """
+
+    min_area: float = 1.0
+    max_area: float = 1.0
+    max_ratio: float = 1.0
+    flip: float = 0.0
+    degrees: float = 0.0
+    shear: float = 0.0
+    translate: float = 0.0
+    zoom: float = 1.0
+    elastic: float = 0.0
+    jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
+    jitter_chance: float = 1.0
+    grey: float = 0.0
+    blur: float = 0.0
+
+    @classmethod
+    def of(cls, task: ViewFields, jitter: Jitter, max_area: float = 1.0, blur: float = 0.0) -> Augmentation:
+        """As a task's fields say; jitter, and what not every such task has, are given apart."""
+        return cls(
+            min_area=task.min_area,
+            max_area=max_area,
+            max_ratio=task.max_ratio,
+            flip=task.flip,
+            degrees=task.degrees,
+            shear=task.shear,
+            translate=task.translate,
+            zoom=task.zoom,
+            elastic=task.elastic,
+            jitter=jitter,
+            jitter_chance=task.jitter_chance,
+            grey=task.grey,
+            blur=blur,
+        )
+
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether there is a warp after the crop."""
+        return bool(self.degrees or self.shear or self.translate or self.zoom > 1 or self.elastic)
+
+
+def random_views(
     x: Tensor,
     size: int,
     rng: Generator,
-    fields: ViewFields,
-    *,
-    views: int,
-    min_area: float,
-    jitter: tuple[float, float, float, float],
-    max_area: float = 1.0,
-    blur: float = 0.0,
+    augmentation: Augmentation,
+    views: int = 2,
+    scaled: Callable[[Tensor], Tensor] = images.normalise,
 ) -> Tensor:
-    """`random_views` as the fields of a task say."""
-    return random_views(
-        x,
-        size,
-        rng,
-        views=views,
-        min_area=min_area,
-        max_area=max_area,
-        max_ratio=fields.max_ratio,
-        flip=fields.flip,
-        degrees=fields.degrees,
-        shear=fields.shear,
-        translate=fields.translate,
-        zoom=fields.zoom,
-        elastic=fields.elastic,
-        jitter=jitter,
-        jitter_chance=fields.jitter_chance,
-        grey=fields.grey,
-        blur=blur,
-    )
+    """Crop, mirror, warp, jitter, grey, blur and normalise, in this order.
+
+    x [n, 3, h, w] uint8 or float in [0, 1] -> [views n, 3, size, size], channels_last in memory: the first view of
+    every image, then the second, and so on.
+    scaled: takes views in [0, 1] to the network's range, each by itself.
+    """
+
+    def some_views(part: Tensor) -> Tensor:
+        area = augmentation.min_area, augmentation.max_area
+        boxes = images.crop_boxes(views * len(part), rng, area[0], augmentation.max_ratio, area[1])
+        mirrored = images.uniform((len(boxes),), 0, 1, rng) < augmentation.flip
+        return scaled(augment(images.crop_resize(part, boxes, size, mirrored), rng, augmentation))
+
+    # Each piece goes to its places in a batch laid out as convolutions read it; to join the pieces costs more.
+    made = torch.empty(views, len(x), size, size, 3, device=x.device).permute(0, 1, 4, 2, 3)
+    many = max(8, PIECE // (views * size**2)) if x.device.type == "cpu" else len(x)
+    for start in range(0, len(x), many):
+        piece = x[start : start + many]
+        made[:, start : start + many] = some_views(piece).view(views, len(piece), 3, size, size)
+    return made.flatten(0, 1)
 
 
-def check_views(task: str, fields: ViewFields, *shares: str) -> None:
-    """Raise InputError where one of the fields, or of further ones that are shares, lies outside its bounds."""
-    for name in ("flip", "jitter_chance", "grey", "translate", "elastic", *shares):
-        if not 0 <= getattr(fields, name) <= 1:
-            raise InputError(f"{task}: {name} is {getattr(fields, name)}; it lies between 0 and 1.")
-    if min(fields.degrees, fields.shear) < 0 or fields.shear >= 90 or min(fields.max_ratio, fields.zoom) < 1:
-        raise InputError(f"{task}: degrees start at 0, shear lies in [0, 90), max_ratio and zoom start at 1.")
+def augment(x: Tensor, rng: Generator, augmentation: Augmentation) -> Tensor:
+    """All that an augmentation says but crop and mirror; x [n, 3, s, s] in [0, 1], the same back."""
+    if augmentation.moves_pixels:
+        x = warps.random_affine(
+            x,
+            rng,
+            degrees=augmentation.degrees,
+            shear=augmentation.shear,
+            translate=augmentation.translate,
+            zoom=augmentation.zoom,
+            elastic=augmentation.elastic,
+        )
+    if any(augmentation.jitter):
+        light, contrast, saturation, hue = augmentation.jitter
+        chance = augmentation.jitter_chance
+        x = colour.colour_jitter(
+            x, rng, brightness=light, contrast=contrast, saturation=saturation, hue=hue, chance=chance
+        )
+    if augmentation.grey:
+        x = colour.random_grey(x, rng, augmentation.grey)
+    if augmentation.blur:
+        x = images.random_blur(x, rng, augmentation.blur)
+    return x
+
+
+class Bounds(NamedTuple):
+    """Which values a field may have, and how to say so: "it ..."."""
+
+    hold: Callable[[float], bool]
+    sentence: str
+
+
+def _up_to(most: float) -> Bounds:
+    return Bounds(lambda value: 0 <= value <= most, f"it lies between 0 and {most:g}")
+
+
+_FACTOR = Bounds(lambda value: value >= 1, "it is a factor and starts at 1")
+
+BOUNDS: Mapping[str, Bounds] = {
+    "min_area": Bounds(lambda value: 0 < value <= 1, "it is a share, above 0 and at most 1"),
+    "max_ratio": _FACTOR,
+    "flip": _up_to(1),
+    "degrees": Bounds(lambda value: value >= 0, "it starts at 0"),
+    "shear": Bounds(lambda value: 0 <= value < 90, "it lies in [0, 90)"),
+    "translate": _up_to(1),
+    "zoom": _FACTOR,
+    "elastic": _up_to(1),
+    "jitter": _up_to(1),
+    "hue": _up_to(0.5),
+    "jitter_chance": _up_to(1),
+    "grey": _up_to(1),
+    "blur": _up_to(1),
+}
+"""Of the fields that tasks have for their views."""
+
+
+def check_views(name: str, task: Any, **most: float) -> None:
+    """Reject fields of a task, a dataclass, that are out of bounds: those in BOUNDS, and further ones from 0 to `most`.
+
+    Raises:
+        InputError: names the task, the field, its value and its bounds.
+    """
+    bounds = {**BOUNDS, **{field: _up_to(highest) for field, highest in most.items()}}
+    for field, value in vars(task).items():
+        if field in bounds and not bounds[field].hold(value):
+            raise InputError(f"{name}: {field} is {value}; {bounds[field].sentence}.")

@@ -62,11 +62,10 @@ def random_affine(
     translate: float = 0.0,
     zoom: float = 1.0,
     elastic: float = 0.0,
-    fill: Fill = "zeros",
 ) -> Tensor:
     """Rotation and shear up to +-degrees, shift up to +-translate of the side, scale log-uniform in [1/zoom, zoom].
 
-    elastic: strength of `bends`, in the same resampling; x [n, c, side, side].
+    elastic: strength of `bends`, in the same resampling; x [n, c, side, side], black where nothing is read.
     """
     n, side = len(x), x.shape[-1]
     angle = uniform((n,), -radians(degrees), radians(degrees), rng)
@@ -74,7 +73,7 @@ def random_affine(
     scale = torch.full((n,), zoom, device=rng.device) ** uniform((n,), -1, 1, rng)
     shift = uniform((n, 2), -translate * side, translate * side, rng)
     bend = bends(n, side, elastic, rng) if elastic else None
-    return warp(x, affine_matrices(angle, slant, scale, shift), fill, bend)
+    return warp(x, affine_matrices(angle, slant, scale, shift), bend=bend)
 
 
 def homographies(corners: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ A cue is a handful of numbers computed from what the network sees (the inputs th
 else: a histogram, the sharpness, how borders match. A linear classifier on them must do well where a task's
 countermeasure is off and the data carries the shortcut, and be near chance where it is on.
 
-    raw -> make_batch -> inputs -> CUES[cue] -> features -> linear probe -> accuracy, beside task.chance
+    raw -> make_batch -> inputs -> cue_pairs -> CUES[cue] -> features -> linear probe -> accuracy, beside task.chance
+
+What the answers hang on, a task says itself (`ssl_core.task.cue_pairs`, `matching_of`); nothing here knows a task.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_core.errors import InputError
+from ssl_core.nn.contrast import Positives
 from ssl_core.nn.heads import Weighted, r_squared
 from ssl_core.probes import logistic
 from ssl_core.probes.ridge import Ridge
-from ssl_core.task import PretextTask
+from ssl_core.task import PretextTask, cue_pairs, matching_of
 from ssl_core.types import Raw, Shortcut
 
 Cue = Callable[[Tensor, Tensor], Tensor]
-"""Pictures [q, 3, h, w] and, for tasks about pairs, their partners (else the same pictures) -> features [q, d].
+"""Pictures [q, 3, h, w] and their partners (of `cue_pairs`) -> features [q, d].
 
-Where the answer is pixels, [q, d, h, w] are features of each pixel alone.
-
-Where batch norm sees groups of pictures together, the partner is the mean picture of the group."""
+Where the answer is pixels, [q, d, h, w] are features of each pixel alone. Where it is another picture, [q, 2, d] are
+what a picture asks for and what it offers."""
 
 QUEUED_BATCHES = 4
 """Batches that the pictures of an audit make for a task whose negatives come from other batches."""
@@ -206,11 +208,12 @@ def _chance(task: PretextTask, n: int) -> float:
 def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -> float:
     """Accuracy, or R², on `test` of answering the task from the cue alone.
 
-    Where targets are classes: softmax regression on the cue's features, fitted on `fit`; where they are quantities or
-    pixels: ridge regression. Where the answer is which
-    views belong together (no targets): the share of views whose nearest other view in features shows the same image;
-    for a task with a queue, among the views of other batches and its own image's. Where the answer is another picture
-    (targets.asked and targets.answer, rows of the pictures): the share of answers that are nearest of all pictures.
+    By what the targets are:
+        classes: softmax regression on the cue's features, fitted on `fit`.
+        quantities or pixels: ridge regression, fitted on `fit`.
+        `Positives`, another picture each: the share of those that are nearest of all pictures in features.
+        None, a `Matching`: the share of pictures whose nearest other one in features shows the same image; with a
+            queue, among the pictures of other batches and those of its own image.
     """
     if cue not in CUES:
         raise InputError(f"audit: there is no cue {cue!r}; known are {', '.join(CUES)}.")
@@ -220,11 +223,11 @@ def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -
     fit_x, x = fit_x.double(), x.double()
     mean, scale = fit_x.mean(0), fit_x.std(0).clamp_min(1e-6)
     fit_x, x = (fit_x - mean) / scale, (x - mean) / scale
-    if hasattr(y, "asked"):
-        asks, answers = x.unbind(1) if x.ndim == 3 else (x, x)
-        distance = torch.cdist(asks[y.asked], answers).scatter(1, y.asked.unsqueeze(1), float("inf"))
-        return float((distance.argmin(1) == y.answer).double().mean())
-    if y is None or fit_y is None:
+    if isinstance(y, Positives):
+        queries, keys = x.unbind(1) if x.ndim == 3 else (x, x)
+        distance = torch.cdist(queries[y.query], keys).scatter(1, y.query.unsqueeze(1), float("inf"))
+        return float((distance.argmin(1) == y.key).double().mean())
+    if y is None:
         return _retrieval(x, len(next(iter(test.values()))), _batches(task))
     if isinstance(y, Weighted) or y.is_floating_point():
         return _regression(fit_x, fit_y, x, y)
@@ -233,7 +236,8 @@ def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -
 
 
 def _batches(task: PretextTask) -> int:
-    return QUEUED_BATCHES if hasattr(task, "queue") else 1
+    matching = matching_of(task)
+    return QUEUED_BATCHES if matching and matching.queued else 1
 
 
 def _regression(fit_x: Tensor, fit_y: Tensor | Weighted, x: Tensor, y: Tensor | Weighted) -> float:
@@ -257,30 +261,15 @@ def _by_pixel(x: Tensor) -> Tensor:
 
 
 def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tuple[Tensor, Any]:
-    n, found = len(next(iter(raw.values()))) // _batches(task), []
+    """Features of all batches of the pictures, a row for each answer (or pixel), and the last batch's targets."""
+    n, parts = len(next(iter(raw.values()))) // _batches(task), []
     for start in range(0, n * _batches(task), n):
         inputs, targets = task.make_batch({name: value[start : start + n] for name, value in raw.items()}, rng)
-        features = CUES[cue](*_pictures(inputs))
+        pictures, partners = cue_pairs(task, inputs)
+        features = CUES[cue](pictures.flatten(0, -4), partners.flatten(0, -4))
         features = _by_pixel(features) if features.ndim == 4 else features
-        found.append(features.reshape(len(inputs["order"]), -1) if "order" in inputs else features)
-    return torch.cat(found), targets
-
-
-def _pictures(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A pair of pictures per answer, or one picture twice."""
-    if "first" in inputs:
-        return inputs["patches"][inputs["first"]], inputs["patches"][inputs["second"]]
-    if "originals" in inputs:  # whose words are asked for: which original is a view of?
-        views = torch.cat([inputs["views"], F.adaptive_avg_pool2d(inputs["originals"], inputs["views"].shape[-1])])
-        return views, views
-    if "order" in inputs:  # of a puzzle, each tile and the one that is shown next to it
-        shown = inputs["tiles"][inputs["order"]]
-        return shown[:, :-1].flatten(0, 1), shown[:, 1:].flatten(0, 1)
-    if "groups" in inputs:
-        same = (inputs["groups"].unsqueeze(1) == inputs["groups"]).float()
-        return inputs["views"], torch.einsum("qg,gchw->qchw", same / same.sum(1, keepdim=True), inputs["views"])
-    pictures = [value for value in inputs.values() if value.ndim == 4]
-    return pictures[0], pictures[-1]
+        parts.append(features.reshape(len(pictures), -1) if pictures.ndim == 5 else features)
+    return torch.cat(parts), targets
 
 
 def _retrieval(x: Tensor, n: int, batches: int) -> float:

@@ -28,9 +28,9 @@ from ssl_core.errors import InputError
 from ssl_core.nn.contrast import gather
 from ssl_core.nn.encoders import Encoder
 from ssl_core.ops import images
-from ssl_core.ops.views import random_views
+from ssl_core.ops.views import Augmentation, check_views, random_views
 from ssl_core.task import EncoderFactory, TaskModel
-from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
+from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shortcut, Uniform
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class AMDIM:
     penalty: float = 0.04
 
     paper: ClassVar[str] = "Bachman et al. 2019, arXiv:1906.00910"
+    matching: ClassVar[Matching] = Matching("views")
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
         Shortcut(
             "colour_histogram",
@@ -95,13 +96,7 @@ class AMDIM:
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or min(self.coarse, self.fine, self.out) < 1:
             raise InputError("amdim: canvas and size start at 8 px; coarse, fine and out at 1.")
-        if not 0 < self.min_area <= 1 or self.max_ratio < 1:
-            raise InputError("amdim: min_area is a share above 0 and at most 1; max_ratio starts at 1.")
-        for name in ("flip", "elastic", "jitter", "jitter_chance", "grey"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"amdim: {name} is {getattr(self, name)}; it lies between 0 and 1.")
-        if not 0 <= self.hue <= 0.5 or self.degrees < 0:
-            raise InputError("amdim: hue lies between 0 and 0.5, degrees starts at 0.")
+        check_views("amdim", self)
         if self.clip <= 0 or self.penalty < 0:
             raise InputError("amdim: clip lies above 0, penalty starts at 0.")
 
@@ -115,10 +110,7 @@ class AMDIM:
         A place lies in [0, 1): which of a view's coarse places is compared with those of the other view.
         """
         x = images.random_flip(raw["image"], rng, self.flip) if self.flip else raw["image"]
-        views = random_views(
-            x,
-            self.size,
-            rng,
+        each_view = Augmentation(
             min_area=self.min_area,
             max_ratio=self.max_ratio,
             degrees=self.degrees,
@@ -127,6 +119,7 @@ class AMDIM:
             jitter_chance=self.jitter_chance,
             grey=self.grey,
         )
+        views = random_views(x, self.size, rng, each_view)
         return {"views": views, "place": images.uniform((len(views),), 0, 1, rng)}, None
 
     def build(self, encoder: EncoderFactory) -> TaskModel:

@@ -11,7 +11,7 @@ What the teacher sees is the plain image, so that colours alone would tell much 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,20 +21,20 @@ from torch import Generator, Tensor
 from ssl_core import artefact
 from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.visual_words import Bags, Teacher, WordHead, fit_words, match_bags
+from ssl_core.nn.visual_words import (
+    Bags,
+    Teacher,
+    WordHead,
+    beside_originals,
+    check_taught_words,
+    fit_vocabulary,
+    match_bags,
+)
 from ssl_core.ops import images
 from ssl_core.ops.mixing import cutmix
-from ssl_core.ops.views import check_views, views_of
+from ssl_core.ops.views import Augmentation, check_views, random_views
 from ssl_core.task import EncoderFactory, TaskModel
-from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
-
-
-def fit_vocabulary(task: BagOfWords, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
-    """The teacher, and the k-means centres of its features of whole images."""
-    pictures = (task.plain(raw["image"]) for raw in batches)
-    return fit_words(
-        task.teacher, pictures, rng, task.layer, task.border, field=task.field, words=task.words, vectors=task.vectors
-    )
+from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shortcut, Uniform
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class BagOfWords:
 
     paper: ClassVar[str] = "Gidaris et al. 2020, arXiv:2002.12247"
     artefacts: ClassVar[Mapping[str, artefact.Fit]] = {"vocabulary": fit_vocabulary}
+    matching: ClassVar[Matching] = Matching("originals")
     saved_models: ClassVar[tuple[str, ...]] = ("teacher",)
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
         Shortcut(
@@ -112,16 +113,10 @@ class BagOfWords:
     }
 
     def __post_init__(self) -> None:
-        if min(self.canvas, self.size) < 8 or self.words < 2 or self.vectors < 1 or self.border < 0:
-            raise InputError("bag_of_words: canvas and size start at 8 px, words at 2, vectors at 1, border at 0.")
-        if not 0 < self.min_area <= 1:
-            raise InputError(f"bag_of_words: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
-        check_views("bag_of_words", self, "jitter", "cutmix")
-        if "@" in self.teacher:
-            raise InputError(
-                f"bag_of_words: teacher {self.teacher} may be another model tomorrow, while the run's key stays; name "
-                "a version, such as models:/NAME/3."
-            )
+        if min(self.canvas, self.size) < 8:
+            raise InputError("bag_of_words: canvas and size start at 8 px.")
+        check_views("bag_of_words", self, cutmix=1)
+        check_taught_words("bag_of_words", self)
 
     @property
     def sample(self) -> Mapping[str, Field]:
@@ -143,9 +138,14 @@ class BagOfWords:
         """
         x = raw["image"]
         jitter = (self.jitter, self.jitter, self.jitter, self.jitter / 4)
-        views = views_of(x, self.size, rng, self, views=1, min_area=self.min_area, jitter=jitter)
+        views = random_views(x, self.size, rng, Augmentation.of(self, jitter), views=1)
         views, own = cutmix(views, rng, self.cutmix)
         return {"views": views, "originals": self.plain(x), "own": own.mean((1, 2, 3))}, None
+
+    def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Views and originals: which original is a view of?"""
+        pictures = beside_originals(inputs["views"], inputs["originals"])
+        return pictures, pictures
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return BagModel(encoder(self.field), self)
@@ -175,7 +175,7 @@ class BagModel(TaskModel):
         self.task = task
         self.encoder = encoder
         self.head = WordHead(encoder.dim, task.words)
-        self.teacher = Teacher(artefact.load(task.vocabulary), task.field, task.layer, task.words, task.border)
+        self.teacher = Teacher(task)
 
     def forward(self, views: Tensor, originals: Tensor, own: Tensor) -> Bags:
         """views, originals [n, 3, size, size], own [n] as `BagOfWords.make_batch` returns them."""

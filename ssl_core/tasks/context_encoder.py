@@ -126,6 +126,10 @@ class ContextEncoder:
         level = some.kthvalue(max(1, round(self.share * some.shape[1])), 1).values
         return smooth <= level.view(-1, 1, 1, 1)
 
+    def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the painter sees; the whole pictures are its adversary's."""
+        return inputs["images"], inputs["images"]
+
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return PaintingModel(encoder(self.sample["image"]), self)
 

@@ -130,6 +130,10 @@ class ContextPrediction:
         """Patches or whole pictures [m, 3, p, p] in [0, 1] to the network's range."""
         return images.standardise(x, self.colour == "drop") if self.standardise else images.normalise(x)
 
+    def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The two patches of each question."""
+        return inputs["patches"][inputs["first"]], inputs["patches"][inputs["second"]]
+
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return PairModel(encoder(Field("image", (3, self.patch, self.patch))), self)
 

@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from ssl_core.errors import InputError
-from ssl_core.nn.contrast import gather, info_nce_and_top1
+from ssl_core.nn.contrast import Positives, gather, info_nce_and_top1
 from ssl_core.nn.encoders import Encoder
 from ssl_core.ops import colour, images, patches
 from ssl_core.task import EncoderFactory, TaskModel
@@ -114,8 +114,8 @@ class CPCImage:
     def sample(self) -> Mapping[str, Field]:
         return {"image": Field("image", (3, self.canvas, self.canvas))}
 
-    def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Below]:
-        """n images -> "patches" [n cells cells, c, p, p], row by row, image by image; rows of it as in `Below`."""
+    def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Positives]:
+        """n images -> "patches" [n cells cells, c, p, p], row by row, image by image; where to start, what to find."""
         x = self.prepared(raw["image"])
         if self.flip:
             x = images.random_flip(x, rng, self.flip)
@@ -135,49 +135,44 @@ class CPCImage:
         cells = patches.cut(x, top, left, self.subcrop).flatten(0, 1)
         return F.pad(cells, (margin,) * 4) if margin else cells
 
-    def _below(self, n: int, device: torch.device) -> Below:
+    def _below(self, n: int, device: torch.device) -> Positives:
         place = torch.arange(n * self.cells**2, device=device).view(n, self.cells, self.cells)
         rows = [(place[:, :-k].flatten(), place[:, k:].flatten()) for k in range(self.skip + 1, self.steps + 1)]
         above, below = zip(*rows)
-        return Below(torch.cat(above), torch.cat(below))
+        return Positives(torch.cat(above), torch.cat(below))
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return PredictiveModel(encoder(Field("image", (self.channels, self.patch, self.patch))), self)
 
-    def loss(self, outputs: Predictions, targets: Below) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, outputs: Predictions, targets: Positives) -> tuple[Tensor, dict[str, Tensor]]:
         """One per prediction. Accuracy: whether it is nearest to its own patch of all on all ranks."""
-        said, vectors = outputs
+        predicted, vectors = outputs
         keys, offset = gather(vectors)
-        loss, top1 = info_nce_and_top1(said, keys, targets.answer + offset, 1.0)
+        loss, top1 = info_nce_and_top1(predicted, keys, targets.key + offset, 1.0)
         return loss, {"accuracy": top1}
 
     def chance(self, batch: int) -> dict[str, float]:
         return {"accuracy": 1 / (batch * self.cells**2)}
 
-    def show(self, inputs: dict[str, Tensor], outputs: Predictions, targets: Below) -> Panel:
+    def show(self, inputs: dict[str, Tensor], outputs: Predictions, targets: Positives) -> Panel:
         """Some predictions: the patch that they start from, the one they should find, the one they find."""
-        some = torch.linspace(0, len(outputs.said) - 1, min(32, len(outputs.said)), device=outputs.said.device).long()
-        found = (outputs.said[some].float() @ outputs.vectors.float().T).argmax(1)
-        asked, answer = targets.asked[some], targets.answer[some]
-        rows = ((answer - asked) // self.cells).tolist()
-        captions = [f"{k} rows below, " + ("found" if right else "mistaken") for k, right in zip(rows, found == answer)]
+        some = torch.linspace(
+            0, len(outputs.predicted) - 1, min(32, len(outputs.predicted)), device=outputs.predicted.device
+        ).long()
+        found = (outputs.predicted[some].float() @ outputs.vectors.float().T).argmax(1)
+        query, key = targets.query[some], targets.key[some]
+        rows = ((key - query) // self.cells).tolist()
+        captions = [f"{k} rows below, " + ("found" if right else "mistaken") for k, right in zip(rows, found == key)]
         seen = inputs["patches"].float()
         seen = images.denormalise(seen, GREY_MEAN, GREY_STD) if self.grey else images.denormalise(seen)
         seen = seen.expand(-1, 3, -1, -1)
-        return Panel({"from": seen[asked], "its answer": seen[answer], "found": seen[found]}, captions)
-
-
-class Below(NamedTuple):
-    """Rows of the patches, [q] each: the one that a prediction starts from, and the one it should find."""
-
-    asked: Tensor
-    answer: Tensor
+        return Panel({"from": seen[query], "its answer": seen[key], "found": seen[found]}, captions)
 
 
 class Predictions(NamedTuple):
-    """Predictions [q, d], in the order of `Below`, and the vectors of all patches [m, d]."""
+    """Predictions [q, d], in the order of the targets, and the vectors of all patches [m, d]."""
 
-    said: Tensor
+    predicted: Tensor
     vectors: Tensor
 
 
@@ -199,8 +194,8 @@ class PredictiveModel(TaskModel):
         grid = vectors.view(-1, task.cells, task.cells, self.encoder.dim)
         context = self.context(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         steps = range(task.skip + 1, task.steps + 1)
-        said = [predict(context[:, :-k]).flatten(0, 2) for k, predict in zip(steps, self.predict)]
-        return Predictions(torch.cat(said) * task.scale, self.target(vectors))
+        predicted = [predict(context[:, :-k]).flatten(0, 2) for k, predict in zip(steps, self.predict)]
+        return Predictions(torch.cat(predicted) * task.scale, self.target(vectors))
 
     def represent(self, raw: Raw) -> dict[str, Tensor]:
         """Mean over patches that are spread evenly over the canvas."""

@@ -20,9 +20,9 @@ from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.triplet import semi_hard_triplet_and_top1
 from ssl_core.ops import colour, images
-from ssl_core.ops.views import random_views
+from ssl_core.ops.views import Augmentation, check_views, random_views
 from ssl_core.task import EncoderFactory, TaskModel
-from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
+from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shortcut, Uniform
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class ExemplarTriplet:
     out: int = 1000
 
     paper: ClassVar[str] = "Kolesnikov et al. 2019, arXiv:1901.09005"
+    matching: ClassVar[Matching] = Matching("views")
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
         Shortcut(
             "colour_histogram",
@@ -85,13 +86,7 @@ class ExemplarTriplet:
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or self.out < 1 or self.views < 2:
             raise InputError("exemplar_triplet: canvas and size start at 8 px, out at 1, views at 2.")
-        if not 0 < self.min_area <= 1 or self.max_ratio < 1:
-            raise InputError("exemplar_triplet: min_area is a share above 0 and at most 1; max_ratio starts at 1.")
-        for name in ("flip", "elastic", "brightness", "jitter", "grey"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"exemplar_triplet: {name} is {getattr(self, name)}; it lies between 0 and 1.")
-        if not 0 <= self.hue <= 0.5 or self.degrees < 0:
-            raise InputError("exemplar_triplet: hue lies between 0 and 0.5, degrees starts at 0.")
+        check_views("exemplar_triplet", self, brightness=1)
         if not 0 < self.margin <= 4:
             raise InputError(
                 f"exemplar_triplet: margin is {self.margin}; it lies above 0 and at most at 4, the largest squared "
@@ -107,20 +102,15 @@ class ExemplarTriplet:
         x = raw["image"]
         if self.grey:
             x = colour.random_grey(images.to_float(x), rng, self.grey)
-        crops = random_views(
-            x,
-            self.size,
-            rng,
-            views=self.views,
+        each_crop = Augmentation(
             min_area=self.min_area,
             max_ratio=self.max_ratio,
             flip=self.flip,
             degrees=self.degrees,
             elastic=self.elastic,
             jitter=(self.brightness, self.jitter, self.jitter, self.hue),
-            scaled=self.scaled,
         )
-        return {"views": crops}, None
+        return {"views": random_views(x, self.size, rng, each_crop, self.views, self.scaled)}, None
 
     def scaled(self, x: Tensor) -> Tensor:
         """Crops in [0, 1] to the network's range."""

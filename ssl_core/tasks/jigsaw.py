@@ -165,6 +165,11 @@ class Jigsaw:
         """Tiles in [0, 1] to the network's range."""
         return images.standardise(x) if self.standardise else images.normalise(x)
 
+    def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of each puzzle, all tiles but the last, and the ones that are shown next to them: [k n, t - 1, 3, p, p]."""
+        shown = inputs["tiles"][inputs["order"]]
+        return shown[:, :-1], shown[:, 1:]
+
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return TilesModel(encoder(Field("image", (3, self.tile, self.tile))), self)
 

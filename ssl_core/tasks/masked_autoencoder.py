@@ -23,6 +23,7 @@ from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.encoders.vit import ViT
 from ssl_core.nn.heads import Weighted, regress
 from ssl_core.ops import images, patches
+from ssl_core.ops.views import check_views
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
@@ -79,8 +80,7 @@ class MaskedAutoencoder:
                 f"masked_autoencoder: masked is {self.masked}, which leaves {self.seen} of "
                 f"{(self.size // self.patch) ** 2} patches to see; leave some and hide some."
             )
-        if not 0 < self.min_area <= 1 or not 0 <= self.flip <= 1 or self.max_ratio < 1:
-            raise InputError("masked_autoencoder: min_area and flip are shares, max_ratio a factor from 1 on.")
+        check_views("masked_autoencoder", self)
         if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads or self.width % 4:
             raise InputError(
                 f"masked_autoencoder: width is {self.width}, heads {self.heads}; width is a multiple of heads and "

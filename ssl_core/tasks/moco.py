@@ -25,9 +25,9 @@ from ssl_core.nn.heads import ProjectionHead
 from ssl_core.nn.momentum import Queue, follow, slow_copy
 from ssl_core.nn.split_norm import split_batch_norm
 from ssl_core.ops import images
-from ssl_core.ops.views import views_of
+from ssl_core.ops.views import Augmentation, check_views, random_views
 from ssl_core.task import EncoderFactory, TaskModel
-from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
+from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shortcut, Uniform
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class MoCo:
     layers: int = 2
 
     paper: ClassVar[str] = "He et al. 2019, arXiv:1911.05722; v2: Chen et al. 2020, arXiv:2003.04297"
+    matching: ClassVar[Matching] = Matching("views", queued=True)
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
         Shortcut(
             "batch_statistics", "Batch norm sees parts of a batch, and a key other ones than its query.", {"splits": 1}
@@ -108,15 +109,7 @@ class MoCo:
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or min(self.queue, self.splits, self.hidden, self.out, self.layers) < 1:
             raise InputError("moco: canvas and size start at 8 px; queue, splits, hidden, out and layers at 1.")
-        if not 0 < self.min_area <= 1:
-            raise InputError(f"moco: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
-        for name in ("flip", "jitter", "jitter_chance", "grey", "blur", "translate", "elastic", "momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"moco: {name} is {getattr(self, name)}; it lies between 0 and 1.")
-        if not 0 <= self.hue <= 0.5 or min(self.degrees, self.shear) < 0 or self.shear >= 90:
-            raise InputError("moco: hue lies between 0 and 0.5, degrees starts at 0, shear lies in [0, 90).")
-        if self.max_ratio < 1 or self.zoom < 1:
-            raise InputError("moco: max_ratio and zoom are factors and start at 1, which is none.")
+        check_views("moco", self, momentum=1)
         if self.temperature <= 0:
             raise InputError(f"moco: temperature is {self.temperature}; it must be above 0.")
 
@@ -130,13 +123,17 @@ class MoCo:
         A group is a part of the batch that batch norm sees together: 0 to splits - 1 are queries, the rest keys.
         """
         jitter = (self.jitter, self.jitter, self.jitter, self.hue)
-        views = views_of(
-            raw["image"], self.size, rng, self, views=2, min_area=self.min_area, jitter=jitter, blur=self.blur
-        )
+        views = random_views(raw["image"], self.size, rng, Augmentation.of(self, jitter, blur=self.blur))
         n = len(raw["image"])
         group = torch.arange(n, device=views.device).mul_(self.splits).div_(n, rounding_mode="floor")
         shuffled = group[images.uniform((n,), 0, 1, rng).argsort()]
         return {"views": views, "groups": torch.cat([group, shuffled.add_(self.splits)])}, None
+
+    def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Each view, and the mean picture of its group."""
+        views, groups = inputs["views"], inputs["groups"]
+        same = (groups.unsqueeze(1) == groups).float()
+        return views, torch.einsum("qg,gchw->qchw", same / same.sum(1, keepdim=True), views)
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return QueueModel(encoder(Field("image", (3, self.size, self.size))), self)

@@ -12,7 +12,7 @@ border is left out, since places there see padding. Ranks exchange their words: 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.momentum import follow, rising_momentum, slow_copy
-from ssl_core.nn.visual_words import Bags, LateWords, WordsToWeights, inner, match_bags
+from ssl_core.nn.visual_words import Bags, LateWords, WordsToWeights, beside_originals, inner, match_bags
 from ssl_core.ops import images, patches
-from ssl_core.ops.views import check_views, views_of
+from ssl_core.ops.views import Augmentation, check_views, random_views
 from ssl_core.task import EncoderFactory, TaskModel
-from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
+from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shortcut, Uniform
 
 Answers: TypeAlias = tuple[tuple[Bags, ...], ...]
 """Of the crops and, where there are some, of the patches: for each layer, Bags of [n, pictures of an image, words]."""
@@ -114,6 +114,7 @@ class OnlineBagOfWords:
     horizon: int = 1_000_000
 
     paper: ClassVar[str] = "Gidaris et al. 2020, arXiv:2012.11552"
+    matching: ClassVar[Matching] = Matching("originals")
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
         Shortcut(
             "colour_histogram", "Colour jitter and grey change the student's colours.", {"jitter": 0.0, "grey": 0.0}
@@ -128,16 +129,16 @@ class OnlineBagOfWords:
     }
 
     def __post_init__(self) -> None:
-        self._check_pictures()
+        self._check_sizes()
         if self.words < 2 or self.border < 0 or self.horizon < 0 or min(self.sharpness, self.scale) <= 0:
             raise InputError(
                 "online_bag_of_words: words start at 2, border and horizon at 0; sharpness and scale are above 0."
             )
         if not self.layer or self.layer == self.lower:
             raise InputError("online_bag_of_words: layer names one of the encoder's, and lower another one or none.")
-        check_views("online_bag_of_words", self, "jitter", "blur", "decay", "momentum")
+        check_views("online_bag_of_words", self, decay=1, momentum=1)
 
-    def _check_pictures(self) -> None:
+    def _check_sizes(self) -> None:
         if min(self.canvas, self.size, self.crop, self.patch) < 8 or self.crops < 1 or self.shift < 0:
             raise InputError("online_bag_of_words: canvas, size, crop and patch start at 8 px, crops at 1, shift at 0.")
         if not 0 <= self.patches <= CELLS**2:
@@ -173,8 +174,8 @@ class OnlineBagOfWords:
         "pick" [n, layers] in [0, 1) chooses the places that become words. The bags are made in forward.
         """
         x = raw["image"]
-        look = {"min_area": self.min_area, "max_area": self.max_area, "blur": self.blur}
-        views = views_of(x, self.crop, rng, self, views=self.crops, jitter=self._jitter, **look)
+        of_crops = Augmentation.of(self, self._jitter, self.max_area, self.blur)
+        views = random_views(x, self.crop, rng, of_crops, self.crops)
         originals = self.plain(images.random_flip(x, rng, self.flip))
         inputs = {
             "views": views,
@@ -187,7 +188,8 @@ class OnlineBagOfWords:
 
     def _patches(self, x: Tensor, rng: Generator) -> Tensor:
         """[patches n, 3, patch, patch]: the first patch of every image, then the second, and so on."""
-        frames = views_of(x, self.frame, rng, self, views=1, min_area=self.frame_area, jitter=self._jitter)
+        of_frames = replace(Augmentation.of(self, self._jitter), min_area=self.frame_area)
+        frames = random_views(x, self.frame, rng, of_frames, views=1)
         grid = {"cells": CELLS, "patch": self.patch, "jitter": self.shift, "count": self.patches}
         corners = patches.some_of_grid(len(x), self.frame, rng, **grid)
         return patches.cut(frames, *corners, self.patch).transpose(0, 1).flatten(0, 1)
@@ -195,6 +197,11 @@ class OnlineBagOfWords:
     @property
     def _jitter(self) -> tuple[float, float, float, float]:
         return (self.jitter, self.jitter, self.jitter, self.jitter / 4)
+
+    def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Crops and originals: which original is a crop of?"""
+        pictures = beside_originals(inputs["views"], inputs["originals"])
+        return pictures, pictures
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return OnlineBagModel(encoder(Field("image", (3, self.size, self.size))), self)

@@ -151,6 +151,10 @@ class RelativeTransformation:
         deviation = images.channel_values(deviations, rng.device).flatten()
         return reads, (reads.flatten(1)[:, :8] - mean) / deviation
 
+    def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Each picture, and what was made of it."""
+        return inputs["original"], inputs["transformed"]
+
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return TransformationModel(encoder(Field("image", (3, self.size, self.size))), self)
 

@@ -22,9 +22,9 @@ from ssl_core.nn.contrast import nt_xent_and_top1
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ProjectionHead
 from ssl_core.ops import images
-from ssl_core.ops.views import views_of
+from ssl_core.ops.views import Augmentation, check_views, random_views
 from ssl_core.task import EncoderFactory, TaskModel
-from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
+from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shortcut, Uniform
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class SimCLR:
     layers: int = 2
 
     paper: ClassVar[str] = "Chen et al. 2020, arXiv:2002.05709"
+    matching: ClassVar[Matching] = Matching("views")
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
         Shortcut(
             "colour_histogram", "Colour jitter and grey change each view's colours.", {"jitter": 0.0, "grey": 0.0}
@@ -90,15 +91,7 @@ class SimCLR:
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or min(self.hidden, self.out, self.layers) < 1:
             raise InputError("simclr: canvas and size start at 8 px; hidden, out and layers at 1.")
-        if not 0 < self.min_area <= 1:
-            raise InputError(f"simclr: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
-        for name in ("flip", "jitter_chance", "grey", "blur", "translate", "elastic"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"simclr: {name} is {getattr(self, name)}; it lies between 0 and 1.")
-        if not 0 <= self.jitter <= 2 or min(self.degrees, self.shear) < 0 or self.shear >= 90:
-            raise InputError("simclr: jitter lies between 0 and 2, degrees starts at 0, shear lies in [0, 90).")
-        if self.max_ratio < 1 or self.zoom < 1:
-            raise InputError("simclr: max_ratio and zoom are factors and start at 1, which is none.")
+        check_views("simclr", self, jitter=2)
         if self.temperature <= 0:
             raise InputError(f"simclr: temperature is {self.temperature}; it must be above 0.")
 
@@ -110,9 +103,7 @@ class SimCLR:
         """n images -> "views" [2 n, 3, size, size]: the first view of every image, then the second of every image."""
         strength = self.jitter
         jitter = (0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
-        views = views_of(
-            raw["image"], self.size, rng, self, views=2, min_area=self.min_area, jitter=jitter, blur=self.blur
-        )
+        views = random_views(raw["image"], self.size, rng, Augmentation.of(self, jitter, blur=self.blur))
         return {"views": views}, None
 
     def build(self, encoder: EncoderFactory) -> TaskModel:

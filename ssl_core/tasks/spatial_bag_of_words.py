@@ -8,7 +8,7 @@ neighbouring words are alike; where the student's map is coarser than the teache
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,17 +19,20 @@ from torch.nn import functional as F
 from ssl_core import artefact
 from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.visual_words import Bags, Teacher, WordHead, fit_words, match_bags
-from ssl_core.ops import colour, images
+from ssl_core.nn.visual_words import (
+    Bags,
+    Teacher,
+    WordHead,
+    beside_originals,
+    check_taught_words,
+    fit_vocabulary,
+    match_bags,
+)
+from ssl_core.ops import images
 from ssl_core.ops.mixing import cutmix
+from ssl_core.ops.views import Augmentation, augment, check_views
 from ssl_core.task import EncoderFactory, TaskModel
-from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
-
-
-def fit_vocabulary(task: SpatialBagOfWords, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
-    """The teacher, and the k-means centres of its features of whole images."""
-    pictures = (task.plain(raw["image"]) for raw in batches)
-    return fit_words(task.teacher, pictures, rng, task.layer, field=task.field, words=task.words, vectors=task.vectors)
+from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shortcut, Uniform
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class SpatialBagOfWords:
 
     paper: ClassVar[str] = "after Gidaris et al. 2020, arXiv:2002.12247"
     artefacts: ClassVar[Mapping[str, artefact.Fit]] = {"vocabulary": fit_vocabulary}
+    matching: ClassVar[Matching] = Matching("originals")
     saved_models: ClassVar[tuple[str, ...]] = ("teacher",)
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
         Shortcut(
@@ -95,24 +99,19 @@ class SpatialBagOfWords:
     }
 
     def __post_init__(self) -> None:
-        if min(self.canvas, self.size) < 8 or self.words < 2 or self.vectors < 1 or self.sharpness <= 0:
-            raise InputError(
-                "spatial_bag_of_words: canvas and size start at 8 px, words at 2, vectors at 1; sharpness is above 0."
-            )
-        if not 0 < self.min_area <= 1 or self.max_ratio < 1:
-            raise InputError("spatial_bag_of_words: min_area lies above 0 and up to 1, max_ratio starts at 1.")
-        for name in ("flip", "jitter", "jitter_chance", "grey", "blur", "cutmix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"spatial_bag_of_words: {name} is {getattr(self, name)}; it lies between 0 and 1.")
-        if "@" in self.teacher:
-            raise InputError(
-                f"spatial_bag_of_words: teacher {self.teacher} may be another model tomorrow, while the run's key "
-                "stays; name a version, such as models:/NAME/3."
-            )
+        if min(self.canvas, self.size) < 8 or self.sharpness <= 0:
+            raise InputError("spatial_bag_of_words: canvas and size start at 8 px; sharpness is above 0.")
+        check_views("spatial_bag_of_words", self, cutmix=1)
+        check_taught_words("spatial_bag_of_words", self)
 
     @property
     def sample(self) -> Mapping[str, Field]:
         return {"image": Field("image", (3, self.canvas, self.canvas))}
+
+    @property
+    def border(self) -> int:
+        """Places that are left out of the teacher's map: none, since they correspond to the student's."""
+        return 0
 
     @property
     def field(self) -> Field:
@@ -130,18 +129,15 @@ class SpatialBagOfWords:
         """
         area, ratio = self.min_area, self.max_ratio
         x = images.random_resized_crop(raw["image"], self.size, rng, min_area=area, max_ratio=ratio, flip=self.flip)
-        views = x
-        if self.jitter:
-            strength, hue = self.jitter, self.jitter / 4
-            views = colour.colour_jitter(
-                x, rng, brightness=strength, contrast=strength, saturation=strength, hue=hue, chance=self.jitter_chance
-            )
-        if self.grey:
-            views = colour.random_grey(views, rng, self.grey)
-        if self.blur:
-            views = images.random_blur(views, rng, self.blur)
-        views, own = cutmix(images.normalise(views), rng, self.cutmix)
+        jitter = (self.jitter, self.jitter, self.jitter, self.jitter / 4)
+        recoloured = Augmentation(jitter=jitter, jitter_chance=self.jitter_chance, grey=self.grey, blur=self.blur)
+        views, own = cutmix(images.normalise(augment(x, rng, recoloured)), rng, self.cutmix)
         return {"views": views, "originals": images.normalise(x), "own": own}, None
+
+    def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Views and originals: which original is a view of?"""
+        pictures = beside_originals(inputs["views"], inputs["originals"])
+        return pictures, pictures
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return PlaceModel(encoder(self.field), self)
@@ -168,7 +164,7 @@ class PlaceModel(TaskModel):
         self.encoder = encoder
         self.last = next(reversed(encoder.dims))
         self.head = WordHead(encoder.dims[self.last], task.words)
-        self.teacher = Teacher(artefact.load(task.vocabulary), task.field, task.layer, task.words)
+        self.teacher = Teacher(task)
 
     def forward(self, views: Tensor, originals: Tensor, own: Tensor) -> Bags:
         """views, originals [n, 3, s, s], own [n, 1, s, s] -> logits and bags [n, places of the last map, words]."""

@@ -18,7 +18,7 @@ from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ClassifierHead, classify
 from ssl_core.ops import images
-from ssl_core.ops.views import check_views, views_of
+from ssl_core.ops.views import Augmentation, check_views, random_views
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
@@ -76,9 +76,7 @@ class Supervised:
             raise InputError("supervised: canvas and size start at 8 px, classes at 2.")
         if not 0 <= self.smoothing < 1:
             raise InputError(f"supervised: smoothing is {self.smoothing}; it lies in [0, 1).")
-        if not 0 < self.min_area <= 1:
-            raise InputError(f"supervised: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
-        check_views("supervised", self, "jitter")
+        check_views("supervised", self)
 
     @property
     def sample(self) -> Mapping[str, Field]:
@@ -88,7 +86,7 @@ class Supervised:
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Tensor]:
         """n images -> "images" [n, 3, size, size]; the numbers of their classes, [n]."""
         jitter = (self.jitter, self.jitter, self.jitter, self.jitter / 4)
-        views = views_of(raw["image"], self.size, rng, self, views=1, min_area=self.min_area, jitter=jitter)
+        views = random_views(raw["image"], self.size, rng, Augmentation.of(self, jitter), views=1)
         return {"images": views}, raw["label"]
 
     def build(self, encoder: EncoderFactory) -> TaskModel:

@@ -17,8 +17,8 @@ context networks and embeddings are no decoders and count, at the tasks' default
 2048 words, the paper's number for small pictures (with ImageNet's 20,000 the ratio is 0.64 in bf16, finding the nearest
 word in float32 being a quarter of the step, and 0.75 in fp32), and amdim embeds in 512 numbers, as many as the
 encoder's last stage has, which is so in the paper, too (with the paper's 1536, for an encoder three times as wide: 0.64
-in bf16, 0.51 in fp32). What a task fits beforehand (orders, words, the prior) is drawn at random: as much work as if it
-were fitted.
+in bf16, 0.51 in fp32). What a task fits beforehand (orders, words, the prior) it fits to noise; words of one place
+each, since a step costs the same whatever the words.
 
 Both sides take turns in one process with one thread and are timed in CPU seconds; the ratio is of medians.
 """
@@ -26,12 +26,14 @@ Both sides take turns in one process with one thread and are timed in CPU second
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,12 +46,12 @@ from torch.nn import functional as F
 from ssl_core import artefact
 from ssl_core.data.reader import Batch
 from ssl_core.data.shuffle import Cursor
+from ssl_core.folder import CONFIG
 from ssl_core.nn.decoders import PatchDecoder, PixelDecoder
 from ssl_core.nn.dense import DenseHead
 from ssl_core.nn.encoders import Encoder, EncoderSpec
 from ssl_core.nn.encoders.resnet import ResNet
 from ssl_core.nn.encoders.vit import ViT
-from ssl_core.nn.frozen import packed
 from ssl_core.task import PretextTask
 from ssl_core.tasks import TASKS
 from ssl_core.train.memory import keep_freed_memory
@@ -88,8 +90,8 @@ CASES: Mapping[str, Case] = {
     "denoising_autoencoder": Case({"canvas": 96}),
     "context_encoder": Case({"canvas": 96}),
     "masked_autoencoder": Case({**VIEW, "patch": 8}, EncoderSpec("vit_tiny", patch=8, positions="sincos")),
-    "bag_of_words": Case({**VIEW, "words": 2048}),
-    "spatial_bag_of_words": Case(VIEW),
+    "bag_of_words": Case({**VIEW, "words": 2048, "vectors": 1}),
+    "spatial_bag_of_words": Case({**VIEW, "vectors": 1}),
     "online_bag_of_words": Case(),
     "simclr": Case(VIEW),
     "moco": Case(VIEW),
@@ -102,23 +104,15 @@ CASES: Mapping[str, Case] = {
 
 
 def fitted(task: Any, spec: EncoderSpec, folder: Path) -> PretextTask:
-    """The task with artefacts of the right shape and random content."""
+    """The task with the artefacts that it makes of noise; where it reads a saved model, of an untrained network."""
+    (folder / CONFIG).write_text(json.dumps({"encoder": asdict(spec)}))
     artefact.look_in(folder)
-    made = {name: artefact.keep(folder, drawn(name, task, spec)) for name in artefact.digests(task)}
-    found: PretextTask = replace(task, **made)
-    return found
-
-
-def drawn(name: str, task: Any, spec: EncoderSpec) -> dict[str, Tensor]:
-    """Random content of an artefact, by the field that holds it."""
-    if name == "permutation_set":
-        orders = [torch.randperm(task.grid**2) for _ in range(task.permutations)]
-        return {"permutations": torch.stack(orders)}
-    if name == "prior":
-        return {"prior": torch.rand(313).softmax(0)}
-    teacher = spec.build(task.field)
-    words = torch.randn(task.words, teacher.dims[task.layer])
-    return {"words": words, "spread": torch.tensor(1.0), **packed(spec, teacher)}
+    read = replace(task, **dict.fromkeys(artefact.saved_models(task), str(folder)))
+    batches = (random_batch(task, 32).raw for _ in itertools.count())
+    rng = torch.Generator().manual_seed(0)
+    made = {name: artefact.keep(folder, fit(read, batches, rng)) for name, fit in artefact.fits(task).items()}
+    ready: PretextTask = replace(task, **made)
+    return ready
 
 
 def random_batch(task: PretextTask, n: int) -> Batch:
@@ -212,7 +206,7 @@ class Peer:
     def step(self) -> None:
         """Forward, backward, update."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._loss(seen) if seen.learns else self._look(seen) for seen in self.passes]
+        losses = [self._loss(seen) if seen.learns else self._forward_only(seen) for seen in self.passes]
         torch.stack([loss for loss in losses if loss is not None]).sum().backward()
         self.optimizer.step()
 
@@ -222,7 +216,7 @@ class Peer:
         return F.cross_entropy(logits.float(), self.labels[: len(logits)])
 
     @torch.no_grad()
-    def _look(self, seen: Seen) -> None:
+    def _forward_only(self, seen: Seen) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             vectors(self.encoders[seen.encoder], seen)
 

@@ -173,9 +173,9 @@ def test_its_representation_is_of_the_whole_image():
     ("fields", "sentence"),
     [
         ({"coarse": 0}, "coarse, fine and out at 1"),
-        ({"max_ratio": 0.5}, "max_ratio starts at 1"),
+        ({"max_ratio": 0.5}, "max_ratio is 0.5; it is a factor and starts at 1"),
         ({"grey": -0.1}, "grey is -0.1; it lies between 0 and 1"),
-        ({"hue": 0.6}, "hue lies between 0 and 0.5"),
+        ({"hue": 0.6}, "hue is 0.6; it lies between 0 and 0.5"),
         ({"clip": 0.0}, "clip lies above 0, penalty starts at 0"),
     ],
 )

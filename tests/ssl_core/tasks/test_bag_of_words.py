@@ -8,10 +8,10 @@ from small_tasks import fitted, generator, noise, scenes, small
 
 from ssl_core import artefact
 from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.nn.visual_words import fit_vocabulary
 from ssl_core.ops import images
-from ssl_core.tasks.bag_of_words import BagOfWords, fit_vocabulary
+from ssl_core.tasks.bag_of_words import BagOfWords
 from ssl_core.tasks.spatial_bag_of_words import SpatialBagOfWords
-from ssl_core.tasks.spatial_bag_of_words import fit_vocabulary as fit_places
 from ssl_core.train.checkpoint import save_model
 from ssl_core.train.saved_model import load_model
 
@@ -57,13 +57,13 @@ def test_a_binary_bag_holds_each_word_once():
         assert torch.allclose(bag, torch.tensor([float(word in found) / len(found) for word in range(task.words)]))
 
 
-@pytest.mark.parametrize(("name", "fit"), [("bag_of_words", fit_vocabulary), ("spatial_bag_of_words", fit_places)])
-def test_k_means_gets_as_many_places_for_each_word_as_the_task_says(name, fit):
+@pytest.mark.parametrize("name", BOTH)
+def test_k_means_gets_as_many_places_for_each_word_as_the_task_says(name):
     read = []
     for vectors in (8, 100):
         task = type(small(name))(**{**vars(small(name)), "vectors": vectors, "teacher": str(untrained())})
         batches = ((read.append(vectors), scenes(task, 2, seed))[1] for seed in itertools.count())
-        fit(task, batches, generator())
+        artefact.fits(task)["vocabulary"](task, batches, generator())
     places = 2 * features(small(name), small(name).plain(scenes(task, 1)["image"]))[0, ..., 0].numel()
     assert read.count(8) == math.ceil(8 * 12 / places) and read.count(100) == math.ceil(100 * 12 / places)
 
@@ -169,15 +169,15 @@ def untrained() -> Path:
 @pytest.mark.parametrize(
     ("kind", "fields", "sentence"),
     [
-        (BagOfWords, {"words": 1}, "words at 2"),
+        (BagOfWords, {"words": 1}, "bag_of_words: words start at 2"),
         (BagOfWords, {"vectors": 0}, "vectors at 1"),
         (SpatialBagOfWords, {"vectors": 0}, "vectors at 1"),
         (BagOfWords, {"min_area": 0}, "min_area is 0"),
         (BagOfWords, {"cutmix": 2}, "cutmix is 2"),
-        (BagOfWords, {"shear": 90}, "shear lies in"),
+        (BagOfWords, {"shear": 90}, "shear is 90; it lies in"),
         (BagOfWords, {"teacher": "models:/encoder@champion"}, "may be another model tomorrow"),
         (SpatialBagOfWords, {"sharpness": 0}, "sharpness is above 0"),
-        (SpatialBagOfWords, {"max_ratio": 0.5}, "max_ratio starts at 1"),
+        (SpatialBagOfWords, {"max_ratio": 0.5}, "max_ratio is 0.5; it is a factor and starts at 1"),
         (SpatialBagOfWords, {"blur": -1}, "blur is -1"),
         (SpatialBagOfWords, {"teacher": "models:/encoder@champion"}, "may be another model tomorrow"),
     ],

@@ -72,7 +72,7 @@ def test_on_a_larger_canvas_the_grid_lies_anywhere():
 def test_the_answer_lies_the_asked_number_of_rows_below_in_the_same_column_and_image(skip, steps):
     task = task_of(skip=skip, steps=steps)
     _, below = task.make_batch(raw_of(task), generator())
-    pairs = list(zip(below.asked.tolist(), below.answer.tolist()))
+    pairs = list(zip(below.query.tolist(), below.key.tolist()))
     place = {patch: (patch // 16, patch % 16 // 4, patch % 4) for patch in range(48)}
     expected = [
         (a, b)
@@ -144,8 +144,8 @@ def test_a_prediction_sees_no_row_below_the_one_it_starts_from():
         changed = inputs["patches"].clone()
         changed[4 * row : 4 * row + 4] += torch.randn(4, 1, 12, 12, generator=generator())
         with torch.no_grad():
-            moved = (model(changed).said - model(**inputs).said).abs().amax(1) > 1e-6
-        assert torch.equal(moved, below.asked // 4 >= row)
+            moved = (model(changed).predicted - model(**inputs).predicted).abs().amax(1) > 1e-6
+        assert torch.equal(moved, below.query // 4 >= row)
 
 
 def test_its_representation_is_the_mean_over_an_even_grid():

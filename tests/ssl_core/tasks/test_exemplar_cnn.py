@@ -25,7 +25,7 @@ def smooth(n: int, side: int = 40) -> torch.Tensor:
     return torch.from_numpy(ndimage.gaussian_filter(noise.numpy(), (0, 0, 3, 3))).sub(0.5).mul(6).add(0.5).clamp(0, 1)
 
 
-def seen(task: ExemplarCNN, raw: dict[str, torch.Tensor], seed: int = 0) -> torch.Tensor:
+def network_inputs(task: ExemplarCNN, raw: dict[str, torch.Tensor], seed: int = 0) -> torch.Tensor:
     return images.denormalise(task.make_batch(raw, generator(seed))[0]["images"])
 
 
@@ -41,7 +41,7 @@ def test_the_answer_is_the_samples_number():
 def test_without_transformation_it_is_the_middle_of_the_canvas():
     task = task_of()
     raw = as_raw(task, smooth(4))
-    assert torch.allclose(seen(task, raw), raw["image"][:, :, 12:28, 12:28] / 255, atol=1e-5)
+    assert torch.allclose(network_inputs(task, raw), raw["image"][:, :, 12:28, 12:28] / 255, atol=1e-5)
 
 
 def test_a_seed_is_where_the_gradient_is_largest():
@@ -51,7 +51,7 @@ def test_a_seed_is_where_the_gradient_is_largest():
         checks = torch.arange(16).view(-1, 1) + torch.arange(16)
         picture[:, top : top + 16, left : left + 16] = (checks % 2).float()
     raw = as_raw(task, pictures)
-    for found, whole, (top, left) in zip(seen(task, raw), raw["image"] / 255, corners):
+    for found, whole, (top, left) in zip(network_inputs(task, raw), raw["image"] / 255, corners):
         assert torch.allclose(found, whole[:, top : top + 16, left : left + 16], atol=1e-4)
 
 
@@ -60,7 +60,7 @@ def test_a_patch_is_shifted_scaled_and_turned_as_scipy_does_it(monkeypatch):
     pictures = smooth(8)
     drawn, uniform = [], images.uniform
     monkeypatch.setattr(images, "uniform", lambda *args: drawn.append(uniform(*args)) or drawn[-1])
-    views = seen(task, as_raw(task, pictures))
+    views = network_inputs(task, as_raw(task, pictures))
     angles, exponents, moves = drawn
     assert angles.abs().max() < np.radians(20) and moves.abs().max() < 0.2
     for view, whole, angle, exponent, (right, down) in zip(
@@ -82,10 +82,10 @@ def test_each_colour_change_changes_colours_and_nothing_else(fields):
     task = task_of(**fields)
     raw = as_raw(task, smooth(12))
     original = raw["image"][:, :, 12:28, 12:28] / 255
-    changed = seen(task, raw)
+    changed = network_inputs(task, raw)
     assert (changed - original).abs().amax((1, 2, 3)).max() > 0.03
     pixels = torch.rand(12, 3, 1, 1, generator=generator()).expand(-1, -1, 40, 40)
-    flat = seen(task, as_raw(task, pixels))
+    flat = network_inputs(task, as_raw(task, pixels))
     assert (flat - flat[:, :, :1, :1]).abs().max() < 1e-5  # the same for all pixels of a patch
 
 
@@ -98,7 +98,7 @@ def test_factors_are_as_often_above_one_as_below():
 def test_every_pass_over_an_image_makes_another_sample_of_its_class():
     task = ExemplarCNN(canvas=40, size=16, classes=50)
     raw = as_raw(task, smooth(4))
-    assert (seen(task, raw, 1) - seen(task, raw, 2)).abs().amax((1, 2, 3)).min() > 0.05
+    assert (network_inputs(task, raw, 1) - network_inputs(task, raw, 2)).abs().amax((1, 2, 3)).min() > 0.05
 
 
 def test_its_representation_is_of_the_whole_image_and_needs_no_number():

@@ -100,9 +100,9 @@ def test_its_representation_is_of_the_whole_image(standardise):
     ("fields", "sentence"),
     [
         ({"views": 1}, "out at 1, views at 2"),
-        ({"min_area": 0.0}, "min_area is a share above 0"),
+        ({"min_area": 0.0}, "min_area is 0.0; it is a share, above 0"),
         ({"grey": 1.2}, "grey is 1.2; it lies between 0 and 1"),
-        ({"hue": 0.6}, "hue lies between 0 and 0.5"),
+        ({"hue": 0.6}, "hue is 0.6; it lies between 0 and 0.5"),
         ({"margin": 5.0}, "margin is 5.0; it lies above 0 and at most at 4"),
     ],
 )

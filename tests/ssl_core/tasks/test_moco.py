@@ -191,8 +191,8 @@ def test_its_representation_is_of_the_whole_image():
         ({"queue": 0}, "queue, splits, hidden, out and layers at 1"),
         ({"min_area": 1.5}, "min_area is 1.5; it is a share"),
         ({"momentum": 1.1}, "momentum is 1.1; it lies between 0 and 1"),
-        ({"hue": 0.7}, "hue lies between 0 and 0.5"),
-        ({"zoom": 0.5}, "zoom are factors and start at 1"),
+        ({"hue": 0.7}, "hue is 0.7; it lies between 0 and 0.5"),
+        ({"zoom": 0.5}, "zoom is 0.5; it is a factor and starts at 1"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
     ],
 )

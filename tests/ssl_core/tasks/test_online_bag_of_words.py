@@ -254,7 +254,7 @@ def test_the_plain_form_has_crops_only_and_words_of_one_layer():
         ({"sharpness": 0.0}, "sharpness and scale are above 0"),
         ({"lower": "stage3"}, "lower another one or none"),
         ({"momentum": 1.1}, "momentum is 1.1; it lies between 0 and 1"),
-        ({"shear": 90}, "shear lies in"),
+        ({"shear": 90}, "shear is 90; it lies in"),
     ],
 )
 def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):

@@ -41,7 +41,7 @@ def places(picture: torch.Tensor) -> np.ndarray:
     return np.array(found)
 
 
-def seen(task: RelativeTransformation, n: int = 12):
+def places_and_answers(task: RelativeTransformation, n: int = 12):
     """For n transformations: places in the original and in the transformed view in px, and the answer."""
     inputs, answers = task.make_batch(dotted(task, n), generator())
     both = zip(inputs["original"], inputs["transformed"], answers, strict=True)
@@ -49,7 +49,7 @@ def seen(task: RelativeTransformation, n: int = 12):
 
 
 def test_affine_parameters_are_those_that_scikit_image_finds_in_the_pictures():
-    for before, after, answer in seen(task_of("affine")):
+    for before, after, answer in places_and_answers(task_of("affine")):
         found = AffineTransform.from_estimate(before - SIZE / 2, after - SIZE / 2)
         angle, (scale, same) = found.rotation, found.scale
         assert same == pytest.approx(scale, abs=0.01)
@@ -63,7 +63,7 @@ def test_projective_parameters_are_those_that_scikit_image_finds_in_the_pictures
     """The paper's map reads, from the second picture to the first, in pixels of a picture of 224."""
     mean, deviation = [0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5], [0.75, 0.75, 118, 0.75, 0.75, 118, 7.75e-4, 7.75e-4]
     expected, answers = [], []
-    for before, after, answer in seen(task_of("projective")):
+    for before, after, answer in places_and_answers(task_of("projective")):
         numbers = ProjectiveTransform.from_estimate(after * 224 / SIZE, before * 224 / SIZE).params.flatten()[:8]
         expected.append((numbers - mean) / deviation)
         answers.append(answer)

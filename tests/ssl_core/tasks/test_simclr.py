@@ -88,8 +88,8 @@ def test_its_representation_is_of_the_whole_image():
         ({"size": 2}, "canvas and size start at 8 px"),
         ({"min_area": 1.5}, "min_area is 1.5; it is a share"),
         ({"grey": -0.1}, "grey is -0.1; it lies between 0 and 1"),
-        ({"jitter": 3.0}, "jitter lies between 0 and 2"),
-        ({"zoom": 0.5}, "zoom are factors and start at 1"),
+        ({"jitter": 3.0}, "jitter is 3.0; it lies between 0 and 2"),
+        ({"zoom": 0.5}, "zoom is 0.5; it is a factor and starts at 1"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
     ],
 )

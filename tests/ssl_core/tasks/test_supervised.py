@@ -57,7 +57,7 @@ def test_the_head_is_linear_on_the_pooled_last_stage():
         ({"smoothing": 1.0}, "smoothing is 1.0; it lies in"),
         ({"min_area": 0}, "min_area is 0"),
         ({"grey": 2}, "grey is 2"),
-        ({"shear": 90}, "shear lies in"),
+        ({"shear": 90}, "shear is 90; it lies in"),
     ],
 )
 def test_bad_values_are_refused_in_a_sentence(fields, sentence):
