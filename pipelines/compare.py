@@ -26,8 +26,10 @@ from components.corpus.corpus import Corpus
 from components.evaluation.comparison import SUPERVISED, Comparison, Contender
 from components.storage.home import pretext_home
 from pipelines import local
-from pipelines.config import COMPARISONS, NAME, WRITTEN, Recipe, RecipeError, Section, find_recipe, load_recipe
+from pipelines.config import NAME, Recipe, Section
 from pipelines.console import complain, say
+from pipelines.explain import WRITTEN
+from pipelines.loading import COMPARISONS, RecipeError, find_recipe, load_recipe
 from pipelines.plan import Plan, plan
 from pipelines.session import StepError, locked, started_by, stoppable
 from pipelines.side_by_side import markdown

@@ -12,7 +12,7 @@ from test_local import recipe_file, runs
 from components.evaluation.comparison import Comparison, Contender
 from components.storage.home import pretext_home
 from pipelines.compare import Compared, _reference, compare, load, seconds_of
-from pipelines.config import COMPARISONS, RecipeError, load_recipe
+from pipelines.loading import COMPARISONS, RecipeError, load_recipe
 from pipelines.local import ingest_step
 from pipelines.session import StepError
 from pipelines.side_by_side import markdown, show_compared

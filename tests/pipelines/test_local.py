@@ -23,7 +23,7 @@ from PIL import Image
 from components.embed.embed import embed
 from components.evaluation.factors import FactorsError
 from components.tracking.store import connect_tracking, tracking_uri
-from pipelines.config import load_recipe
+from pipelines.loading import load_recipe
 from pipelines.local import StepError, artefacts_alone, evaluate_alone, pretrain_alone, register_alone, run_pipeline
 from pipelines.plan import plan
 from pipelines.summary import show_summary
