@@ -3,7 +3,7 @@
 The sections `task`, `encoder`, `optim`, `train` and `corpus.limits` mirror the frozen dataclasses of ssl_core field by
 field, so a new task or option is in the recipe, in `pretext schema` and in `pretext tasks` the moment it exists.
 
-    YAML over its base + --set (loading.py)  ->  Recipe, or what is wrong (explain.py)  ->  .run() -> ssl_core.train.run.Run
+    YAML over its base + --set (loading.py) -> Recipe, or what is wrong (explain.py) -> .run() -> ssl_core.train.run.Run
 """
 
 from __future__ import annotations
