@@ -120,7 +120,7 @@ def test_the_map_shows_every_sample_in_the_colour_of_its_class_and_names_the_cla
     assert [to_hex(one.get_facecolor()[0]) for one in classes] == list(figures.CLASSES[:3])
     assert [text.get_text() for text in axes.texts] == ["0", "1", "2"]
     for text, one in zip(axes.texts, classes):
-        assert text.get_position() == pytest.approx(tuple(np.median(one.get_offsets(), axis=0)))
+        assert text.get_position() == pytest.approx(tuple(np.median(np.asarray(one.get_offsets()), axis=0)))
     assert axes.get_title("left") == "60 samples, t-SNE of stage2"
 
 

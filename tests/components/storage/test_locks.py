@@ -49,9 +49,8 @@ def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> Non
 
 def test_it_is_free_when_its_holder_is_killed(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
-    holder = hold_elsewhere(path)
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    with hold_elsewhere(path) as holder:
+        holder.send_signal(signal.SIGKILL)
     os.close(acquire(path))
 
 
