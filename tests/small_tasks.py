@@ -3,6 +3,7 @@
 A new task adds one line to SMALL and is then held to the contract and audited.
 """
 
+import atexit
 import itertools
 import json
 import math
@@ -68,6 +69,7 @@ VITS: Mapping[str, Mapping[str, Any]] = {
 
 STORE = tempfile.TemporaryDirectory(prefix="pretext-test-")
 """Where the artefacts of the small tasks lie; gone at the end of the tests."""
+atexit.register(STORE.cleanup)
 
 
 def small(name: str, **changed: Any) -> PretextTask:

@@ -9,6 +9,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ("ssl_core", "components", "pipelines")
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 400, 60, 9
@@ -165,3 +167,11 @@ def test_every_test_says_by_its_path_what_it_tests() -> None:
             assert any(f"{words}_".startswith(f"{stem}_") for stem in stems for words in tested), (
                 f"{name} mirrors no module of {folder.relative_to(ROOT)}: what it tests has moved, so move it along"
             )
+
+
+def test_the_hooks_before_a_commit_run_what_make_check_runs() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\ncheck:")[2].partition("\n\n")[0]
+    checked = [line.removeprefix("\t$(BIN)/").removesuffix(" .") for line in recipe.splitlines()[1:]]
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = [hook["entry"].removeprefix(".venv/bin/") for hook in repository["hooks"]]
+    assert hooks == checked, "a commit that the hooks let pass must pass in CI, so both run the same tools"
