@@ -7,31 +7,14 @@ What a user of the library in Python needs stands here by name, and is loaded wh
     layers = model.represent({"image": images})     # uint8 [n, 3, h, w] -> layer name -> [n, d]
     predicted = knn(layers["stage4"], labels, other, classes=10)
 
-`import ssl_core` itself imports nothing, so that the decoder's child process starts without torch.
+`import ssl_core` itself imports nothing, so that the decoder's child process starts without torch. Type checkers read
+the names in `__init__.pyi`: imports here, though for them alone, would be dependencies of every module of the package.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ssl_core.data.shards import Shards as Shards
-    from ssl_core.data.shards import write_shard as write_shard
-    from ssl_core.nn.encoders import EncoderSpec as EncoderSpec
-    from ssl_core.probes.knn import knn as knn
-    from ssl_core.probes.linear import linear_probe as linear_probe
-    from ssl_core.probes.rank import rank_me as rank_me
-    from ssl_core.task import PretextTask as PretextTask
-    from ssl_core.task import TaskModel as TaskModel
-    from ssl_core.tasks import TASKS as TASKS
-    from ssl_core.train.checkpoint import load_model as load_model
-    from ssl_core.train.checkpoint import save_model as save_model
-    from ssl_core.train.loop import Folder as Folder
-    from ssl_core.train.loop import pretrain as pretrain
-    from ssl_core.train.run import Optim as Optim
-    from ssl_core.train.run import Run as Run
-    from ssl_core.train.run import Train as Train
+from typing import Any
 
 PUBLIC = {
     "TASKS": "ssl_core.tasks",
