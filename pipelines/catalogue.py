@@ -11,12 +11,15 @@ from typing import Any
 from pipelines import console
 from pipelines.config import field_docs
 from ssl_core.artefact import fits
+from ssl_core.errors import InputError
 from ssl_core.task import PretextTask
 from ssl_core.tasks import TASKS
 
 
-class UnknownTaskError(ValueError):
+class UnknownTaskError(InputError):
     """There is no such task."""
+
+    exit_status = 2
 
 
 def show_tasks(as_json: bool) -> None:

@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 
 from pipelines import console
 from pipelines.console import Stopped
+from ssl_core.errors import PretextError, fault, told, trace_of
 
 app = typer.Typer(
     help="Unlabelled images, video and audio in; a registered, evaluated encoder out.",
@@ -330,18 +331,19 @@ def main() -> NoReturn:
 
 
 def _failed(error: Exception) -> int:
-    """Tell the user; what is not meant for users is a bug of ours, with its trace kept in a file."""
+    """Tell the user what to mend; of what nobody can mend but us, where its trace is kept."""
     if os.environ.get("PRETEXT_DEBUG"):
         traceback.print_exception(error)
-    ours = type(error).__module__.partition(".")[0] in ("ssl_core", "components", "pipelines")
-    if ours or isinstance(error, ValueError | OSError):
-        console.complain(str(error))
-        return BAD_USE if type(error).__name__ in ("RecipeError", "UnknownTaskError") else FAILED
-    first = (str(error).splitlines() or [""])[0]
-    if type(error).__name__ == "MlflowException":  # by its name: importing MLflow takes seconds
-        console.complain(f"MLflow: {first}")
-        return FAILED
-    with tempfile.NamedTemporaryFile("w", prefix="pretext-", suffix=".txt", delete=False) as trace:
-        traceback.print_exception(error, file=trace)
-    console.complain(f"unexpected {type(error).__name__}: {first}; this is a bug, its trace is in {trace.name}")
-    return FAILED
+    console.complain(told(error) or fault(error, _kept(trace_of(error))))
+    return error.exit_status if isinstance(error, PretextError) else FAILED
+
+
+def _kept(trace: str) -> str:
+    """Where the trace is: a new file, or on stderr where none can be written."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="pretext-", suffix=".txt", delete=False) as file:
+            file.write(trace)
+        return file.name
+    except OSError:
+        sys.stderr.write(trace)
+        return "the lines above"

@@ -34,6 +34,7 @@ from pipelines.plan import Plan, plan
 from pipelines.session import StepError, locked, started_by, stoppable
 from pipelines.side_by_side import markdown
 from pipelines.source_map import SourceMap, YamlError
+from ssl_core.errors import PretextError
 from ssl_core.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -326,15 +327,13 @@ def _record(request: ComparisonRequest, folder: Path, key: str) -> Iterator[Trac
 
 def _contend(recipe: Recipe, planned: Plan, above: Tracker) -> Contender:
     """Train and evaluate one; what fails of it is told in the table, and the others go on."""
-    from components.training.artefacts import ArtefactError
-
     who = Contender(recipe.name, recipe.task_name, _in_words(recipe.encoder.build()), planned.name, None)
     try:
         with local.at_work(recipe, planned, above.run_id) as (tracker, lease):
             local.pretrain_step(recipe, planned, tracker, lease)
             evaluation = local.reused_evaluation(recipe, planned, tracker)
             return replace(who, evaluation=evaluation, **_cost(tracker.points(), recipe.train.build().batch_size))
-    except (StepError, ArtefactError, ValueError) as error:
+    except PretextError as error:
         complain(f"{recipe.name}: {error}")
         return replace(who, failure=str(error))
 

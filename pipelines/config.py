@@ -31,6 +31,7 @@ from components.corpus.corpus import CorpusError, corpus_uri
 from components.evaluation.evaluate import Settings
 from components.tracking.errors import shown
 from ssl_core.data.decode import Limits, SampleFormat
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.task import PretextTask
 from ssl_core.tasks import TASKS
@@ -55,7 +56,7 @@ class Section(BaseModel):
             kinds = {kind, *typing.get_args(kind)}
             if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
                 nothing = ", or null for none" if type(None) in kinds else ""
-                raise ValueError(f"{name} is {str(value).lower()}, a switch; write a number{nothing}")
+                raise InputError(f"{name} is {str(value).lower()}, a switch; write a number{nothing}")
         return data
 
 
@@ -73,7 +74,7 @@ class Mirror(Section):
         """The dataclass; its own `__post_init__` checks the values.
 
         Raises:
-            ValueError: the dataclass refuses a value.
+            InputError: the dataclass refuses a value.
         """
         names = {f.name for f in dataclasses.fields(self._mirrors) if f.init}
         return self._mirrors(**{name: getattr(self, name) for name in names})
@@ -145,7 +146,7 @@ def _well_named(section: Any) -> Any:
     try:
         corpus_uri(section.name)
     except CorpusError as error:
-        raise ValueError(f"name: {error}") from None
+        raise InputError(f"name: {error}") from None
     return section
 
 
@@ -180,7 +181,7 @@ class EvaluateSection(mirror(Settings)):  # type: ignore[misc]
     @model_validator(mode="after")
     def _both_or_none(self) -> EvaluateSection:
         if (self.train is None) != (self.test is None):
-            raise ValueError("train and test come together: give both labelled corpora or neither")
+            raise InputError("train and test come together: give both labelled corpora or neither")
         return self
 
 
@@ -240,13 +241,13 @@ class Recipe(Section):
     def _parts_fit(self) -> Recipe:
         for name, wanted in self.pretext_task().sample.items():
             if wanted.modality == "image" and max(wanted.shape[1:]) > self.corpus.size:
-                raise ValueError(
+                raise InputError(
                     f"task.canvas asks for {name} of {wanted.shape[1]}x{wanted.shape[2]} pixels, but corpus.size "
                     f"stores a short side of {self.corpus.size}; raise corpus.size or lower task.canvas"
                 )
         pieces = self.cluster.workers * self.train.accumulate
         if self.train.batch_size % pieces:
-            raise ValueError(
+            raise InputError(
                 f"train.batch_size {self.train.batch_size} cannot be cut into {pieces} equal parts (cluster.workers x "
                 "train.accumulate); change one of them"
             )

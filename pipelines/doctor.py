@@ -24,6 +24,7 @@ from components.machine.checks import (
 )
 from components.storage.files import StorageError
 from components.storage.home import pretext_home
+from ssl_core.errors import told
 
 GIB = 2**30
 
@@ -62,9 +63,8 @@ def examine() -> Iterator[Finding]:
         try:
             yield check()
         except Exception as error:  # any failure is the finding
-            yield Finding(
-                subject, "fail", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+            first = str(error).partition("\n")[0]
+            yield Finding(subject, "fail", told(error) or f"{type(error).__name__}: {first}")
 
 
 def _python() -> Finding:

@@ -11,14 +11,17 @@ from pydantic import ValidationError
 from pipelines.config import Recipe
 from pipelines.explain import explain
 from pipelines.source_map import SourceMap, YamlError
+from ssl_core.errors import InputError, told
 
 RECIPES = Path(__file__).parent / "recipes"
 COMPARISONS = Path(__file__).parent / "comparisons"
 """Lists of recipes for `pretext compare`."""
 
 
-class RecipeError(ValueError):
+class RecipeError(InputError):
     """A recipe that cannot run; the message says what, where and how to mend it, one problem a line."""
+
+    exit_status = 2
 
 
 def find_recipe(name: str, folder: Path = Path()) -> Path:
@@ -58,7 +61,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         if "base" in source.data:
             raise YamlError(f"{source.where(('base',))}: a base is named by a recipe's file; run that recipe instead")
     except (YamlError, OSError) as error:
-        raise RecipeError(str(error)) from None
+        raise RecipeError(told(error) or str(error)) from None
     try:
         return Recipe.model_validate(source.data)
     except ValidationError as error:

@@ -153,7 +153,10 @@ def ingest_step(recipe: Recipe) -> dict[str, IngestReport]:
             continue
         sources = [at_home(source) for source in section.sources]
         _require_samples(section.sources)
-        options: dict[str, Any] = {"canon": recipe.corpus.sample_format(), "limits": recipe.corpus.limits.build()}
+        options: dict[str, Any] = {
+            "sample_format": recipe.corpus.sample_format(),
+            "limits": recipe.corpus.limits.build(),
+        }
         if isinstance(section, LabelledSection):
             options["labels"] = section.labels
         else:

@@ -17,6 +17,7 @@ from components.storage.locks import Busy, exclusive
 from pipelines.config import Recipe
 from pipelines.console import Stopped, say
 from pipelines.plan import Plan, git_commit
+from ssl_core.errors import PretextError
 
 if TYPE_CHECKING:
     from components.storage.lease import ExclusiveLease
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from components.training.run_folder import RunFolder
 
 
-class StepError(RuntimeError):
+class StepError(PretextError):
     """A step cannot be done; the message says why, and what to do first."""
 
 

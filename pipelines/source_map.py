@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from ssl_core.errors import InputError
+
 Path_ = tuple[str | int, ...]
 
 MOST_NODES = 10_000
@@ -19,7 +21,7 @@ NAMED: tuple[Path_, ...] = (("task",), ("encoder",))
 MERGE = "tag:yaml.org,2002:merge"
 
 
-class YamlError(ValueError):
+class YamlError(InputError):
     """The file is not the YAML that a recipe can be."""
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ssl_core.errors import InputError
 from ssl_core.folder import DamagedError, read_tensors, write_tensors
 from ssl_core.types import Raw
 
@@ -32,7 +33,7 @@ _FOLDERS: list[Path] = []
 _HELD: dict[tuple[str, torch.device], Mapping[str, Tensor]] = {}
 
 
-class MissingArtefactError(ValueError):
+class MissingArtefactError(InputError):
     """A task names an artefact that is nowhere to be found, or names none where it needs one."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ssl_core.errors import PretextError
+
 MARKER = "COMPLETE"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """Files of a saved model (`ssl_core.train.checkpoint.save_model`)."""
 
 
-class DamagedError(Exception):
+class DamagedError(PretextError):
     """A checkpoint or model folder cannot be used; the message says which and why."""
 
 
@@ -37,7 +40,7 @@ def write_folder(
     part.mkdir()
     try:
         for name, content in tensors.items():
-            save_file(_storable(content), part / name)
+            _save(content, part / name)
         for name, document in documents.items():
             (part / name).write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False))
         files = {path.name: _synced(path) for path in sorted(part.iterdir())}
@@ -55,7 +58,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{path.name}.{uuid4().hex}.part"
     try:
-        save_file(_storable(tensors), part)
+        _save(tensors, part)
         _sync(part)
         os.replace(part, path)
         _sync(path.parent)
@@ -117,6 +120,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DamagedError(f"{path} holds no JSON object.")
     return document
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """safetensors names what the system refuses in words of its own; this raises the OSError that it was."""
+    try:
+        save_file(_storable(tensors), path)
+    except SafetensorError as error:
+        refused = re.search(r"os error (\d+)", str(error))
+        if not refused:
+            raise
+        code = int(refused[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ssl_core.errors import PretextError
+
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, every init warns
 
 
-class ClusterError(RuntimeError):
+class ClusterError(PretextError):
     """Ray cannot be reached or started."""
 
 

@@ -31,6 +31,7 @@ from components.storage.home import pretext_home
 from components.storage.locks import exclusive
 from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA
+from ssl_core.errors import InputError
 
 FORMAT = 1
 QUARANTINE = pa.schema(
@@ -47,7 +48,7 @@ QUARANTINE = pa.schema(
 """One row is one file that could not be used. `hash` is null where its bytes were not read (too many of them)."""
 
 
-class CorpusError(ValueError):
+class CorpusError(InputError):
     """There is no such corpus or version, or it does not fit what is asked of it."""
 
 

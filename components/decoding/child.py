@@ -39,7 +39,7 @@ def main(parent: int) -> None:
     _volunteer()
     requests, answers = _private_pipes()
     settings, _ = _receive(requests)
-    limits, sample_format = Limits(**settings["limits"]), SampleFormat(**settings["canon"])
+    limits, sample_format = Limits(**settings["limits"]), SampleFormat(**settings["sample_format"])
     PIL.Image.MAX_IMAGE_PIXELS = limits.max_pixels
     _rehearse(sample_format)
     _lock_in(limits)

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from ssl_core.data.decode import Image, Limits, Reason, Rejected, SampleFormat, check_size
+from ssl_core.errors import PretextError
 
 _HEADER_BYTES = 8
 _MAX_TEXT = 8192
@@ -37,6 +38,10 @@ _BOOT = (
     "from components.decoding.child import main; main(int(sys.argv[1]))"
 )
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
+
+
+class DecoderError(PretextError, RuntimeError):
+    """The child process that decodes does not start on this machine; the message has its last words."""
 
 
 class _Died(Exception):
@@ -62,7 +67,7 @@ class Sandbox:
         self._lock = threading.Lock()
 
     def decode(self, data: bytes | bytearray | memoryview) -> Image:
-        """The canonical sample; raises `Rejected` for the file's faults, RuntimeError if no child can be started."""
+        """The canonical sample; raises `Rejected` for the file's faults, DecoderError if no child can be started."""
         check_size(len(data), self.limits)
         with self._lock:
             try:
@@ -109,7 +114,7 @@ class _Child:
     """One decoder process and the two pipes to it."""
 
     def __init__(self, limits: Limits, sample_format: SampleFormat) -> None:
-        self._limits, self._canon = limits, sample_format
+        self._limits, self._sample_format = limits, sample_format
         self._longest = math.ceil(sample_format.size * limits.max_aspect) + 1
         self._files = 0
         self._process = subprocess.Popen(
@@ -146,14 +151,14 @@ class _Child:
     def _start(self) -> None:
         watch = _Watch(self._process.pid, _START_SECONDS)
         try:
-            self._send({"limits": asdict(self._limits), "canon": asdict(self._canon)}, b"", watch)
+            self._send({"limits": asdict(self._limits), "sample_format": asdict(self._sample_format)}, b"", watch)
             answer, _ = self._receive(watch)
             if answer != {"ready": True}:
                 raise self._lied("its greeting was out of protocol")
         except _Died as death:
             words = self._last_words()
             self.end()
-            raise RuntimeError(f"The image decoder does not start: {death.message} {words}") from None
+            raise DecoderError(f"The image decoder does not start: {death.message} {words}") from None
         self._process.stderr.close()  # type: ignore[union-attr]
 
     def _last_words(self) -> str:
@@ -181,7 +186,7 @@ class _Child:
     def _receive(self, watch: _Watch) -> tuple[dict[str, Any], bytes]:
         head = self._read(_HEADER_BYTES, watch)
         text, length = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")
-        if text > _MAX_TEXT or length > self._canon.size * self._longest * 3 + 65536:
+        if text > _MAX_TEXT or length > self._sample_format.size * self._longest * 3 + 65536:
             raise self._lied("it announced an answer of impossible length")
         try:
             answer = json.loads(bytes(self._read(text, watch)))
@@ -216,9 +221,9 @@ class _Child:
         if "reason" in answer:
             raise self._rejection(answer)
         codec, height, width = (answer.get(key) for key in ("codec", "height", "width"))
-        if codec != self._canon.payload or type(height) is not int or type(width) is not int:
+        if codec != self._sample_format.payload or type(height) is not int or type(width) is not int:
             raise self._lied("it returned no canonical image")
-        if min(height, width) != self._canon.size or max(height, width) > self._longest:
+        if min(height, width) != self._sample_format.size or max(height, width) > self._longest:
             raise self._lied("it returned an image of another size")
         if codec == "raw" and len(payload) != height * width * 3:
             raise self._lied("its pixels do not fill the image")

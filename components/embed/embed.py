@@ -40,13 +40,14 @@ from components.storage.files import absolute, join, stat
 from ssl_core.data.decode import Image, Limits, Reason, Rejected, SampleFormat
 from ssl_core.data.reader import Reader
 from ssl_core.data.shards import Shards
+from ssl_core.errors import InputError
 from ssl_core.types import media
 
 REFUSED = pa.schema([(name, pa.string()) for name in ("uri", "hash", "reason", "message")])
 WINDOW, WINDOW_BYTES = 64, 64 << 20  # read and decoded ahead, at most: pictures, and bytes of tar members
 
 
-class EmbedError(ValueError):
+class EmbedError(InputError):
     """There are files, and none could be embedded."""
 
 
@@ -106,9 +107,10 @@ def embed(
     progress: called with (embedded, refused) after every batch.
 
     Raises:
-        ValueError: there is no such model or layer; `out` is a folder, the source, or a file that is no Parquet; or the
-            source is a corpus and something else as well.
+        InputError: the model has no such layer, or is none of ours; `out` is a folder, the source, or a file that is
+            no Parquet; or the source is a corpus and something else as well.
         EmbedError: every file was refused.
+        TrackingError: there is no such model, or it cannot be fetched.
         StorageError: source or output cannot be read or written.
         CorpusError: a corpus of another version of pretext.
     """
@@ -141,11 +143,11 @@ def embed(
 def _check_place(out: Path, source: str) -> None:
     """Before the work, not after it."""
     if out.is_dir():
-        raise ValueError(f"{out} is a folder; name the Parquet file to write, such as {out / 'out.parquet'}")
+        raise InputError(f"{out} is a folder; name the Parquet file to write, such as {out / 'out.parquet'}")
     if out.exists() and Path(source).exists() and out.samefile(source):
-        raise ValueError(f"{out} is the source; name another file to write")
+        raise InputError(f"{out} is the source; name another file to write")
     if out.is_file() and not _replaceable(out):
-        raise ValueError(f"{out} is there and is no Parquet file; delete it, or name another file to write")
+        raise InputError(f"{out} is there and is no Parquet file; delete it, or name another file to write")
 
 
 def _replaceable(file: Path) -> bool:
@@ -161,7 +163,7 @@ def _corpus(source: str) -> Corpus | None:
     if source not in corpora():
         return None
     if here:
-        raise ValueError(f"{source} is a corpus and lies here, too; write ./{source}, or {corpus_uri(source)}")
+        raise InputError(f"{source} is a corpus and lies here, too; write ./{source}, or {corpus_uri(source)}")
     return Corpus.open(source)
 
 

@@ -45,6 +45,7 @@ from components.evaluation.result import (
     paired_gain,
 )
 from ssl_core.data.shards import class_names
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.probes.intervals import Interval, normal_mean, over_draws, wilson
 from ssl_core.probes.knn import knn, leave_one_out, neighbours
@@ -88,11 +89,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 2 <= self.draws <= 255:
-            raise ValueError(f"evaluate: draws is {self.draws}; it lies between 2 and 255.")
+            raise InputError(f"evaluate: draws is {self.draws}; it lies between 2 and 255.")
         if min(self.neighbours, self.most, self.views, self.batch_size, *self.shots) < 1:
-            raise ValueError("evaluate: neighbours, shots, most, views and batch_size start at 1.")
+            raise InputError("evaluate: neighbours, shots, most, views and batch_size start at 1.")
         if not 0 < self.holdout < 1 or self.temperature <= 0:
-            raise ValueError("evaluate: holdout lies between 0 and 1 and temperature above 0.")
+            raise InputError("evaluate: holdout lies between 0 and 1 and temperature above 0.")
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def evaluate(
     factors: of the samples of both splits; each is read out of every layer.
 
     Raises:
-        ValueError: the labelled corpora cannot be used: too few classes, or classes that only the test split has.
+        InputError: the labelled corpora cannot be used: too few classes, or classes that only the test split has.
         FactorsError: samples have no factors, or a factor does not vary.
     """
     settings = settings or Settings()
@@ -215,15 +216,15 @@ def _choose(
 def _check_labels(names: tuple[str, ...], test_labels: list[str]) -> None:
     if len(names) < 2:
         found = f"only {names[0]!r}" if names else "none"
-        raise ValueError(
+        raise InputError(
             f"The labelled training corpus has {found} as a label; evaluating needs at least two classes. "
             "Ingest it with labels, for example from one folder per class, or evaluate without a labelled set."
         )
     if not test_labels:
-        raise ValueError("The labelled test corpus has no labelled sample; ingest it with labels.")
+        raise InputError("The labelled test corpus has no labelled sample; ingest it with labels.")
     strange = sorted(set(test_labels) - set(names))
     if strange:
-        raise ValueError(
+        raise InputError(
             f"The labelled test corpus has the class {strange[0]!r} ({len(strange)} such), which the training "
             "corpus has not, so nothing could answer it; add samples of it to the training corpus or leave it out."
         )

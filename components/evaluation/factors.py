@@ -27,6 +27,7 @@ from torch import Tensor
 from components.evaluation.features import Features, without_copies
 from components.evaluation.result import ENCODER, PIXELS, RANDOM, Factor, Kind, Known, Row
 from components.storage.files import absolute, read
+from ssl_core.errors import InputError
 from ssl_core.probes.factors import best_layers, on_circle, read_out
 
 FILE, PART = "file", "part"
@@ -35,7 +36,7 @@ FEWEST = {"training": 4, "test": 2}
 """Samples of each part: a half of the one fits and a half chooses, and the other has a spread."""
 
 
-class FactorsError(ValueError):
+class FactorsError(InputError):
     """The file of factors cannot be used; the message says why and what it should hold."""
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ssl_core.errors import InputError
 from ssl_core.probes.intervals import Interval, paired_bootstrap
 
 ENCODER, RANDOM, PIXELS = "encoder", "random init", "raw pixels"
@@ -160,7 +161,7 @@ class Evaluation:
         """
         flat: dict[str, float] = {}
         for row in self.rows:
-            flat |= _flat("/".join(("evaluate", row.source.replace(" ", "_"), row.layer)).rstrip("/"), row)
+            flat |= _flat("/".join(("evaluation", row.source.replace(" ", "_"), row.layer)).rstrip("/"), row)
         best = self.row(ENCODER, self.best)
         flat |= _flat("evaluation/best", best) if best else {}
         flat |= {f"evaluation/pretext/{name}": value.mean for name, value in self.pretext.items()}
@@ -201,7 +202,7 @@ class Evaluation:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: the text is no evaluation, or one of another version of pretext.
+            InputError: the text is no evaluation, or one of another version of pretext.
         """
         try:
             data = json.loads(text)
@@ -215,7 +216,7 @@ class Evaluation:
             data["settings"]["shots"] = tuple(data["settings"]["shots"])
             return cls(rows=rows, pretext=pretext, correct=correct, factors=factors, **tuples, **data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"This is no evaluation that this version of pretext can read ({error}); "
                 "`pretext evaluate` writes it anew."
             ) from error
@@ -233,17 +234,17 @@ def paired_gain(candidate: Evaluation, champion: Evaluation, probe: str = "linea
     The 95 % interval is a paired bootstrap over test samples: what both get right or wrong cancels.
 
     Raises:
-        ValueError: they were evaluated on different evaluation sets, or one has no such probe.
+        InputError: they were evaluated on different evaluation sets, or one has no such probe.
     """
     if candidate.evaluation_set != champion.evaluation_set:
-        raise ValueError(
+        raise InputError(
             f"The two were evaluated on different evaluation sets ({candidate.evaluation_set} and "
             f"{champion.evaluation_set}), so their difference means nothing; evaluate both in the same job."
         )
     for evaluated in (candidate, champion):
         if probe not in evaluated.correct:
             known = ", ".join(evaluated.correct) or "none: there was no labelled set"
-            raise ValueError(f"There is no per-sample record of the probe {probe!r}; there is {known}.")
+            raise InputError(f"There is no per-sample record of the probe {probe!r}; there is {known}.")
     shares = [evaluated.correct[probe].shares() for evaluated in (candidate, champion)]
     return paired_bootstrap(100 * (shares[0] - shares[1]))
 

@@ -31,6 +31,7 @@ from components.ingest.sources import (
 )
 from components.storage.files import StorageError, naming, open_file, text
 from ssl_core.data.decode import Reason
+from ssl_core.errors import InputError
 
 HEADER_BYTES = 1 << 20
 """Longest extended header of a tar member: names and times need a few hundred bytes."""
@@ -43,7 +44,7 @@ Row = dict[str, Any]
 T = TypeVar("T")
 
 
-class ColumnError(ValueError):
+class ColumnError(InputError):
     """A Parquet file has no such column of bytes."""
 
 

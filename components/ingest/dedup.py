@@ -14,6 +14,7 @@ from typing import Any
 
 from components.corpus.delta import stream_columns
 from components.storage.files import text
+from ssl_core.errors import PretextError
 
 _TABLES = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;
@@ -39,7 +40,7 @@ class DedupIndex:
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.executescript(_TABLES)
         self._tally: Counter[str] = Counter()
-        self._failure: tuple[str, str] | None = None
+        self._failure: PretextError | None = None
 
     def close(self) -> None:
         """Delete the index."""
@@ -103,12 +104,12 @@ class DedupIndex:
         """What was tallied and noted, and `seen`: distinct files listed."""
         return dict(self._tally)
 
-    def fail(self, kind: str, message: str) -> None:
+    def fail(self, error: PretextError) -> None:
         """Keep a worker's first error that concerns the user: Ray wraps exceptions and drops their causes."""
-        self._failure = self._failure or (kind, message)
+        self._failure = self._failure or error
 
-    def failure(self) -> tuple[str, str] | None:
-        """Type and message of that error, if any."""
+    def failure(self) -> PretextError | None:
+        """That error, if any."""
         return self._failure
 
     def _list(self, part: int, uri: str, place: int) -> bool:

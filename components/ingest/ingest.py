@@ -22,15 +22,14 @@ import pyarrow as pa
 from components.cluster.connect import connect
 from components.corpus.corpus import Corpus
 from components.ingest.commits import Committer
-from components.ingest.containers import ColumnError
 from components.ingest.dedup import DedupIndex
 from components.ingest.precheck import nothing_new
 from components.ingest.sources import Part, Taking, parts
 from components.ingest.stages import IngestJob, decoded, listed, written
 from components.ingest.vacuum import folder_of, ingest_lease, vacuum
-from components.storage.files import StorageError
 from ssl_core.data.decode import Limits, SampleFormat
 from ssl_core.data.shards import SHARD_BYTES
+from ssl_core.errors import PretextError
 
 FILES_PER_TASK = 64
 """Files that one decoding task takes: some tenths of a second of work."""
@@ -230,17 +229,16 @@ def _quiet_streaming() -> Iterator[None]:
 
 @contextmanager
 def _clear_errors(job: IngestJob) -> Iterator[None]:
-    """Raise a worker's storage error as what it was, without Ray's wrapping."""
+    """Raise what a worker told of an error as what it was, without Ray's wrapping."""
     from ray.exceptions import RayError
 
     try:
         yield
     except RayError:
-        failure = job.call_index("failure")
+        failure: PretextError | None = job.call_index("failure")
         if failure is None:
             raise
-        kind, message = failure
-        raise (StorageError if kind == "StorageError" else ColumnError)(message) from None
+        raise failure from None
 
 
 @contextmanager

@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from components.corpus.corpus import QUARANTINE
 from components.corpus.delta import DataFile
 from components.decoding.sandbox import Sandbox
-from components.ingest.containers import ColumnError
 from components.ingest.dedup import Listed
 from components.ingest.listing import list_files
 from components.ingest.sources import Part, Taking, stretches
 from components.storage.files import StorageError, is_remote, join, naming, open_file, outgoing, stat
 from ssl_core.data.decode import Limits, Rejected, SampleFormat
 from ssl_core.data.shards import SCHEMA, SHARD_BYTES, write_shard
+from ssl_core.errors import PretextError, told
 
 DECODED = pa.schema(
     [
@@ -92,11 +92,12 @@ class IngestJob:
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Tell the driver in clear which error of the user's it was; Ray would hand it a stack trace."""
+        """Tell the driver in clear what the user has to mend; Ray would hand it a stack trace."""
         try:
             yield
-        except (StorageError, ColumnError) as error:
-            self.call_index("fail", type(error).__name__, str(error))
+        except Exception as error:
+            if sentence := told(error):
+                self.call_index("fail", error if isinstance(error, PretextError) else PretextError(sentence))
             raise
 
 

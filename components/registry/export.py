@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_core.errors import InputError
 from ssl_core.task import PretextTask, TaskModel
 from ssl_core.train.checkpoint import load_model
 from ssl_core.types import Field, media
@@ -69,7 +70,7 @@ def load_artifact(folder: Path, device: str | torch.device = "cpu", layer: str |
     """Rebuilds the encoder from a registered artifact or from the model folder of a run.
 
     Raises:
-        DamagedError: files are missing or have changed.  ValueError: it has no such layer.
+        DamagedError: files are missing or have changed.  InputError: it has no such layer.
     """
     wrapped = (folder / PRETEXT).is_dir()
     about = json.loads((folder / ABOUT).read_text()) if wrapped else {}
@@ -77,7 +78,7 @@ def load_artifact(folder: Path, device: str | torch.device = "cpu", layer: str |
     layers = _probe(task, model, device)
     chosen = layer or about.get("layer") or list(layers)[-1]
     if chosen not in layers:
-        raise ValueError(f"the encoder in {folder} has no layer {chosen!r}; it has {', '.join(layers)}")
+        raise InputError(f"the encoder in {folder} has no layer {chosen!r}; it has {', '.join(layers)}")
     return Loaded(task, model, chosen, layers, about)
 
 
@@ -85,12 +86,12 @@ def input_of(task: PretextTask) -> tuple[str, Field]:
     """Name and shape of the one image that the task takes.
 
     Raises:
-        ValueError: the task takes several inputs or none that is an image.
+        InputError: the task takes several inputs or none that is an image.
     """
     fields = list(media(task.sample).items())
     if len(fields) != 1 or fields[0][1].modality != "image":
         kinds = ", ".join(f"{name} ({field.modality})" for name, field in fields)
-        raise ValueError(f"only encoders of one image can be exported and embed files; this one takes {kinds}")
+        raise InputError(f"only encoders of one image can be exported and embed files; this one takes {kinds}")
     return fields[0]
 
 

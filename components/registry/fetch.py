@@ -11,8 +11,9 @@ from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 from components.registry.export import PRETEXT
-from components.tracking.errors import explain
+from components.tracking.errors import TrackingError, explain
 from components.tracking.store import connect_tracking
+from ssl_core.errors import InputError
 
 LOGGED = "encoder"  # name of the model among its run's outputs: runs:/RUN/encoder
 
@@ -21,7 +22,8 @@ def locate(client: MlflowClient, model_uri: str, uri: str) -> str:
     """Where the files of models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID and runs:/RUN/encoder lie.
 
     Raises:
-        ValueError: there is no such model, version, alias or run, or the tracker cannot be asked.
+        TrackingError: there is no such model, version, alias or run, or the tracker cannot be asked.
+        InputError: the run has no encoder of that name.
     """
     kind, _, rest = model_uri.partition(":/")
     name, alias, number = rest.strip("/"), "", ""
@@ -33,27 +35,28 @@ def locate(client: MlflowClient, model_uri: str, uri: str) -> str:
         if kind == "runs" and (found := output_of(client, name, number)):
             return str(found.artifact_location)
         if kind == "runs":
-            raise ValueError(f"{model_uri}: the run has no such encoder; try runs:/{name}/{LOGGED}")
+            raise InputError(f"{model_uri}: the run has no such encoder; try runs:/{name}/{LOGGED}")
         if not alias and not number:
             return str(client.get_logged_model(name).artifact_location)
         number = client.get_model_version_by_alias(name, alias).version if alias else number
         return str(client.get_model_version_download_uri(name, number))
     except MlflowException as error:
-        raise ValueError(f"{model_uri}: {explain(error, uri)}") from error
+        raise TrackingError(f"{model_uri}: {explain(error, uri)}") from error
 
 
 def fetch(model_uri: str, into: Path, uri: str | None = None) -> Path:
     """The folder of a registered or local model; files that are not on this machine are put into `into`.
 
     Raises:
-        ValueError: there is no such model, or it is not one of ours.
+        TrackingError: there is no such model, or it cannot be fetched.
+        InputError: it is not one of ours.
     """
     folder = Path(model_uri).expanduser()
     if model_uri.startswith(("models:/", "runs:/")):
         client, uri = connect_tracking(uri)
         folder = _local(locate(client, model_uri, uri), into, uri)
     if not ((folder / PRETEXT / "config.json").exists() or (folder / "config.json").exists()):
-        raise ValueError(
+        raise InputError(
             f"{model_uri}: {folder} holds no encoder of pretext (no config.json); "
             "give models:/NAME@champion, models:/NAME/VERSION, runs:/RUN/encoder or a model folder"
         )
@@ -71,7 +74,7 @@ def _local(where: str, into: Path, uri: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(where, dst_path=str(into), tracking_uri=uri))
     except (MlflowException, OSError) as error:
-        raise ValueError(f"cannot fetch the model from {where}: {explain(error, uri)}") from error
+        raise TrackingError(f"cannot fetch the model from {where}: {explain(error, uri)}") from error
 
 
 def output_of(client: MlflowClient, run_id: str, name: str) -> LoggedModel | None:

@@ -28,6 +28,7 @@ from components.registry.promotion import Gain, Promotion
 from components.tracking.delivery import RUN_KEY
 from components.tracking.errors import answering
 from components.tracking.tracker import connect_tracking
+from ssl_core.errors import InputError
 
 UPLOAD_SECONDS = 900.0
 GATE = "linear"
@@ -93,12 +94,12 @@ def register(
     reevaluate: evaluates the champion, given its model folder, where the two were evaluated on different sets.
 
     Raises:
-        ValueError: the model cannot be exported, or the name is none.  DamagedError: the model folder is not whole.
+        InputError: the name is none, or the encoder cannot be exported.  DamagedError: the model folder is not whole.
         TrackingError: the tracking server does not take it; calling again goes on from there.
     """
     client, uri = connect_tracking(uri)
     if not name or any(letter in name for letter in "/:%'"):
-        raise ValueError(f"model name {name!r}: give a name without / : % and quotes")
+        raise InputError(f"model name {name!r}: give a name without / : % and quotes")
     about = {"run_key": run_key, "run_id": run_id, **(tags or {}), **({"size": size} if size else {})}
     candidate = Candidate(model, evaluation, about)
 

@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit
 
+from ssl_core.errors import ENVIRONMENT, PretextError
+
 SORTED_AT_ONCE = 65_536
 """Names of one folder that are sorted together; a larger folder comes in sorted stretches, so memory stays bounded."""
 
 
-class StorageError(RuntimeError):
+class StorageError(PretextError):
     """A source or a corpus cannot be read or written; the message names the URI."""
 
 
@@ -76,7 +78,7 @@ def naming(uri: str) -> Iterator[None]:
     """Turn whatever a storage raises inside the block into a StorageError that says which URI and why."""
     try:
         yield
-    except StorageError:
+    except PretextError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StorageError(f"{uri}: there is no such file or folder ({_line(error)})") from error
@@ -89,6 +91,8 @@ def naming(uri: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+        return ENVIRONMENT[error.errno]
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:300] or type(error).__name__
 
@@ -225,14 +229,15 @@ def write(uri: str, data: bytes) -> None:
 @contextmanager
 def outgoing(uri: str) -> Iterator[Path]:
     """A local path to write a file at; on leaving the block it is at `uri`. The writer sees to its own atomicity."""
-    with naming(uri):
-        if not is_remote(uri):
+    if not is_remote(uri):
+        with naming(uri):
             os.makedirs(os.path.dirname(uri), exist_ok=True)
             yield Path(uri)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / uri.rsplit("/", 1)[1]
-            yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / uri.rsplit("/", 1)[1]
+        yield path  # what the writer raises is not the remote storage's
+        with naming(uri):
             fs, target = remote(uri)
             fs.put_file(str(path), target)
 

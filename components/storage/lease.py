@@ -27,6 +27,7 @@ import psutil
 
 from components.storage.files import StorageError, entries, join, read, remove, stat, write
 from components.storage.locks import Busy
+from ssl_core.errors import PretextError
 
 log = logging.getLogger("pretext.lease")
 
@@ -34,7 +35,7 @@ log = logging.getLogger("pretext.lease")
 State = Literal["alive", "dead", "silent"]
 
 
-class TakenOver(RuntimeError):
+class TakenOver(PretextError):
     """Another process took this one for dead and goes on with its work."""
 
 

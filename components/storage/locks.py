@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ssl_core.errors import PretextError
 
-class Busy(RuntimeError):
+
+class Busy(PretextError):
     """Another process holds the lock."""
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from ssl_core.errors import PretextError
+
 ELSEWHERE = "name another one under tracking.uri or in MLFLOW_TRACKING_URI"
 CREDENTIALS = "check MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 SILENT = "Connection refused|No route to host|unreachable|Connection reset|RemoteDisconnected|Connection aborted"
@@ -34,7 +36,7 @@ KNOWN = (
 FOREIGN = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3")
 
 
-class TrackingError(ValueError):
+class TrackingError(PretextError, ValueError):
     """The tracker cannot be used; the message says what, where and how to mend it."""
 
 

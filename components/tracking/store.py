@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from components.storage.locks import exclusive
 from components.tracking.errors import answering, shown
+from ssl_core.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,12 +28,12 @@ def tracking_uri(given: str | None = None) -> str:
     """Where runs are recorded: `given`, else MLFLOW_TRACKING_URI, else SQLite in the pretext home. Paths made absolute.
 
     Raises:
-        ValueError: MLflow no longer keeps runs there.
+        InputError: MLflow no longer keeps runs there.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or _default_uri()
     scheme = urlsplit(uri).scheme.split("+")[0]
     if scheme not in SERVERS + DATABASES:
-        raise ValueError(
+        raise InputError(
             f"tracking URI {shown(uri)!r}: MLflow has given up folders of files such as ./mlruns; use a server "
             "(https://host), a database (sqlite:////path/mlflow.db), or name none for SQLite in the pretext home"
         )
@@ -40,7 +41,7 @@ def tracking_uri(given: str | None = None) -> str:
         return uri.rstrip("/")
     kind, _, path = uri.partition(":///")
     if path in ("", ":memory:"):
-        raise ValueError(f"tracking URI {uri!r} names no file, so nothing would outlive the process; name one")
+        raise InputError(f"tracking URI {uri!r} names no file, so nothing would outlive the process; name one")
     return f"{kind}:///{Path(path).expanduser().absolute()}"
 
 
@@ -59,7 +60,7 @@ def connect_tracking(given: str | None = None) -> tuple[MlflowClient, str]:
     """A client for `tracking_uri(given)`, and that URI. An embedded database is made where missing, by one process.
 
     Raises:
-        ValueError: see `tracking_uri`.  TrackingError: the database cannot be used; a server is not asked.
+        InputError: see `tracking_uri`.  TrackingError: the database cannot be used; a server is not asked.
     """
     uri = tracking_uri(given)
     quieten(server=database_of(uri) is None)
@@ -107,11 +108,11 @@ def ui_command(port: int = 5000, given: str | None = None) -> list[str]:
     """The command that serves MLflow's pages on an embedded database.
 
     Raises:
-        ValueError: the runs are on a server, which has pages of its own.
+        InputError: the runs are on a server, which has pages of its own.
     """
     uri = tracking_uri(given)
     if urlsplit(uri).scheme in SERVERS:
-        raise ValueError(f"the runs are kept by {shown(uri)}; open that in a browser")
+        raise InputError(f"the runs are kept by {shown(uri)}; open that in a browser")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     database = database_of(uri)

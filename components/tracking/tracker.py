@@ -26,6 +26,7 @@ from components.tracking.journal import Journal, Shipper, last_header
 from components.tracking.stale_runs import is_stale
 from components.tracking.store import connect_tracking, database_of, quieten, tracking_uri, ui_command
 from components.tracking.system_metrics import SystemMetrics
+from ssl_core.errors import InputError
 
 __all__ = ["Tracker", "close_stale_runs", "connect_tracking", "tracking_uri", "ui_command"]
 
@@ -205,7 +206,7 @@ class Tracker:
         before = last_header(self._journal)
         if before is not None and before["run_key"] != header["run_key"]:
             self._journal.close()
-            raise ValueError(
+            raise InputError(
                 f"{self.folder} belongs to the run key {before['run_key']}, not {header['run_key']}; "
                 "give each run a folder of its own"
             )

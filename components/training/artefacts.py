@@ -34,6 +34,7 @@ from components.training.run_folder import ARTEFACTS, RunFolder
 from ssl_core import artefact
 from ssl_core.data.reader import Reader
 from ssl_core.data.shards import Shards
+from ssl_core.errors import PretextError
 from ssl_core.folder import CONFIG, WEIGHTS, verify, write_folder
 from ssl_core.task import PretextTask
 from ssl_core.train.run import Run
@@ -47,7 +48,7 @@ BATCH = 256
 Tensors = Mapping[str, Tensor]
 
 
-class ArtefactError(RuntimeError):
+class ArtefactError(PretextError):
     """Artefacts cannot be made; the message says which and why."""
 
 
@@ -101,7 +102,7 @@ def prepare(
 
     Raises:
         MissingArtefactError: the recipe names a digest that is nowhere to be found.
-        ArtefactError, ValueError: one cannot be made, from this corpus or on this machine.
+        ArtefactError, InputError: one cannot be made, from this corpus or on this machine.
         Busy: another process, here or on another machine, holds the run's folder.
         TakenOver: the lease was lost on the way; nothing was written since then.
     """
@@ -178,7 +179,7 @@ def _made(
                     progress(field, samples)
             return cast(Mapping[str, Tensors], ray.get(fitting))
         except RayTaskError as error:
-            raise error.cause from None
+            raise error.cause from error  # a trace of the fit stands in Ray's error only
         except RayError as error:
             why = " ".join(str(error).split())[:300]
             raise ArtefactError(f"the process that made {', '.join(fields)} died: {why}") from None

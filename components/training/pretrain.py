@@ -36,6 +36,7 @@ from components.storage.lease import ExclusiveLease, require
 from components.training.run_folder import MODEL, RunFolder
 from components.training.snapshot import repair
 from components.training.worker import Training, place, work
+from ssl_core.errors import told
 from ssl_core.train.loop import Outcome, Point
 from ssl_core.train.run import Run
 
@@ -256,5 +257,7 @@ def sentence(error: BaseException | None) -> str:
             "A worker process died again and again (killed, or out of memory); lower train.batch_size or raise "
             "train.accumulate if memory is short. The same command goes on from the last checkpoint."
         )
-    text = " ".join(str(cause or error).split())
-    return text[:500] or type(cause or error).__name__
+    last = cause or error
+    known = told(last) if isinstance(last, BaseException) else None
+    text = known or f"the workers failed, unexpectedly, with {type(last).__name__}: {last}"
+    return " ".join(text.split())[:500]

@@ -1,6 +1,6 @@
 """A run's folder, on this machine or behind a URI: its artefacts, checkpoints and model, each whole or not there.
 
-<storage>/<name>/{artefacts/, checkpoint_00000120/, model/, checkpoint_manager_snapshot.json, _lease/}
+<storage>/<name>/{artefacts/, checkpoint_00000120/, model/, checkpoint_manager_snapshot.json, _lease/, fault.txt}
 """
 
 from __future__ import annotations

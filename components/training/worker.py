@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -16,12 +17,13 @@ import torch
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
 from components.corpus.corpus import Corpus
-from components.storage.files import join, remote
+from components.storage.files import join, remote, write
 from components.storage.lease import TakenOver, require
 from components.training import artefacts
 from components.training.run_folder import MODEL, RunFolder
 from ssl_core.data.reader import ReadError
 from ssl_core.data.shards import Shards
+from ssl_core.errors import PretextError, fault, told, trace_of
 from ssl_core.train import checkpoint
 from ssl_core.train.loop import pretrain
 from ssl_core.train.ranks import Checkpoint
@@ -38,6 +40,10 @@ FINAL = (
     TakenOver,
 )
 """Errors that come again however often the workers are restarted: of input, of code, of another driver."""
+TRACE = "fault.txt"
+"""In the run's folder: where a fault of ours stopped the workers."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,20 @@ def work(config: dict[str, Training]) -> None:
     try:
         _train(training)
     except FINAL as error:
-        ray.get(training.channel.fail.remote(str(error) or type(error).__name__))
+        ray.get(training.channel.fail.remote(told(error) or _fault(error, training)))
         if ray.train.get_context().get_world_size() > 1:
             raise  # the others may wait for this one; Ray ends them all, and the next group returns at once
+
+
+def _fault(error: Exception, training: Training) -> str:
+    """The sentence for a fault of ours; its trace goes into the run's folder, which the user can reach."""
+    where = join(training.folder.uri, TRACE)
+    try:
+        write(where, trace_of(error).encode())
+    except PretextError as refused:
+        where = f"the worker's log only ({refused})"
+        log.exception("%s", error, exc_info=error)
+    return fault(error, where)
 
 
 def _train(training: Training) -> None:

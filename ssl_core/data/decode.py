@@ -35,6 +35,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from ssl_core.errors import InputError
+
 _FORMATS: dict[str, tuple[tuple[bytes, ...], Callable[[BytesIO], ImageFile]]] = {
     "JPEG": ((b"\xff\xd8\xff",), JpegImageFile),
     "PNG": ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
@@ -117,9 +119,9 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "max_seconds", "max_memory"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"limits.{name} must be above 0, got {getattr(self, name)}.")
+                raise InputError(f"limits.{name} must be above 0, got {getattr(self, name)}.")
         if not self.max_aspect >= 1:
-            raise ValueError(f"limits.max_aspect must be at least 1 (a square), got {self.max_aspect}.")
+            raise InputError(f"limits.max_aspect must be at least 1 (a square), got {self.max_aspect}.")
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,11 @@ class SampleFormat:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 8192:
-            raise ValueError(f"sample_format.size must be between 1 and 8192 pixels, got {self.size}.")
+            raise InputError(f"sample_format.size must be between 1 and 8192 pixels, got {self.size}.")
         if self.payload not in ("raw", "jpeg"):
-            raise ValueError(f'sample_format.payload must be "raw" or "jpeg", got {self.payload!r}.')
+            raise InputError(f'sample_format.payload must be "raw" or "jpeg", got {self.payload!r}.')
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"sample_format.quality must be between 1 and 100, got {self.quality}.")
+            raise InputError(f"sample_format.quality must be between 1 and 100, got {self.quality}.")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ssl_core.data.layout import CODECS
 from ssl_core.data.mapping import Bytes
 from ssl_core.data.shards import Places, Shards
 from ssl_core.data.shuffle import Ints, draw
+from ssl_core.errors import InputError, PretextError
 from ssl_core.types import Field
 
 Crop = Callable[[Bytes, int, int, int, int, Bytes], None]
@@ -24,7 +25,7 @@ GATHER_BYTES = 8 << 10
 _scratch = threading.local()
 
 
-class ReadError(RuntimeError):
+class ReadError(PretextError):
     """A sample that cannot be delivered; the message names its shard and row."""
 
 
@@ -43,14 +44,14 @@ def view(batch: Tensor) -> Tensor:
 
 
 def check(shards: Shards, ids: Ints, field: Field) -> None:
-    """Raise ValueError if a crop of the field's size cannot be cut from one of the samples."""
+    """Raise InputError if a crop of the field's size cannot be cut from one of the samples."""
     places = shards.places(ids)
     _, h, w = field.shape
     small = np.flatnonzero((places.height < h) | (places.width < w))
     if len(small):
         j = int(small[0])
         path, row = shards.locate(int(ids[j]))
-        raise ValueError(
+        raise InputError(
             f"The task asks for crops of {h}x{w} pixels, but row {row} of shard {path} is {places.height[j]}x"
             f"{places.width[j]}; ingest with a larger size or lower the task's canvas."
         )

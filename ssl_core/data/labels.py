@@ -8,6 +8,7 @@ from ssl_core.data import numbers
 from ssl_core.data.mapping import Bytes
 from ssl_core.data.shards import Shards
 from ssl_core.data.shuffle import Ints
+from ssl_core.errors import InputError
 from ssl_core.types import Field
 
 
@@ -19,22 +20,22 @@ def memory(field: Field) -> tuple[int, ...]:
 
 
 def check(shards: Shards, ids: Ints, field: Field) -> None:
-    """Raise ValueError if one of the samples has no label."""
+    """Raise InputError if one of the samples has no label."""
     bare = ids[shards.classes.numbers[ids] < 0]
     if len(bare):
         path, row = shards.locate(int(bare[0]))
-        raise ValueError(
+        raise InputError(
             f"The task learns from labels, but row {row} of shard {path} has none; train on a corpus that was ingested "
             "with labels, for example from one folder per class."
         )
 
 
 def check_training(shards: Shards, field: Field) -> None:
-    """Raise ValueError unless every sample has a label and there are as many classes as the task tells apart."""
+    """Raise InputError unless every sample has a label and there are as many classes as the task tells apart."""
     check(shards, np.arange(len(shards), dtype=np.int64), field)
     names = shards.classes.names
     if field.limit is not None and len(names) != field.limit:
-        raise ValueError(
+        raise InputError(
             f"The task tells {field.limit} classes apart and the corpus has {len(names)} ({names[0]!r} to "
             f"{names[-1]!r}); set the task's classes to {len(names)} or train on another corpus."
         )

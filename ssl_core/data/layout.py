@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssl_core.data.mapping import Bytes
+from ssl_core.errors import PretextError
 
 CODECS = ("raw", "jpeg")
 _MAX_HEADER = 512
 _LENGTH = struct.Struct("<I")
 
 
-class ShardError(ValueError):
+class ShardError(PretextError, ValueError):
     """A shard that cannot be used as it is; the message names it and says how to mend it."""
 
 

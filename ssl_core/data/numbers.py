@@ -9,6 +9,7 @@ from torch import Tensor
 from ssl_core.data.mapping import Bytes
 from ssl_core.data.shards import Shards
 from ssl_core.data.shuffle import Ints
+from ssl_core.errors import InputError
 from ssl_core.types import Field
 
 BYTES = 8
@@ -32,9 +33,9 @@ def check(shards: Shards, ids: Ints, field: Field) -> None:
 
 
 def check_training(shards: Shards, field: Field) -> None:
-    """Raise ValueError for a corpus of more samples than the task tells apart."""
+    """Raise InputError for a corpus of more samples than the task tells apart."""
     if field.limit is not None and len(shards) > field.limit:
-        raise ValueError(
+        raise InputError(
             f"The task tells {field.limit} samples apart and the corpus has {len(shards)}; raise the task's classes to "
             "that number or train on a smaller corpus."
         )

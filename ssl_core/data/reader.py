@@ -24,6 +24,7 @@ from ssl_core.data.images import ReadError
 from ssl_core.data.mapping import Bytes
 from ssl_core.data.shards import Shards
 from ssl_core.data.shuffle import Cursor, Ints, permutation
+from ssl_core.errors import InputError
 from ssl_core.types import Field, Modality
 
 __all__ = ["Batch", "Cursor", "ReadError", "Reader"]
@@ -69,8 +70,8 @@ class Fetcher:
 
     Attributes:
         memory: shape of one sample as it lies in memory; raises ValueError for a field that the corpus cannot give.
-        check: raises ValueError when one of the samples cannot fill the field.
-        check_training: raises ValueError when the corpus as a whole is nothing to train on.
+        check: raises InputError when one of the samples cannot fill the field.
+        check_training: raises InputError when the corpus as a whole is nothing to train on.
         fetch: fills [n, *memory] for n sample ids; the key names the random numbers, None means none are drawn.
         view: [n, *memory] tensor to [n, *field.shape], without a copy.
     """
@@ -228,12 +229,12 @@ class Reader:
         self._check_fields()
         whole = self._batch_size * self._world
         if self._train and len(self._shards) < whole:
-            raise ValueError(
+            raise InputError(
                 f"The corpus has {len(self._shards)} samples, fewer than one global batch of {whole} "
                 f"({self._batch_size} on each of {self._world} ranks); lower the batch size or ingest more."
             )
         if self._train and self._start.step >= self.steps_per_epoch:
-            raise ValueError(
+            raise InputError(
                 f"Cannot start at step {self._start.step}: an epoch has {self.steps_per_epoch} steps. The cursor comes "
                 "from another corpus version, batch or world size; resume with those or at the next epoch."
             )

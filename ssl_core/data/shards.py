@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from ssl_core.data.layout import CODECS, Rows, ShardError, read_columns, read_footer, read_rows
 from ssl_core.data.mapping import Bytes, map_file, will_need
+from ssl_core.errors import InputError
 
 __all__ = ["CODECS", "SCHEMA", "Classes", "Places", "ShardError", "Shards", "class_names", "write_shard"]
 
@@ -207,10 +208,10 @@ class Shards:
 
     @classmethod
     def open(cls, paths: Sequence[Path]) -> Shards:
-        """The shards at `paths`, sorted by file name. Raises ValueError for none, or two of one name."""
+        """The shards at `paths`, sorted by file name. Raises InputError for none, ValueError for two of one name."""
         ordered = sorted((Path(path) for path in paths), key=lambda path: path.name)
         if not ordered:
-            raise ValueError("There are no shards to read: ingest something into the corpus first.")
+            raise InputError("There are no shards to read: ingest something into the corpus first.")
         for one, other in pairwise(ordered):
             if one.name == other.name:
                 raise ValueError(f"Two shards share a name, so their order is not defined: {one} and {other}.")

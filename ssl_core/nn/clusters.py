@@ -6,6 +6,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
+
 _AT_ONCE = 2**26
 """Distances computed at a time: 256 MiB of them."""
 
@@ -45,10 +47,10 @@ def k_means(x: Tensor, k: int, rng: Generator, rounds: int = 25) -> tuple[Tensor
     bits may differ from call to call.
 
     Raises:
-        ValueError: there are fewer vectors than centres.
+        InputError: there are fewer vectors than centres.
     """
     if len(x) < k:
-        raise ValueError(f"k-means: {k} centres were asked for and there are {len(x)} vectors; ask for fewer centres.")
+        raise InputError(f"k-means: {k} centres were asked for and there are {len(x)} vectors; ask for fewer centres.")
     x = x.float()
     centres = x[torch.rand(len(x), generator=rng, device=x.device).argsort()[:k]]
     for _ in range(rounds):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_core.errors import InputError
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -39,7 +41,7 @@ class SplitBatchNorm(nn.Module):
         if not self.training:
             return self._norm(x, self.running_mean, self.running_var)
         if len(x) % self.splits:
-            raise ValueError(
+            raise InputError(
                 f"Batch norm in {self.splits} parts got {len(x)} samples on this worker; make train.batch_size a "
                 f"multiple of {self.splits} x cluster.workers x train.accumulate, or change task.splits."
             )

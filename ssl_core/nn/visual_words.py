@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.clusters import closeness, k_means, nearest
 from ssl_core.nn.contrast import gather
 from ssl_core.nn.encoders import Encoder
@@ -139,14 +140,14 @@ class Teacher(nn.Module):
     """[], mean squared distance of a place to its nearest word."""
 
     def __init__(self, tensors: Mapping[str, Tensor], field: Field, layer: str, words: int, border: int = 0) -> None:
-        """ValueError: the artefact is of another layer or number of words."""
+        """InputError: the artefact is of another layer or number of words."""
         super().__init__()
         self.layer, self.border = layer, border
         self.register_buffer("words", tensors["words"], persistent=False)
         self.register_buffer("spread", tensors["spread"], persistent=False)
         self.frozen = unpacked(tensors, field)
         if self.words.shape != (words, self.frozen.network.dims.get(layer)):
-            raise ValueError(
+            raise InputError(
                 f"The vocabulary holds {len(self.words)} words of {self.words.shape[1]} numbers, which are not the "
                 f"{words} of layer {layer!r} that the task asks for; leave task.vocabulary empty to have it made anew."
             )
@@ -179,10 +180,10 @@ def places(encoder: Encoder, pictures: Tensor, layer: str, border: int) -> Tenso
     """A layer's map as [n, h, w, d] float32, its outermost `border` places left out, which see padding.
 
     Raises:
-        ValueError: the encoder has no such layer.
+        InputError: the encoder has no such layer.
     """
     if layer not in encoder.dims:
-        raise ValueError(f"the teacher has no layer {layer!r}; set task.layer to one of {', '.join(encoder.dims)}.")
+        raise InputError(f"the teacher has no layer {layer!r}; set task.layer to one of {', '.join(encoder.dims)}.")
     return inner(encoder.stages(pictures)[layer], border)
 
 

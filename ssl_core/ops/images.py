@@ -16,6 +16,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -187,7 +189,7 @@ def gaussian_taps(sigma: Tensor, size: int, radius: int) -> Taps:
     A sigma of 0 is the identity.
     """
     if radius >= size:
-        raise ValueError(f"a blur radius of {radius} px does not fit an image of {size} px; use a smaller one")
+        raise InputError(f"a blur radius of {radius} px does not fit an image of {size} px; use a smaller one")
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
     kernel = torch.exp(-0.5 * offset.square() / sigma.view(-1, 1).square().clamp_min(1e-6))
     kernel = (kernel / kernel.sum(1, keepdim=True)).unsqueeze(1)

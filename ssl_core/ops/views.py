@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from ssl_core.errors import InputError
 from ssl_core.ops import colour, images, warps
 
 PIECE = 2**18
@@ -130,9 +131,9 @@ def views_of(
 
 
 def check_views(task: str, fields: ViewFields, *shares: str) -> None:
-    """Raise ValueError where one of the fields, or of further ones that are shares, lies outside its bounds."""
+    """Raise InputError where one of the fields, or of further ones that are shares, lies outside its bounds."""
     for name in ("flip", "jitter_chance", "grey", "translate", "elastic", *shares):
         if not 0 <= getattr(fields, name) <= 1:
-            raise ValueError(f"{task}: {name} is {getattr(fields, name)}; it lies between 0 and 1.")
+            raise InputError(f"{task}: {name} is {getattr(fields, name)}; it lies between 0 and 1.")
     if min(fields.degrees, fields.shear) < 0 or fields.shear >= 90 or min(fields.max_ratio, fields.zoom) < 1:
-        raise ValueError(f"{task}: degrees start at 0, shear lies in [0, 90), max_ratio and zoom start at 1.")
+        raise InputError(f"{task}: degrees start at 0, shear lies in [0, 90), max_ratio and zoom start at 1.")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.heads import Weighted, r_squared
 from ssl_core.probes import logistic
 from ssl_core.probes.ridge import Ridge
@@ -212,7 +213,7 @@ def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -
     (targets.asked and targets.answer, rows of the pictures): the share of answers that are nearest of all pictures.
     """
     if cue not in CUES:
-        raise ValueError(f"audit: there is no cue {cue!r}; known are {', '.join(CUES)}.")
+        raise InputError(f"audit: there is no cue {cue!r}; known are {', '.join(CUES)}.")
     device = next(iter(test.values())).device
     rng = torch.Generator(device).manual_seed(seed)
     (fit_x, fit_y), (x, y) = (_features(task, cue, raw, rng) for raw in (fit, test))

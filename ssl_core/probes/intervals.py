@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssl_core.errors import InputError
+
 _Z = 1.959963984540054
 """97.5 % point of the normal distribution."""
 
@@ -23,7 +25,7 @@ class Interval(NamedTuple):
 def wilson(right: int, n: int) -> Interval:
     """Share of n samples that are right, with Wilson's score interval: sound near 0 and 1 and for small n."""
     if n < 1:
-        raise ValueError("There are no test samples, so no share of them can be right.")
+        raise InputError("There are no test samples, so no share of them can be right.")
     share, z2 = right / n, _Z * _Z
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)

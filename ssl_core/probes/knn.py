@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
+
 _CHUNK_BYTES = 1 << 28
 """Similarities held at once."""
 
@@ -31,7 +33,7 @@ def neighbours(queries: Tensor, keys: Tensor, k: int, *, exclude_self: bool = Fa
     """
     available = len(keys) - exclude_self
     if available < 1:
-        raise ValueError(f"There are {len(keys)} samples to search; neighbours need at least {1 + exclude_self}.")
+        raise InputError(f"There are {len(keys)} samples to search; neighbours need at least {1 + exclude_self}.")
     k = min(k, available)
     unit_keys = F.normalize(keys, dim=1)
     rows = max(1, _CHUNK_BYTES // (4 * len(keys)))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssl_core.errors import InputError
 from ssl_core.probes.logistic import Classifier, fit, fit_in_span
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -64,7 +65,7 @@ def linear_probe(
     the stronger.
     """
     if len(train_x) < 2:
-        raise ValueError(f"A linear probe needs at least 2 labelled samples to train on; there are {len(train_x)}.")
+        raise InputError(f"A linear probe needs at least 2 labelled samples to train on; there are {len(train_x)}.")
     scale = Standardiser.of(train_x)
     x = scale(train_x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:_CHOICE_ROWS].to(x.device)

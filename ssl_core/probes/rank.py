@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
+
 _RANK_ROWS = 25_600
 """Samples that RankMe is measured on, as in the paper; more change it little."""
 _PAIR_ROWS = 8_192
@@ -46,7 +48,7 @@ def alignment(x: Tensor, y: Tensor, power: float = 2.0) -> float:
 def uniformity(x: Tensor, t: float = 2.0) -> float:
     """log mean over pairs of exp(-t distance^2) on the unit sphere, x [n, d]: 0 in one point, near -2t when uniform."""
     if len(x) < 2:
-        raise ValueError(f"Uniformity is about pairs and there are {len(x)} samples; give at least 2.")
+        raise InputError(f"Uniformity is about pairs and there are {len(x)} samples; give at least 2.")
     unit = F.normalize(x[:_PAIR_ROWS].double(), dim=1)
     n = len(unit)
     parts = (unit[start : start + 1024] for start in range(0, n, 1024))

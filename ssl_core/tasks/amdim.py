@@ -24,6 +24,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.contrast import gather
 from ssl_core.nn.encoders import Encoder
 from ssl_core.ops import images
@@ -93,16 +94,16 @@ class AMDIM:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or min(self.coarse, self.fine, self.out) < 1:
-            raise ValueError("amdim: canvas and size start at 8 px; coarse, fine and out at 1.")
+            raise InputError("amdim: canvas and size start at 8 px; coarse, fine and out at 1.")
         if not 0 < self.min_area <= 1 or self.max_ratio < 1:
-            raise ValueError("amdim: min_area is a share above 0 and at most 1; max_ratio starts at 1.")
+            raise InputError("amdim: min_area is a share above 0 and at most 1; max_ratio starts at 1.")
         for name in ("flip", "elastic", "jitter", "jitter_chance", "grey"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"amdim: {name} is {getattr(self, name)}; it lies between 0 and 1.")
+                raise InputError(f"amdim: {name} is {getattr(self, name)}; it lies between 0 and 1.")
         if not 0 <= self.hue <= 0.5 or self.degrees < 0:
-            raise ValueError("amdim: hue lies between 0 and 0.5, degrees starts at 0.")
+            raise InputError("amdim: hue lies between 0 and 0.5, degrees starts at 0.")
         if self.clip <= 0 or self.penalty < 0:
-            raise ValueError("amdim: clip lies above 0, penalty starts at 0.")
+            raise InputError("amdim: clip lies above 0, penalty starts at 0.")
 
     @property
     def sample(self) -> Mapping[str, Field]:
@@ -239,7 +240,7 @@ def _local_stages(encoder: Encoder, size: int) -> tuple[str, str]:
     encoder.train()
     local = [name for name, features in maps.items() if features[0, 0].numel() > 1]
     if len(local) < 2:
-        raise ValueError(
+        raise InputError(
             f"amdim: at task.size {size} all but {len(local)} of this encoder's stages have maps of a single place; "
             "two larger ones are needed: enlarge task.size, or set encoder.stem to cifar."
         )

@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from ssl_core import artefact
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.visual_words import Bags, Teacher, WordHead, fit_words, match_bags
 from ssl_core.ops import images
@@ -112,12 +113,12 @@ class BagOfWords:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or self.words < 2 or self.vectors < 1 or self.border < 0:
-            raise ValueError("bag_of_words: canvas and size start at 8 px, words at 2, vectors at 1, border at 0.")
+            raise InputError("bag_of_words: canvas and size start at 8 px, words at 2, vectors at 1, border at 0.")
         if not 0 < self.min_area <= 1:
-            raise ValueError(f"bag_of_words: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
+            raise InputError(f"bag_of_words: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
         check_views("bag_of_words", self, "jitter", "cutmix")
         if "@" in self.teacher:
-            raise ValueError(
+            raise InputError(
                 f"bag_of_words: teacher {self.teacher} may be another model tomorrow, while the run's key stays; name "
                 "a version, such as models:/NAME/3."
             )

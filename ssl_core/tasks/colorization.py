@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ssl_core import artefact
+from ssl_core.errors import InputError
 from ssl_core.nn.dense import DenseHead
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import Weighted, r_squared
@@ -42,7 +43,7 @@ def fit_prior(task: Colorization, batches: Iterator[Raw], rng: Generator) -> dic
     Smoothed by a Gaussian of `sigma`, as in the paper, so that no colour's weight hangs on a few pixels.
 
     Raises:
-        ValueError: the corpus has no colours.
+        InputError: the corpus has no colours.
     """
     counts, seen, tried = torch.zeros(COLOURS, dtype=torch.float64), 0, 0
     while seen < PRIOR_IMAGES:
@@ -52,7 +53,7 @@ def fit_prior(task: Colorization, batches: Iterator[Raw], rng: Generator) -> dic
         counts += torch.bincount(nearest, minlength=COLOURS).cpu()
         seen, tried = seen + int(coloured.sum()), tried + 1
         if tried == PATIENCE and not seen:
-            raise ValueError(
+            raise InputError(
                 f"colorization: {PATIENCE} batches held no picture with colours; train on a corpus of colour pictures, "
                 "or choose another task."
             )
@@ -104,18 +105,18 @@ class Colorization:
 
     def __post_init__(self) -> None:
         if self.canvas < 8 or self.stride < 1 or self.canvas % self.stride:
-            raise ValueError(
+            raise InputError(
                 f"colorization: stride is {self.stride} px and canvas {self.canvas} px; canvas starts at 8 and must be "
                 "a multiple of stride."
             )
         if self.hidden < 1 or not 1 <= self.neighbours <= COLOURS:
-            raise ValueError(f"colorization: hidden starts at 1, neighbours lies between 1 and {COLOURS}.")
+            raise InputError(f"colorization: hidden starts at 1, neighbours lies between 1 and {COLOURS}.")
         if min(self.sigma, self.temperature) <= 0:
-            raise ValueError("colorization: sigma and temperature must be above 0.")
+            raise InputError("colorization: sigma and temperature must be above 0.")
         if not 0 < self.uniform <= 1:
-            raise ValueError(f"colorization: uniform is {self.uniform}; it is a share, above 0 and at most 1.")
+            raise InputError(f"colorization: uniform is {self.uniform}; it is a share, above 0 and at most 1.")
         if self.grey < 0:
-            raise ValueError(f"colorization: grey is {self.grey}; it starts at 0.")
+            raise InputError(f"colorization: grey is {self.grey}; it starts at 0.")
 
     @property
     def sample(self) -> Mapping[str, Field]:

@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.decoders import ChannelwiseLinear, PixelDecoder, last_map
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import Weighted, r_squared
@@ -79,13 +80,13 @@ class ContextEncoder:
 
     def __post_init__(self) -> None:
         if self.canvas < 8 or self.overlap < 0:
-            raise ValueError("context_encoder: canvas starts at 8 px, overlap at 0.")
+            raise InputError("context_encoder: canvas starts at 8 px, overlap at 0.")
         if self.region not in ("random", "blocks", "central"):
-            raise ValueError(f"context_encoder: region is {self.region!r}; it can be random, blocks or central.")
+            raise InputError(f"context_encoder: region is {self.region!r}; it can be random, blocks or central.")
         if not 0.02 <= self.share <= 0.9:
-            raise ValueError(f"context_encoder: share is {self.share}; it lies between 0.02 and 0.9.")
+            raise InputError(f"context_encoder: share is {self.share}; it lies between 0.02 and 0.9.")
         if not 0 <= self.adversarial < 1 or not 0 <= self.flip <= 1:
-            raise ValueError("context_encoder: adversarial lies in [0, 1), flip between 0 and 1.")
+            raise InputError("context_encoder: adversarial lies in [0, 1), flip between 0 and 1.")
 
     @property
     def sample(self) -> Mapping[str, Field]:

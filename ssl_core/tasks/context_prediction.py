@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor, nn
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import classify
 from ssl_core.ops import colour, images, patches
@@ -77,18 +78,18 @@ class ContextPrediction:
 
     def __post_init__(self) -> None:
         if min(self.patch, self.grids, self.hidden) < 1 or min(self.gap, self.jitter) < 0:
-            raise ValueError("context_prediction: patch, grids and hidden start at 1, gap and jitter at 0.")
+            raise InputError("context_prediction: patch, grids and hidden start at 1, gap and jitter at 0.")
         if self.canvas < self.span:
-            raise ValueError(
+            raise InputError(
                 f"context_prediction: the grid needs {self.span} px (3 patch + 2 gap + 2 jitter), canvas has "
                 f"{self.canvas}; enlarge canvas or shrink patch, gap or jitter."
             )
         if not 0 < self.min_area <= 1 or not 0 <= self.pixelate <= 1:
-            raise ValueError("context_prediction: min_area and pixelate are shares between 0 and 1.")
+            raise InputError("context_prediction: min_area and pixelate are shares between 0 and 1.")
         if self.colour not in ("drop", "project", "keep"):
-            raise ValueError(f"context_prediction: colour is {self.colour!r}; it can be drop, project or keep.")
+            raise InputError(f"context_prediction: colour is {self.colour!r}; it can be drop, project or keep.")
         if self.representation not in ("patches", "canvas"):
-            raise ValueError(
+            raise InputError(
                 f"context_prediction: representation is {self.representation!r}; it can be patches or canvas."
             )
 

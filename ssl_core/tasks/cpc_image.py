@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.contrast import gather, info_nce_and_top1
 from ssl_core.nn.encoders import Encoder
 from ssl_core.ops import colour, images, patches
@@ -81,23 +82,23 @@ class CPCImage:
 
     def __post_init__(self) -> None:
         if min(self.cells, self.patch, self.stride, self.subcrop, self.width) < 1 or min(self.blocks, self.out) < 0:
-            raise ValueError("cpc_image: cells, patch, stride, subcrop and width start at 1; blocks and out at 0.")
+            raise InputError("cpc_image: cells, patch, stride, subcrop and width start at 1; blocks and out at 0.")
         if self.subcrop > self.patch or (self.patch - self.subcrop) % 2:
-            raise ValueError(
+            raise InputError(
                 f"cpc_image: subcrop is {self.subcrop}; it is at most patch, {self.patch}, and less by an even number."
             )
         if self.canvas < self.span:
-            raise ValueError(
+            raise InputError(
                 f"cpc_image: the grid needs {self.span} px ((cells - 1) stride + patch), canvas has {self.canvas}; "
                 "enlarge canvas or shrink cells, stride or patch."
             )
         if not 0 <= self.skip < self.steps < self.cells:
-            raise ValueError(
+            raise InputError(
                 f"cpc_image: skip is {self.skip} and steps is {self.steps}; skip is below steps, and steps below "
                 f"cells, {self.cells}."
             )
         if not 0 <= self.flip <= 1 or self.scale <= 0:
-            raise ValueError("cpc_image: flip lies between 0 and 1, scale above 0.")
+            raise InputError("cpc_image: flip lies between 0 and 1, scale above 0.")
 
     @property
     def span(self) -> int:

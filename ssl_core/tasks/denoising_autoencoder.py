@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.decoders import PixelDecoder, last_map
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import Weighted, r_squared, regress
@@ -60,19 +61,19 @@ class DenoisingAutoencoder:
 
     def __post_init__(self) -> None:
         if self.canvas < 8 or not 1 <= self.block <= self.canvas:
-            raise ValueError("denoising_autoencoder: canvas starts at 8 px, block lies between 1 px and canvas.")
+            raise InputError("denoising_autoencoder: canvas starts at 8 px, block lies between 1 px and canvas.")
         if self.noise not in ("masking", "salt_pepper", "gaussian"):
-            raise ValueError(
+            raise InputError(
                 f"denoising_autoencoder: noise is {self.noise!r}; it can be masking, salt_pepper or gaussian."
             )
         if self.error not in ("squared", "cross_entropy"):
-            raise ValueError(f"denoising_autoencoder: error is {self.error!r}; it can be squared or cross_entropy.")
+            raise InputError(f"denoising_autoencoder: error is {self.error!r}; it can be squared or cross_entropy.")
         if self.level <= 0 or (self.noise != "gaussian" and self.level >= 1):
-            raise ValueError(
+            raise InputError(
                 f"denoising_autoencoder: level is {self.level}; it is above 0, and below 1 where it is a chance."
             )
         if not 0 <= self.untouched <= 1 or not 0 <= self.flip <= 1:
-            raise ValueError("denoising_autoencoder: untouched and flip lie between 0 and 1.")
+            raise InputError("denoising_autoencoder: untouched and flip lie between 0 and 1.")
 
     @property
     def sample(self) -> Mapping[str, Field]:

@@ -20,6 +20,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ClassifierHead, classify
 from ssl_core.ops import colour, images, warps
@@ -87,21 +88,21 @@ class ExemplarCNN:
 
     def __post_init__(self) -> None:
         if not 8 <= self.size <= self.canvas:
-            raise ValueError(
+            raise InputError(
                 f"exemplar_cnn: size is {self.size} px and canvas {self.canvas}; size starts at 8 and fits the canvas."
             )
         if self.classes < 2:
-            raise ValueError(f"exemplar_cnn: classes is {self.classes}; a choice needs at least 2.")
+            raise InputError(f"exemplar_cnn: classes is {self.classes}; a choice needs at least 2.")
         for name in ("zoom", "contrast", "power", "gain"):
             if getattr(self, name) < 1:
-                raise ValueError(f"exemplar_cnn: {name} is {getattr(self, name)}; a factor starts at 1, which is none.")
+                raise InputError(f"exemplar_cnn: {name} is {getattr(self, name)}; a factor starts at 1, which is none.")
         for name in ("translate", "shift", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"exemplar_cnn: {name} is {getattr(self, name)}; it lies in [0, 1).")
+                raise InputError(f"exemplar_cnn: {name} is {getattr(self, name)}; it lies in [0, 1).")
         if not 0 <= self.hue <= 0.5 or self.degrees < 0:
-            raise ValueError("exemplar_cnn: hue lies between 0 and 0.5, degrees starts at 0.")
+            raise InputError("exemplar_cnn: hue lies between 0 and 0.5, degrees starts at 0.")
         if self.seeds not in ("gradient", "centre") or self.fill not in ("reflection", "zeros"):
-            raise ValueError("exemplar_cnn: seeds can be gradient or centre, fill reflection or zeros.")
+            raise InputError("exemplar_cnn: seeds can be gradient or centre, fill reflection or zeros.")
 
     @property
     def sample(self) -> Mapping[str, Field]:

@@ -16,6 +16,7 @@ from typing import ClassVar
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.triplet import semi_hard_triplet_and_top1
 from ssl_core.ops import colour, images
@@ -83,16 +84,16 @@ class ExemplarTriplet:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or self.out < 1 or self.views < 2:
-            raise ValueError("exemplar_triplet: canvas and size start at 8 px, out at 1, views at 2.")
+            raise InputError("exemplar_triplet: canvas and size start at 8 px, out at 1, views at 2.")
         if not 0 < self.min_area <= 1 or self.max_ratio < 1:
-            raise ValueError("exemplar_triplet: min_area is a share above 0 and at most 1; max_ratio starts at 1.")
+            raise InputError("exemplar_triplet: min_area is a share above 0 and at most 1; max_ratio starts at 1.")
         for name in ("flip", "elastic", "brightness", "jitter", "grey"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"exemplar_triplet: {name} is {getattr(self, name)}; it lies between 0 and 1.")
+                raise InputError(f"exemplar_triplet: {name} is {getattr(self, name)}; it lies between 0 and 1.")
         if not 0 <= self.hue <= 0.5 or self.degrees < 0:
-            raise ValueError("exemplar_triplet: hue lies between 0 and 0.5, degrees starts at 0.")
+            raise InputError("exemplar_triplet: hue lies between 0 and 0.5, degrees starts at 0.")
         if not 0 < self.margin <= 4:
-            raise ValueError(
+            raise InputError(
                 f"exemplar_triplet: margin is {self.margin}; it lies above 0 and at most at 4, the largest squared "
                 "distance of unit vectors."
             )

@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.encoders.vit import ViT
 from ssl_core.nn.heads import ClassifierHead, classify
@@ -71,18 +72,18 @@ class ImagePosition:
 
     def __post_init__(self) -> None:
         if self.cells < 2 or self.patch < 1 or not 0 <= 2 * self.jitter <= self.gap:
-            raise ValueError(
+            raise InputError(
                 "image_position: cells starts at 2, patch at 1, and gap at twice jitter: patches share no pixel."
             )
         if self.canvas < self.span:
-            raise ValueError(
+            raise InputError(
                 f"image_position: the grid needs {self.span} px (cells patch + (cells - 1) gap + 2 jitter), canvas has "
                 f"{self.canvas}; enlarge canvas or shrink cells, patch, gap or jitter."
             )
         if not 0 < self.seen <= 1 or not 0 < self.shown <= 1 or not 0 <= self.flip <= 1:
-            raise ValueError("image_position: shown and seen are shares above 0, flip lies between 0 and 1.")
+            raise InputError("image_position: shown and seen are shares above 0, flip lies between 0 and 1.")
         if self.colour not in ("drop", "project", "keep"):
-            raise ValueError(f"image_position: colour is {self.colour!r}; it can be drop, project or keep.")
+            raise InputError(f"image_position: colour is {self.colour!r}; it can be drop, project or keep.")
 
     @property
     def span(self) -> int:
@@ -162,13 +163,13 @@ class PositionModel(TaskModel):
     def __init__(self, encoder: Encoder, task: ImagePosition) -> None:
         super().__init__()
         if not isinstance(encoder, ViT):
-            raise ValueError(
+            raise InputError(
                 "image_position asks for a set of patches, which takes a ViT; set encoder.name to vit_small."
             )
         if encoder.positions is not None:
-            raise ValueError("image_position asks where patches were; set encoder.positions to none.")
+            raise InputError("image_position asks where patches were; set encoder.positions to none.")
         if encoder.patches.kernel_size != (task.patch, task.patch):
-            raise ValueError(
+            raise InputError(
                 f"image_position: task.patch is {task.patch} and encoder.patch {encoder.patches.kernel_size[0]}; "
                 "they must be the same."
             )

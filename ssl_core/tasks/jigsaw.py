@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ssl_core import artefact
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ClassifierHead, classify
 from ssl_core.ops import colour, images, patches
@@ -90,25 +91,25 @@ class Jigsaw:
 
     def __post_init__(self) -> None:
         if self.grid not in (2, 3):
-            raise ValueError(f"jigsaw: grid is {self.grid}; it can be 2 or 3.")
+            raise InputError(f"jigsaw: grid is {self.grid}; it can be 2 or 3.")
         if self.tile < 4 or min(self.gap, self.jitter, self.channel_jitter) < 0:
-            raise ValueError("jigsaw: tile starts at 4 px; gap, jitter and channel_jitter at 0.")
+            raise InputError("jigsaw: tile starts at 4 px; gap, jitter and channel_jitter at 0.")
         if min(self.per_image, self.embed, self.hidden) < 1:
-            raise ValueError("jigsaw: per_image, embed and hidden start at 1.")
+            raise InputError("jigsaw: per_image, embed and hidden start at 1.")
         if self.span > self.canvas:
-            raise ValueError(
+            raise InputError(
                 f"jigsaw: the tiles need {self.span} px (grid tile + (grid - 1) gap + 2 jitter), canvas has "
                 f"{self.canvas}; enlarge canvas or shrink tile, gap or jitter."
             )
         if not 2 <= self.permutations <= factorial(self.grid**2):
-            raise ValueError(
+            raise InputError(
                 f"jigsaw: permutations is {self.permutations}; {self.grid**2} tiles have 2 to "
                 f"{factorial(self.grid**2)} orders."
             )
         if not 0 <= self.grey <= 1:
-            raise ValueError(f"jigsaw: grey is {self.grey}; it is a share between 0 and 1.")
+            raise InputError(f"jigsaw: grey is {self.grey}; it is a share between 0 and 1.")
         if self.representation not in ("tiles", "canvas"):
-            raise ValueError(f"jigsaw: representation is {self.representation!r}; it can be tiles or canvas.")
+            raise InputError(f"jigsaw: representation is {self.representation!r}; it can be tiles or canvas.")
 
     @property
     def span(self) -> int:
@@ -123,11 +124,11 @@ class Jigsaw:
         """[permutations, tiles]: which tile is shown in each place.
 
         Raises:
-            ValueError: the artefact is of another puzzle.
+            InputError: the artefact is of another puzzle.
         """
         found = artefact.load(self.permutation_set, device)["permutations"]
         if found.shape != (self.permutations, self.grid**2):
-            raise ValueError(
+            raise InputError(
                 f"jigsaw: permutation_set holds {found.shape[0]} orders of {found.shape[1]} tiles, the task asks for "
                 f"{self.permutations} of {self.grid**2}; leave permutation_set empty to have it made anew."
             )

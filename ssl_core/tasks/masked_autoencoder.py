@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from ssl_core.errors import InputError
 from ssl_core.nn.decoders import PatchDecoder
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.encoders.vit import ViT
@@ -69,19 +70,19 @@ class MaskedAutoencoder:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or self.patch < 1 or self.size % self.patch:
-            raise ValueError(
+            raise InputError(
                 f"masked_autoencoder: size is {self.size} and patch {self.patch}; canvas and size start at 8 px, and "
                 "size is a multiple of patch."
             )
         if not 0 < self.seen < (self.size // self.patch) ** 2:
-            raise ValueError(
+            raise InputError(
                 f"masked_autoencoder: masked is {self.masked}, which leaves {self.seen} of "
                 f"{(self.size // self.patch) ** 2} patches to see; leave some and hide some."
             )
         if not 0 < self.min_area <= 1 or not 0 <= self.flip <= 1 or self.max_ratio < 1:
-            raise ValueError("masked_autoencoder: min_area and flip are shares, max_ratio a factor from 1 on.")
+            raise InputError("masked_autoencoder: min_area and flip are shares, max_ratio a factor from 1 on.")
         if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads or self.width % 4:
-            raise ValueError(
+            raise InputError(
                 f"masked_autoencoder: width is {self.width}, heads {self.heads}; width is a multiple of heads and "
                 "of 4, depth starts at 1."
             )
@@ -142,14 +143,14 @@ class MaskedModel(TaskModel):
     def __init__(self, encoder: Encoder, task: MaskedAutoencoder) -> None:
         super().__init__()
         if not isinstance(encoder, ViT):
-            raise ValueError("masked_autoencoder leaves patches out, which takes a ViT; set encoder.name to vit_small.")
+            raise InputError("masked_autoencoder leaves patches out, which takes a ViT; set encoder.name to vit_small.")
         if encoder.patches.kernel_size != (task.patch, task.patch):
-            raise ValueError(
+            raise InputError(
                 f"masked_autoencoder: task.patch is {task.patch} and encoder.patch {encoder.patches.kernel_size[0]}; "
                 "they must be the same."
             )
         if encoder.positions is None:
-            raise ValueError("masked_autoencoder asks what is where; set encoder.positions to sincos.")
+            raise InputError("masked_autoencoder asks what is where; set encoder.positions to sincos.")
         self.size = task.size
         self.encoder = encoder
         self.decoder = PatchDecoder(

@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from ssl_core.errors import InputError
 from ssl_core.nn.contrast import info_nce_and_top1, normalise
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ProjectionHead
@@ -106,18 +107,18 @@ class MoCo:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or min(self.queue, self.splits, self.hidden, self.out, self.layers) < 1:
-            raise ValueError("moco: canvas and size start at 8 px; queue, splits, hidden, out and layers at 1.")
+            raise InputError("moco: canvas and size start at 8 px; queue, splits, hidden, out and layers at 1.")
         if not 0 < self.min_area <= 1:
-            raise ValueError(f"moco: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
+            raise InputError(f"moco: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
         for name in ("flip", "jitter", "jitter_chance", "grey", "blur", "translate", "elastic", "momentum"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"moco: {name} is {getattr(self, name)}; it lies between 0 and 1.")
+                raise InputError(f"moco: {name} is {getattr(self, name)}; it lies between 0 and 1.")
         if not 0 <= self.hue <= 0.5 or min(self.degrees, self.shear) < 0 or self.shear >= 90:
-            raise ValueError("moco: hue lies between 0 and 0.5, degrees starts at 0, shear lies in [0, 90).")
+            raise InputError("moco: hue lies between 0 and 0.5, degrees starts at 0, shear lies in [0, 90).")
         if self.max_ratio < 1 or self.zoom < 1:
-            raise ValueError("moco: max_ratio and zoom are factors and start at 1, which is none.")
+            raise InputError("moco: max_ratio and zoom are factors and start at 1, which is none.")
         if self.temperature <= 0:
-            raise ValueError(f"moco: temperature is {self.temperature}; it must be above 0.")
+            raise InputError(f"moco: temperature is {self.temperature}; it must be above 0.")
 
     @property
     def sample(self) -> Mapping[str, Field]:

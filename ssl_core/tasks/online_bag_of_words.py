@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.momentum import follow, rising_momentum, slow_copy
 from ssl_core.nn.visual_words import Bags, LateWords, WordsToWeights, inner, match_bags
@@ -129,25 +130,25 @@ class OnlineBagOfWords:
     def __post_init__(self) -> None:
         self._check_pictures()
         if self.words < 2 or self.border < 0 or self.horizon < 0 or min(self.sharpness, self.scale) <= 0:
-            raise ValueError(
+            raise InputError(
                 "online_bag_of_words: words start at 2, border and horizon at 0; sharpness and scale are above 0."
             )
         if not self.layer or self.layer == self.lower:
-            raise ValueError("online_bag_of_words: layer names one of the encoder's, and lower another one or none.")
+            raise InputError("online_bag_of_words: layer names one of the encoder's, and lower another one or none.")
         check_views("online_bag_of_words", self, "jitter", "blur", "decay", "momentum")
 
     def _check_pictures(self) -> None:
         if min(self.canvas, self.size, self.crop, self.patch) < 8 or self.crops < 1 or self.shift < 0:
-            raise ValueError("online_bag_of_words: canvas, size, crop and patch start at 8 px, crops at 1, shift at 0.")
+            raise InputError("online_bag_of_words: canvas, size, crop and patch start at 8 px, crops at 1, shift at 0.")
         if not 0 <= self.patches <= CELLS**2:
-            raise ValueError(f"online_bag_of_words: patches is {self.patches}; the grid has 0 to {CELLS**2}.")
+            raise InputError(f"online_bag_of_words: patches is {self.patches}; the grid has 0 to {CELLS**2}.")
         if self.patch + self.shift > self.frame:
-            raise ValueError(
+            raise InputError(
                 f"online_bag_of_words: a patch of {self.patch} px and a shift of {self.shift} do not fit the frame of "
                 f"{self.frame}; raise frame."
             )
         if not 0 < self.min_area <= self.max_area <= 1 or not 0 < self.frame_area <= 1:
-            raise ValueError(
+            raise InputError(
                 "online_bag_of_words: min_area, max_area and frame_area are shares, above 0 and at most 1; min_area is "
                 "at most max_area."
             )
@@ -242,7 +243,7 @@ class OnlineBagModel(TaskModel):
         super().__init__()
         strange = [name for name in task.layers if name not in encoder.dims]
         if strange:
-            raise ValueError(
+            raise InputError(
                 f"The encoder has no layer {strange[0]!r}; set task.layer and task.lower to some of "
                 f"{', '.join(encoder.dims)}."
             )

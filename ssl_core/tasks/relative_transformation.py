@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ClassifierHead, regress
 from ssl_core.ops import images, warps
@@ -75,18 +76,18 @@ class RelativeTransformation:
 
     def __post_init__(self) -> None:
         if not 8 <= self.size <= self.canvas or self.hidden < 0:
-            raise ValueError("relative_transformation: size lies between 8 px and canvas, hidden starts at 0.")
+            raise InputError("relative_transformation: size lies between 8 px and canvas, hidden starts at 0.")
         if self.kind not in ("affine", "projective"):
-            raise ValueError(f"relative_transformation: kind is {self.kind!r}; it can be affine or projective.")
+            raise InputError(f"relative_transformation: kind is {self.kind!r}; it can be affine or projective.")
         if self.fill not in ("reflection", "zeros"):
-            raise ValueError(f"relative_transformation: fill is {self.fill!r}; it can be reflection or zeros.")
+            raise InputError(f"relative_transformation: fill is {self.fill!r}; it can be reflection or zeros.")
         if not 0 <= self.scale <= 0.5 or not 0 <= self.corner <= 0.2 or not 0 <= self.translate <= 1:
-            raise ValueError(
+            raise InputError(
                 "relative_transformation: scale lies between 0 and 0.5, corner between 0 and 0.2 (a quadrilateral may "
                 "not fold over), translate between 0 and 1."
             )
         if not 0 <= self.degrees <= 180 or not 0 <= self.shear < 60:
-            raise ValueError("relative_transformation: degrees lies between 0 and 180, shear in [0, 60).")
+            raise InputError("relative_transformation: degrees lies between 0 and 180, shear in [0, 60).")
 
     @property
     def sample(self) -> Mapping[str, Field]:

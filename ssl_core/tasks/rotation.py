@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ClassifierHead, classify
 from ssl_core.ops import images, warps
@@ -58,11 +59,11 @@ class Rotation:
 
     def __post_init__(self) -> None:
         if self.canvas < 8:
-            raise ValueError(f"rotation: canvas is {self.canvas} px; give at least 8.")
+            raise InputError(f"rotation: canvas is {self.canvas} px; give at least 8.")
         if not 0 < self.min_area <= 1:
-            raise ValueError(f"rotation: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
+            raise InputError(f"rotation: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
         if self.angles not in (4, 8):
-            raise ValueError(f"rotation: angles is {self.angles}; it can be 4 (the paper) or 8 (its ablation).")
+            raise InputError(f"rotation: angles is {self.angles}; it can be 4 (the paper) or 8 (its ablation).")
 
     @property
     def sample(self) -> Mapping[str, Field]:

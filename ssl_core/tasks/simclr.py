@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from ssl_core.errors import InputError
 from ssl_core.nn.contrast import nt_xent_and_top1
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ProjectionHead
@@ -88,18 +89,18 @@ class SimCLR:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or min(self.hidden, self.out, self.layers) < 1:
-            raise ValueError("simclr: canvas and size start at 8 px; hidden, out and layers at 1.")
+            raise InputError("simclr: canvas and size start at 8 px; hidden, out and layers at 1.")
         if not 0 < self.min_area <= 1:
-            raise ValueError(f"simclr: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
+            raise InputError(f"simclr: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
         for name in ("flip", "jitter_chance", "grey", "blur", "translate", "elastic"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"simclr: {name} is {getattr(self, name)}; it lies between 0 and 1.")
+                raise InputError(f"simclr: {name} is {getattr(self, name)}; it lies between 0 and 1.")
         if not 0 <= self.jitter <= 2 or min(self.degrees, self.shear) < 0 or self.shear >= 90:
-            raise ValueError("simclr: jitter lies between 0 and 2, degrees starts at 0, shear lies in [0, 90).")
+            raise InputError("simclr: jitter lies between 0 and 2, degrees starts at 0, shear lies in [0, 90).")
         if self.max_ratio < 1 or self.zoom < 1:
-            raise ValueError("simclr: max_ratio and zoom are factors and start at 1, which is none.")
+            raise InputError("simclr: max_ratio and zoom are factors and start at 1, which is none.")
         if self.temperature <= 0:
-            raise ValueError(f"simclr: temperature is {self.temperature}; it must be above 0.")
+            raise InputError(f"simclr: temperature is {self.temperature}; it must be above 0.")
 
     @property
     def sample(self) -> Mapping[str, Field]:

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ssl_core import artefact
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.visual_words import Bags, Teacher, WordHead, fit_words, match_bags
 from ssl_core.ops import colour, images
@@ -95,16 +96,16 @@ class SpatialBagOfWords:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or self.words < 2 or self.vectors < 1 or self.sharpness <= 0:
-            raise ValueError(
+            raise InputError(
                 "spatial_bag_of_words: canvas and size start at 8 px, words at 2, vectors at 1; sharpness is above 0."
             )
         if not 0 < self.min_area <= 1 or self.max_ratio < 1:
-            raise ValueError("spatial_bag_of_words: min_area lies above 0 and up to 1, max_ratio starts at 1.")
+            raise InputError("spatial_bag_of_words: min_area lies above 0 and up to 1, max_ratio starts at 1.")
         for name in ("flip", "jitter", "jitter_chance", "grey", "blur", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"spatial_bag_of_words: {name} is {getattr(self, name)}; it lies between 0 and 1.")
+                raise InputError(f"spatial_bag_of_words: {name} is {getattr(self, name)}; it lies between 0 and 1.")
         if "@" in self.teacher:
-            raise ValueError(
+            raise InputError(
                 f"spatial_bag_of_words: teacher {self.teacher} may be another model tomorrow, while the run's key "
                 "stays; name a version, such as models:/NAME/3."
             )

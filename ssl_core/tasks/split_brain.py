@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.dense import DenseHead
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import r_squared
@@ -58,14 +59,14 @@ class SplitBrain:
 
     def __post_init__(self) -> None:
         if self.canvas < 8 or self.stride < 1 or self.canvas % self.stride:
-            raise ValueError(
+            raise InputError(
                 f"split_brain: stride is {self.stride} px and canvas {self.canvas} px; canvas starts at 8 and must be "
                 "a multiple of stride."
             )
         if self.answers not in ("classes", "values"):
-            raise ValueError(f"split_brain: answers is {self.answers!r}; it can be classes or values.")
+            raise InputError(f"split_brain: answers is {self.answers!r}; it can be classes or values.")
         if self.l_bins < 2 or self.hidden < 1:
-            raise ValueError("split_brain: l_bins starts at 2, hidden at 1.")
+            raise InputError("split_brain: l_bins starts at 2, hidden at 1.")
 
     @property
     def sample(self) -> Mapping[str, Field]:

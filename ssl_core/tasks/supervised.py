@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ClassifierHead, classify
 from ssl_core.ops import images
@@ -72,11 +73,11 @@ class Supervised:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or self.classes < 2:
-            raise ValueError("supervised: canvas and size start at 8 px, classes at 2.")
+            raise InputError("supervised: canvas and size start at 8 px, classes at 2.")
         if not 0 <= self.smoothing < 1:
-            raise ValueError(f"supervised: smoothing is {self.smoothing}; it lies in [0, 1).")
+            raise InputError(f"supervised: smoothing is {self.smoothing}; it lies in [0, 1).")
         if not 0 < self.min_area <= 1:
-            raise ValueError(f"supervised: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
+            raise InputError(f"supervised: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
         check_views("supervised", self, "jitter")
 
     @property

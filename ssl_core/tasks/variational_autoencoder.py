@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ssl_core.errors import InputError
 from ssl_core.nn.decoders import PixelDecoder, last_map
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import r_squared
@@ -76,13 +77,13 @@ class VariationalAutoencoder:
 
     def __post_init__(self) -> None:
         if self.canvas < 8 or self.latent < 1 or self.warmup < 0:
-            raise ValueError("variational_autoencoder: canvas starts at 8 px, latent at 1 and warmup at 0.")
+            raise InputError("variational_autoencoder: canvas starts at 8 px, latent at 1 and warmup at 0.")
         if self.likelihood not in ("bernoulli", "gaussian"):
-            raise ValueError(
+            raise InputError(
                 f"variational_autoencoder: likelihood is {self.likelihood!r}; it can be bernoulli or gaussian."
             )
         if self.deviation <= 0 or self.beta < 0 or not 0 <= self.flip <= 1:
-            raise ValueError(
+            raise InputError(
                 "variational_autoencoder: deviation is above 0, beta starts at 0, flip lies between 0 and 1."
             )
 

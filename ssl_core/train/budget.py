@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ssl_core.data.reader import Batch
+from ssl_core.errors import InputError
 from ssl_core.train.ranks import Ranks
 
 WARM = 3
@@ -52,7 +53,7 @@ def steps_within(seconds: float, clock: Clock, step: Callable[[Batch], None], ba
         batches: the run's own, without end.
 
     Raises:
-        ValueError: nothing is left after the trial.
+        InputError: nothing is left after the trial.
     """
     for _ in range(WARM - 1):
         step(next(batches))
@@ -63,7 +64,7 @@ def steps_within(seconds: float, clock: Clock, step: Callable[[Batch], None], ba
     steps = int((seconds - clock.read()) * (1 - RESERVE) / max(each, 1e-9))
     steps = clock.ranks.share(steps)
     if steps < 1:
-        raise ValueError(
+        raise InputError(
             f"train.seconds is {seconds:g}, but a step takes {each:.2g} s and trying how many fit took all of it; "
             "give more seconds, or make train.batch_size smaller."
         )

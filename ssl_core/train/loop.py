@@ -19,6 +19,7 @@ import torch
 
 from ssl_core.data.reader import Batch, Reader
 from ssl_core.data.shards import Shards
+from ssl_core.errors import InputError
 from ssl_core.train import checkpoint
 from ssl_core.train.budget import Clock, steps_within
 from ssl_core.train.collapse import CollapseCheck, all_finite
@@ -126,7 +127,7 @@ def pretrain(
         stop: asked after every step on every rank; a reason instead of "" writes a checkpoint and ends as KILLED.
 
     Raises:
-        ValueError: run, corpus and ranks do not fit together; the message says how to mend it.
+        InputError: run, corpus and ranks do not fit together; the message says how to mend it.
     """
     ranks = Ranks.join(rank, world, device)
     if ranks.device.type == "cpu":
@@ -287,7 +288,7 @@ def _resume(train_state: TrainState, state: Checkpoint | None, digest: str) -> i
         return 0
     meta: dict[str, Any] = state[1]
     if meta["corpus"] != digest:
-        raise ValueError(
+        raise InputError(
             f"The checkpoint was trained on another corpus version (digest {meta['corpus'][:12]}, now {digest[:12]}); "
             "give this run another name or delete the checkpoints."
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.sgd import sgd
 
+from ssl_core.errors import InputError
 from ssl_core.train.run import Optim, Train
 
 
@@ -136,12 +137,12 @@ def lr_schedule(optim: Optim, train: Train, steps: int, steps_per_epoch: int) ->
     """Step (from 0) -> learning rate of that step: linear warm-up, then the cosine or a constant.
 
     Raises:
-        ValueError: the warm-up is as long as the run.
+        InputError: the warm-up is as long as the run.
     """
     peak = optim.lr * (train.batch_size / 256 if optim.scale_lr else 1.0)
     warmup = optim.warmup_steps or round(optim.warmup_epochs * steps_per_epoch)
     if warmup and warmup >= steps:
-        raise ValueError(
+        raise InputError(
             f"The warm-up takes {warmup} steps and the whole run {steps}; shorten optim.warmup_steps or "
             "optim.warmup_epochs, or train longer."
         )

@@ -9,13 +9,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.task import PretextTask
 
 
 def _require(ok: bool, sentence: str) -> None:
     if not ok:
-        raise ValueError(sentence)
+        raise InputError(sentence)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_core.data.reader import Batch, Cursor
+from ssl_core.errors import InputError
 from ssl_core.train.ema import EMA
 from ssl_core.train.meter import Meter
 from ssl_core.train.optim import make_optimizer, set_lr
@@ -149,7 +150,7 @@ class TrainState:
         """Goes on from a checkpoint of the same run.
 
         Raises:
-            ValueError: the checkpoint's tensors are not this run's.
+            InputError: the checkpoint's tensors are not this run's.
         """
         tensors, meta = state
         _copy(self.model.state_dict(), tensors, "model/")
@@ -180,12 +181,12 @@ def split(raw: Raw, pieces: int) -> list[dict[str, Tensor]]:
 def _check_fit(run: Run, ranks: Ranks) -> None:
     parts = ranks.world * run.train.accumulate
     if run.train.batch_size % parts:
-        raise ValueError(
+        raise InputError(
             f"train.batch_size {run.train.batch_size} cannot be shared equally by {ranks.world} workers with "
             f"train.accumulate {run.train.accumulate}; make it a multiple of {parts}."
         )
     if run.train.sync_bn and ranks.device.type != "cuda":
-        raise ValueError(
+        raise InputError(
             "train.sync_bn works on GPUs only and this run computes on the "
             f"{ranks.device.type.upper()}; set train.sync_bn to false, or encoder.norm to group."
         )
@@ -222,7 +223,7 @@ def _copy(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str)
     saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     strange = sorted(name for name in own.keys() | saved.keys() if _shape(own, name) != _shape(saved, name))
     if strange:
-        raise ValueError(
+        raise InputError(
             f"The checkpoint is of another run: {', '.join(strange[:3])} ({len(strange)} tensors) differ from this "
             "run's; give this run another name or delete the checkpoints."
         )

@@ -20,7 +20,7 @@ import PIL.Image
 from components.decoding.sandbox import Sandbox
 from ssl_core.data.decode import Limits, SampleFormat, decode
 
-CANON = SampleFormat(256)
+FORMAT = SampleFormat(256)
 
 
 def photo(height: int, width: int, seed: int) -> bytes:
@@ -37,7 +37,7 @@ def photo(height: int, width: int, seed: int) -> bytes:
 
 def plain(data: bytes) -> bytes:
     image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
-    scale = CANON.size / min(image.size)
+    scale = FORMAT.size / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     return image.resize(size, PIL.Image.Resampling.BICUBIC).tobytes()
 
@@ -54,8 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="per way and picture size")
     rounds, seconds = 5, parser.parse_args().seconds / 5
-    with Sandbox(Limits(), CANON) as sandbox:
-        ways = {"plain Pillow": plain, "decode": lambda data: decode(data, Limits(), CANON), "sandbox": sandbox.decode}
+    with Sandbox(Limits(), FORMAT) as sandbox:
+        ways = {"plain Pillow": plain, "decode": lambda data: decode(data, Limits(), FORMAT), "sandbox": sandbox.decode}
         for height, width, count in ((375, 500, 40), (1200, 1600, 8), (3000, 4000, 2)):
             files = [photo(height, width, seed) for seed in range(count)]
             sandbox.decode(files[0])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import torch
 
+from components.storage.files import StorageError
 from pipelines.cli import main
+from pipelines.loading import RecipeError
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks import TASKS
 from ssl_core.tasks.rotation import Rotation
@@ -92,6 +99,78 @@ def test_a_mistake_is_answered_by_one_sentence_and_an_exit_code(
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def _failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """`pretext tasks` meets the error."""
+
+    def show(as_json: bool) -> None:
+        raise error
+
+    monkeypatch.setattr("pipelines.catalogue.show_tasks", show)
+
+
+def test_a_value_error_of_torch_is_told_as_ours_with_its_trace_in_a_file(
+    pretext: Pretext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def show(as_json: bool) -> None:
+        torch.nn.functional.dropout(torch.zeros(1), p=2.0)
+
+    monkeypatch.setattr("pipelines.catalogue.show_tasks", show)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    done = pretext("tasks")
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert re.match(r"error: unexpected ValueError in pipelines/cli.py:\d+: dropout probability", done.stderr)
+    assert "this is a fault in pretext, not in your input" in done.stderr
+    trace = Path(done.stderr.rpartition("its trace is in ")[2].strip())
+    assert trace.parent == tmp_path
+    kept = trace.read_text()
+    assert kept.startswith("Traceback") and "functional.py" in kept and "ValueError: dropout probability" in kept
+
+
+def test_where_no_trace_can_be_kept_it_is_shown(pretext: Pretext, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _failing(monkeypatch, KeyError("loss"))
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    done = pretext("tasks")
+    assert done.returncode == 1 and done.stderr.startswith("Traceback")
+    assert "unexpected KeyError" in done.stderr and "its trace is in the lines above" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(StorageError("s3://b/c: the bucket is away"), 1), (RecipeError("a.yaml:3: no such key"), 2)]
+)
+def test_an_error_for_the_user_shows_its_message_alone_and_has_its_own_exit_status(
+    pretext: Pretext, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    _failing(monkeypatch, error)
+    done = pretext("tasks")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", f"error: {error}\n")
+
+
+def test_a_full_disk_is_told_with_its_path_and_is_no_fault_of_ours(
+    pretext: Pretext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _failing(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/shard-1"))
+    done = pretext("tasks")
+    assert done.returncode == 1
+    assert done.stderr == "error: /data/shard-1: no space left on the device; free some\n"
+
+
+def test_a_home_that_is_a_file_is_no_fault_of_ours(pretext: Pretext, home: Path) -> None:
+    home.touch()
+    done = pretext("samples", "digits")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {home}/samples") and "is a file, not a folder" in done.stderr
+
+
+def test_debugging_shows_the_trace(pretext: Pretext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRETEXT_DEBUG", "1")
+    _failing(monkeypatch, StorageError("away"))
+    done = pretext("tasks")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "error: away" in done.stderr
 
 
 def test_an_empty_source_is_nothing_to_do_and_exits_with_3(pretext: Pretext, tmp_path: Path) -> None:

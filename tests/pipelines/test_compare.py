@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import pytest
 from test_local import recipe_file, runs
 
 from components.evaluation.comparison import Comparison, Contender
 from components.storage.home import pretext_home
-from pipelines.compare import Compared, _reference, compare, load, seconds_of
+from components.tracking.errors import TrackingError
+from pipelines.compare import Compared, _contend, _reference, compare, load, seconds_of
 from pipelines.loading import COMPARISONS, RecipeError, load_recipe
 from pipelines.local import ingest_step
+from pipelines.plan import Plan
 from pipelines.session import StepError
 from pipelines.side_by_side import markdown, show_compared
 
@@ -136,6 +140,24 @@ def test_the_end_of_a_comparison_says_why_one_failed(tmp_path: Path, capsys: pyt
     comparison = Comparison("all", "tiny", 1, 4.0, "CPU-seconds", (contender,))
     show_compared(Compared(comparison, tmp_path / "all-0123456789", 2.0), as_json=False)
     assert re.search(r"done in 2 s\n(.*\n)*  turned failed +the loss became NaN\n", capsys.readouterr().out)
+
+
+def test_what_fails_for_a_reason_of_its_own_is_told_and_a_fault_of_ours_ends_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, errors = load_recipe(variant(tmp_path, "first")), [TrackingError("the server is away"), ValueError("x")]
+
+    def refuse(*arguments: object) -> NoReturn:
+        raise errors.pop(0)
+
+    monkeypatch.setattr("pipelines.local.at_work", refuse)
+    above, plan = (
+        cast(Any, SimpleNamespace(run_id=None)),
+        Plan("0123456789", "first-0123456789", "tiny", 1, "digest", 9, "code", tmp_path),
+    )
+    assert _contend(recipe, plan, above).failure == "the server is away"
+    with pytest.raises(ValueError, match="x"):
+        _contend(recipe, plan, above)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from typing import Literal, get_args, get_type_hints
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders.encoder import Encoder
 from ssl_core.nn.encoders.resnet import ResNet
 from ssl_core.nn.encoders.vit import SIZES, ViT
@@ -52,39 +53,39 @@ class EncoderSpec:
     def __post_init__(self) -> None:
         self._check_choices()
         if not 0 < self.width <= 16:
-            raise ValueError(f"encoder.width is {self.width}; it must be above 0 and at most 16.")
+            raise InputError(f"encoder.width is {self.width}; it must be above 0 and at most 16.")
         if self.patch < 1:
-            raise ValueError(f"encoder.patch is {self.patch}; a patch needs at least one pixel.")
+            raise InputError(f"encoder.patch is {self.patch}; a patch needs at least one pixel.")
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"encoder.drop_path is {self.drop_path}; it must be in [0, 1).")
+            raise InputError(f"encoder.drop_path is {self.drop_path}; it must be in [0, 1).")
         self._check_applicable()
 
     def _check_choices(self) -> None:
         for field, hint in get_type_hints(type(self)).items():
             allowed, value = get_args(hint), getattr(self, field)
             if allowed and value not in allowed:
-                raise ValueError(f"encoder.{field} is {value!r}; it must be one of {', '.join(allowed)}.")
+                raise InputError(f"encoder.{field} is {value!r}; it must be one of {', '.join(allowed)}.")
 
     def _check_applicable(self) -> None:
         other = _RESNET_ONLY if self.name in SIZES else _VIT_ONLY
         for field in dataclass_fields(self):
             if field.name in other and getattr(self, field.name) != field.default:
-                raise ValueError(f"encoder.{field.name} has no effect on {self.name}; leave it out.")
+                raise InputError(f"encoder.{field.name} has no effect on {self.name}; leave it out.")
 
     def build(self, field: Field, width: float = 1.0) -> Encoder:
         """A freshly initialised encoder for images of that shape (channels, height, width), `width` times as wide.
 
         Raises:
-            ValueError: the field is no image, or a ViT's patch does not divide its sides.
+            InputError: the field is no image, or a ViT's patch does not divide its sides.
         """
         if field.modality != "image" or len(field.shape) != 3:
-            raise ValueError(f"{self.name} takes images (channels, height, width); this field is {field}.")
+            raise InputError(f"{self.name} takes images (channels, height, width); this field is {field}.")
         channels, rows, columns = field.shape
         base = _multiple_of_8(64 * self.width * width)
         if self.name not in SIZES:
             return ResNet(self.name, channels, base, self.stem, self.norm, self.zero_init)
         if rows % self.patch or columns % self.patch:
-            raise ValueError(
+            raise InputError(
                 f"encoder.patch is {self.patch}, which does not divide the {rows}x{columns} px of the input; "
                 "change the patch or the task's input size."
             )

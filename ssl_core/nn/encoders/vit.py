@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders.encoder import Encoder
 
 SIZES = {"vit_tiny": (12, 3), "vit_small": (12, 6), "vit_base": (12, 12)}
@@ -180,7 +181,7 @@ class ViT(Encoder):
 
 def _check_divisible(size: torch.Size, patch: tuple[int, ...]) -> None:
     if any(side % kernel for side, kernel in zip(size, patch)):
-        raise ValueError(
+        raise InputError(
             f"A ViT with {patch[0]} px patches got an input of {size[0]}x{size[1]} px; "
             f"each side must be a multiple of {patch[0]}: change the input size or encoder.patch."
         )

@@ -21,7 +21,7 @@ from components.storage.lease import Lease, is_held
 from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
 
-CANON = SampleFormat(size=4)
+FORMAT = SampleFormat(size=4)
 
 
 def rows(first: int, count: int) -> pa.Table:
@@ -50,7 +50,7 @@ def add(corpus: Corpus, name: str, first: int, count: int, folder: str = "ingest
 
 
 def test_a_version_stays_as_it_was_when_the_corpus_grows():
-    empty = Corpus.create("c", CANON)
+    empty = Corpus.create("c", FORMAT)
     first = add(empty, "b", 0, 3)
     second = add(first, "a", 3, 2)
     assert [c.version for c in (empty, first, second)] == [0, 1, 2]
@@ -64,8 +64,8 @@ def test_a_version_stays_as_it_was_when_the_corpus_grows():
 
 
 def test_the_digest_is_of_the_content_not_of_the_place():
-    one = add(add(Corpus.create("one", CANON), "a", 0, 1), "b", 1, 1)
-    other = add(add(Corpus.create("other", CANON), "b", 1, 1, "ingest-x"), "a", 0, 1, "ingest-y")
+    one = add(add(Corpus.create("one", FORMAT), "a", 0, 1), "b", 1, 1)
+    other = add(add(Corpus.create("other", FORMAT), "b", 1, 1, "ingest-x"), "a", 0, 1, "ingest-y")
     assert one.digest() == other.digest()
 
 
@@ -74,7 +74,7 @@ def test_the_form_of_samples_is_kept_and_another_is_refused():
     found = Corpus.open("c")
     assert (found.size, found.payload, found.sample_format.quality) == (4, "jpeg", 80)
     with pytest.raises(CorpusError, match="short side 4, but raw images with short side 4 is asked for"):
-        Corpus.create("c", CANON)
+        Corpus.create("c", FORMAT)
     assert Corpus.create("c", SampleFormat(size=4, payload="jpeg", quality=80)).version == 0
 
 
@@ -82,7 +82,7 @@ def test_what_is_not_there_is_named():
     with pytest.raises(CorpusError, match=r"no corpus at .*/corpora/none; `pretext ingest SOURCE --corpus none`"):
         Corpus.open("none")
     with pytest.raises(CorpusError, match="has versions 0 to 0, not 7"):
-        Corpus.create("c", CANON).at(7)
+        Corpus.create("c", FORMAT).at(7)
     with pytest.raises(CorpusError, match="cannot name a corpus"):
         Corpus.open("a b")
     delta.create_table(corpus_uri("foreign"), SCHEMA, {})
@@ -91,7 +91,7 @@ def test_what_is_not_there_is_named():
 
 
 def test_a_missing_or_cut_shard_is_a_storage_error_that_names_it():
-    corpus = add(Corpus.create("c", CANON), "a", 0, 3)
+    corpus = add(Corpus.create("c", FORMAT), "a", 0, 3)
     (path,) = corpus.shards()
     os.truncate(path, 100)
     with pytest.raises(StorageError, match=r"part-a\.parquet: 100 bytes"):
@@ -108,11 +108,11 @@ def test_a_log_that_cannot_be_read_is_a_storage_error_that_names_the_corpus(tmp_
     with pytest.raises(StorageError, match=str(tmp_path / "c")):
         Corpus.open(str(tmp_path / "c"))
     with pytest.raises(StorageError, match=r"nosuch://bucket/c: .*Unknown scheme"):
-        Corpus.create("nosuch://bucket/c", CANON)
+        Corpus.create("nosuch://bucket/c", FORMAT)
 
 
 def test_of_two_appends_on_one_version_the_second_is_refused():
-    uri = Corpus.create("c", CANON).uri
+    uri = Corpus.create("c", FORMAT).uri
     mine, yours = delta.open_table(uri), delta.open_table(uri)
     delta.append(mine, [DataFile("ingest-a/part-a.parquet", 1, 10)], {})
     with pytest.raises(OvertakenError):
@@ -123,7 +123,7 @@ def test_of_two_appends_on_one_version_the_second_is_refused():
 
 
 def test_sweeping_overtakes_a_sleeper_even_without_files():
-    uri = Corpus.create("c", CANON).uri
+    uri = Corpus.create("c", FORMAT).uri
     sleeper = delta.open_table(uri)
     delta.append(delta.open_table(uri), [], {})
     with pytest.raises(OvertakenError):
@@ -147,7 +147,7 @@ with ingest_lease({uri!r}) as lease:
 
 
 def test_leftovers_of_a_killed_ingest_go_and_those_of_a_running_one_stay():
-    corpus = add(Corpus.create("c", CANON), "a", 0, 3)
+    corpus = add(Corpus.create("c", FORMAT), "a", 0, 3)
     process = leave_uncommitted(corpus.uri, "sys.stdin.read()")
     ingest = process.stdout.readline().decode().strip()
     left = Path(corpus.uri) / f"ingest-{ingest}" / "part-x.parquet"
@@ -163,7 +163,7 @@ def test_leftovers_of_a_killed_ingest_go_and_those_of_a_running_one_stay():
 
 
 def test_an_ingest_of_another_machine_is_dead_after_ten_minutes_of_silence():
-    corpus = Corpus.create("c", CANON)
+    corpus = Corpus.create("c", FORMAT)
     record = Path(corpus.uri) / "_ingests" / "elsewhere.json"
     left = Path(corpus.uri) / "ingest-elsewhere" / "part-x.parquet"
     left.parent.mkdir()
@@ -179,7 +179,7 @@ def test_an_ingest_of_another_machine_is_dead_after_ten_minutes_of_silence():
 
 
 def test_a_lease_that_was_swept_is_no_longer_held():
-    corpus = Corpus.create("c", CANON)
+    corpus = Corpus.create("c", FORMAT)
     with ingest_lease(corpus.uri) as mine:
         assert is_held(mine.record)
         (Path(corpus.uri) / "_ingests" / f"{mine.id}.json").unlink()

@@ -23,7 +23,7 @@ from components.decoding import sandbox as module
 from components.decoding.sandbox import Sandbox
 from ssl_core.data.decode import Limits, Reason, Rejected, SampleFormat, decode
 
-CANON = SampleFormat(32)
+FORMAT = SampleFormat(32)
 MIB = 2**20
 
 
@@ -35,7 +35,7 @@ def heavy() -> bytes:
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(Limits(), CANON) as box:
+    with Sandbox(Limits(), FORMAT) as box:
         yield box
 
 
@@ -90,7 +90,7 @@ def test_sound_files_come_out_as_without_a_sandbox(payload: str) -> None:
 
 def test_hostile_files_are_all_named_and_harm_neither_this_process_nor_the_sound_ones(sandbox: Sandbox) -> None:
     hostile, good = hostile_files(), list(good_files().values())
-    expected = [decode(data, Limits(), CANON) for data in good]
+    expected = [decode(data, Limits(), FORMAT) for data in good]
     assert len(hostile) >= 40
     sandbox.decode(good[0])
     pid = child_of(sandbox).pid
@@ -105,13 +105,13 @@ def test_hostile_files_are_all_named_and_harm_neither_this_process_nor_the_sound
 
 
 def test_a_file_that_takes_too_long_is_refused_and_the_next_one_is_not() -> None:
-    with Sandbox(Limits(max_seconds=0.4), CANON) as box:
+    with Sandbox(Limits(max_seconds=0.4), FORMAT) as box:
         assert refusal(box, slow_jpeg()).reason is Reason.TIMEOUT
         assert box.decode(encoded(picture(), "png")).height == 32
 
 
 def test_a_child_that_stands_still_is_given_up_after_thrice_the_time(heavy: bytes) -> None:
-    with Sandbox(Limits(max_seconds=0.5), CANON) as box:
+    with Sandbox(Limits(max_seconds=0.5), FORMAT) as box:
         hunter = when_busy(box, lambda child: child.suspend())
         began = time.monotonic()
         assert refusal(box, heavy).reason is Reason.TIMEOUT
@@ -120,7 +120,7 @@ def test_a_child_that_stands_still_is_given_up_after_thrice_the_time(heavy: byte
 
 
 def test_waiting_for_a_processor_does_not_count_as_taking_long(heavy: bytes) -> None:
-    with Sandbox(Limits(max_seconds=3), CANON) as box:
+    with Sandbox(Limits(max_seconds=3), FORMAT) as box:
 
         def pause(child: psutil.Process) -> None:
             child.suspend()
@@ -132,13 +132,13 @@ def test_waiting_for_a_processor_does_not_count_as_taking_long(heavy: bytes) -> 
 
 
 def test_a_file_that_needs_too_much_memory_is_refused_and_the_next_one_is_not(heavy: bytes) -> None:
-    with Sandbox(Limits(max_memory=40 * MIB), CANON) as box:
+    with Sandbox(Limits(max_memory=40 * MIB), FORMAT) as box:
         assert refusal(box, heavy).reason is Reason.MEMORY
         assert box.decode(encoded(picture(), "png")).height == 32
 
 
 def test_files_over_the_limit_are_refused_before_a_child_exists() -> None:
-    with Sandbox(Limits(max_bytes=1000), CANON) as box:
+    with Sandbox(Limits(max_bytes=1000), FORMAT) as box:
         assert refusal(box, bytes(1001)).reason is Reason.TOO_LARGE
         assert refusal(box, b"").reason is Reason.EMPTY
         assert box._child is None
@@ -146,7 +146,7 @@ def test_files_over_the_limit_are_refused_before_a_child_exists() -> None:
 
 def test_a_child_shot_once_costs_no_file(sandbox: Sandbox, heavy: bytes) -> None:
     hunter = when_busy(sandbox, lambda child: child.kill())
-    assert sandbox.decode(heavy) == decode(heavy, Limits(), CANON)
+    assert sandbox.decode(heavy) == decode(heavy, Limits(), FORMAT)
     hunter.join()
 
 
@@ -197,7 +197,7 @@ os.read(0, 100000)
 @pytest.mark.parametrize("lie", LIES)
 def test_a_child_that_lies_is_not_believed(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BOOT", LIAR + LIES[lie])
-    with Sandbox(Limits(), CANON) as box:
+    with Sandbox(Limits(), FORMAT) as box:
         before = psutil.Process().memory_info().rss
         assert refusal(box, encoded(picture(), "png")).reason is Reason.CRASHED
         assert psutil.Process().memory_info().rss - before < 50 * MIB
@@ -208,7 +208,7 @@ def test_an_answer_to_the_next_file_given_in_advance_is_not_taken(monkeypatch: p
         "[os.write(1, frame({'id': n, 'codec': 'raw', 'height': 32, 'width': 32}, 3072) + bytes(3072)) for n in (1, 2)]"
     )
     monkeypatch.setattr(module, "_BOOT", LIAR + early + "\nos.read(0, 1)")
-    with Sandbox(Limits(), CANON) as box:
+    with Sandbox(Limits(), FORMAT) as box:
         box.decode(b"first")
         liar = child_of(box).pid
         time.sleep(0.1)
@@ -219,7 +219,7 @@ def test_an_answer_to_the_next_file_given_in_advance_is_not_taken(monkeypatch: p
 def test_a_decoder_that_cannot_start_is_an_error_of_ours_and_not_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     before = psutil.Process().children()  # a Ray of other tests may be among them
     monkeypatch.setattr(module, "_BOOT", "raise ImportError('Pillow is not installed here')")
-    with Sandbox(Limits(), CANON) as box, pytest.raises(RuntimeError, match=r"does not start.*Pillow is not"):
+    with Sandbox(Limits(), FORMAT) as box, pytest.raises(RuntimeError, match=r"does not start.*Pillow is not"):
         box.decode(encoded(picture(), "png"))
     assert psutil.Process().children() == before
 
@@ -228,10 +228,10 @@ def test_closing_leaves_neither_a_process_nor_a_pipe() -> None:
     psutil_self = psutil.Process()
     pipes, children = psutil_self.num_fds(), len(psutil_self.children())
     for _ in range(3):
-        with Sandbox(Limits(), CANON) as box:
+        with Sandbox(Limits(), FORMAT) as box:
             box.decode(encoded(picture(), "png"))
             assert len(psutil_self.children()) == children + 1
-    forgotten = Sandbox(Limits(), CANON)
+    forgotten = Sandbox(Limits(), FORMAT)
     forgotten.decode(encoded(picture(), "png"))
     del forgotten
     assert (psutil_self.num_fds(), len(psutil_self.children())) == (pipes, children)
@@ -290,7 +290,7 @@ def test_threads_may_share_a_sandbox(sandbox: Sandbox) -> None:
     files = [encoded(picture(seed=seed), "png") for seed in range(24)]
     with ThreadPoolExecutor(4) as pool:
         images = list(pool.map(sandbox.decode, files))
-    assert images == [decode(data, Limits(), CANON) for data in files]
+    assert images == [decode(data, Limits(), FORMAT) for data in files]
 
 
 def test_a_child_started_by_a_thread_that_has_ended_is_replaced_without_a_word(sandbox: Sandbox) -> None:
@@ -313,4 +313,4 @@ def test_an_interrupt_in_the_middle_does_not_mix_up_the_answers(
             sandbox.decode(heavy)
         time.sleep(1)
     data = encoded(picture(), "png")
-    assert sandbox.decode(data) == decode(data, Limits(), CANON)
+    assert sandbox.decode(data) == decode(data, Limits(), FORMAT)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.ingest.dedup import DedupIndex, Listed
+from components.storage.files import StorageError
 
 A, B, C = (f"{i:064x}" for i in (10, 11, 12))
 
@@ -81,9 +82,10 @@ def test_a_note_counts_once_and_a_tally_each_time(index: DedupIndex) -> None:
 
 def test_the_first_failure_is_kept(index: DedupIndex) -> None:
     assert index.failure() is None
-    index.fail("StorageError", "s3://a: refused")
-    index.fail("StorageError", "s3://b: refused")
-    assert index.failure() == ("StorageError", "s3://a: refused")
+    first = StorageError("s3://a: refused")
+    index.fail(first)
+    index.fail(StorageError("s3://b: refused"))
+    assert index.failure() is first
 
 
 def test_it_learns_from_the_corpus_files(index: DedupIndex, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from components.storage.files import StorageError
 from ssl_core.data.decode import Limits, SampleFormat
 from ssl_core.data.shards import Shards
 
-CANON = SampleFormat(size=8)
+FORMAT = SampleFormat(size=8)
 # Ray Data copies its own context, and warns of its own deprecated settings while doing so.
 pytestmark = pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning")
 
@@ -54,7 +54,7 @@ def pictures(folder: Path, numbers: Sequence[int]) -> Path:
 
 
 def take(*sources: object, corpus: str = "c", **how: Any) -> IngestReport:
-    return ingest([str(source) for source in sources], corpus, **{"canon": CANON, **how})
+    return ingest([str(source) for source in sources], corpus, **{"sample_format": FORMAT, **how})
 
 
 def uris(corpus: str = "c") -> list[str]:
@@ -204,7 +204,7 @@ def test_two_ingests_at_once_lose_nothing_and_double_nothing(tmp_path: Path):
 
     def run(source: str) -> tuple[int, int]:
         os.environ["PRETEXT_HOME"] = home
-        report = ingest([source], "c", sample_format=CANON, rows_per_shard=32, commit_seconds=0)
+        report = ingest([source], "c", sample_format=FORMAT, rows_per_shard=32, commit_seconds=0)
         return report.added, report.quarantined
 
     task = ray.remote(num_cpus=0)(run)
@@ -214,7 +214,7 @@ def test_two_ingests_at_once_lose_nothing_and_double_nothing(tmp_path: Path):
     corpus = Corpus.open("c")
     assert len(corpus.quarantine()) == 2
     assert len(corpus.shards()) == len(Shards.open(corpus.shards()).paths)
-    take(tmp_path / "source0", tmp_path / "source1", sample_format=CANON)
+    take(tmp_path / "source0", tmp_path / "source1", sample_format=FORMAT)
     assert not left_over(Corpus.open("c"))
 
 
@@ -239,7 +239,7 @@ def test_an_ingest_that_dies_around_a_commit_is_finished_by_the_next(tmp_path: P
                 os.kill(os.getpid(), signal.SIGKILL)
 
         delta.append = dying
-        ingest([str(source)], "c", sample_format=CANON, rows_per_shard=32, commit_seconds=0)
+        ingest([str(source)], "c", sample_format=FORMAT, rows_per_shard=32, commit_seconds=0)
 
     with pytest.raises(ray.exceptions.WorkerCrashedError):
         ray.get(ray.remote(num_cpus=0, max_retries=0)(run).remote())
@@ -260,7 +260,7 @@ def test_a_task_that_ray_repeats_counts_nothing_twice(tmp_path: Path):
     part = json.dumps(asdict(parts([str(source)])[0]))
     batch = pa.table({"number": [0], "part": [part]})
     with components.ingest.ingest._index() as index:
-        job = IngestJob("", "", "", 1, CANON, Taking(None, None, Limits()), index)
+        job = IngestJob("", "", "", 1, FORMAT, Taking(None, None, Limits()), index)
         (files,), (again,) = list(listed(batch, job)), list(listed(batch, job))
         assert len(files) == 3 and again.equals(files)
         (source / "1.png").unlink()

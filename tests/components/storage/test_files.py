@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,13 @@ from components.storage.files import (
     open_file,
     outgoing,
     read,
+    remote,
     remove,
     stat,
     text,
     write,
 )
+from ssl_core.errors import InputError
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -91,7 +94,7 @@ def test_a_local_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(StorageError, match=rf"{path}: No space left on device"):
+    with pytest.raises(StorageError, match=rf"{path}: no space left on the device"):
         write(str(path), b"new and longer")
     assert path.read_bytes() == b"old"
 
@@ -200,3 +203,26 @@ def test_a_folder_is_removed_only_when_empty(tmp_path: Path) -> None:
     remove(str(tmp_path / "folder" / "file"))
     remove(str(tmp_path / "folder"))
     assert not (tmp_path / "folder").exists()
+
+
+def test_what_the_system_refuses_is_told_with_the_place() -> None:
+    with pytest.raises(StorageError, match=r"^/data/x: no space left on the device; free some$"), naming("/data/x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(StorageError, match=r"^/data/x: there is no such file or folder"), naming("/data/x"):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
+def test_an_error_that_is_worded_already_is_left_as_it_is() -> None:
+    with pytest.raises(InputError, match=r"^too wide$"), naming("s3://bucket/x"):
+        raise InputError("too wide")
+
+
+def test_a_remote_place_answers_for_itself_and_not_for_who_writes_the_file() -> None:
+    with outgoing("memory://corpus/good") as path:
+        path.write_bytes(b"x")
+    fs, place = remote("memory://corpus/good")
+    assert fs.cat_file(place) == b"x"
+    with pytest.raises(TypeError, match=r"^of the writer$"), outgoing("memory://corpus/bad"):
+        raise TypeError("of the writer")
+    with pytest.raises(StorageError, match=r"^nowhere://corpus/x: "), outgoing("nowhere://corpus/x") as path:
+        path.write_bytes(b"x")

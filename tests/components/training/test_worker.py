@@ -18,9 +18,15 @@ from components.cluster.driver_channel import open_driver_channel
 from components.storage.files import remove, write
 from components.storage.lease import ExclusiveLease, TakenOver
 from components.training import worker
+from components.training.pretrain import sentence
 from components.training.run_folder import RunFolder
-from components.training.worker import ReportingStore, place, work
+from components.training.worker import FINAL, TRACE, ReportingStore, Training, _fault, place, work
+from ssl_core.data.layout import ShardError
+from ssl_core.errors import InputError, PretextError
+from ssl_core.nn.encoders import EncoderSpec
+from ssl_core.tasks.rotation import Rotation
 from ssl_core.train import checkpoint
+from ssl_core.train.run import Run
 
 STATE = ({"weight": torch.ones(3)}, {"step": 5})
 
@@ -47,7 +53,7 @@ def group_of(monkeypatch: pytest.MonkeyPatch, size: int, outcome: Exception | No
 def test_an_error_of_input_is_told_to_the_driver_and_the_next_group_returns_at_once(
     monkeypatch: pytest.MonkeyPatch, channel: Any
 ) -> None:
-    trained = group_of(monkeypatch, 1, ValueError("the corpus has one class"))
+    trained = group_of(monkeypatch, 1, InputError("the corpus has one class"))
     config: Any = {"training": SimpleNamespace(channel=channel)}
     work(config)
     assert ray.get(channel.failure.remote()) == "the corpus has one class"
@@ -56,13 +62,13 @@ def test_an_error_of_input_is_told_to_the_driver_and_the_next_group_returns_at_o
 
 
 def test_beside_others_it_is_raised_as_well_so_that_ray_ends_them_all(
-    monkeypatch: pytest.MonkeyPatch, channel: Any
+    monkeypatch: pytest.MonkeyPatch, channel: Any, tmp_path: Path
 ) -> None:
     group_of(monkeypatch, 2, AssertionError())
-    config: Any = {"training": SimpleNamespace(channel=channel)}
+    config: Any = {"training": SimpleNamespace(channel=channel, folder=RunFolder(str(tmp_path), "run"))}
     with pytest.raises(AssertionError):
         work(config)
-    assert ray.get(channel.failure.remote()) == "AssertionError", "an error without words has a name"
+    assert "AssertionError" in ray.get(channel.failure.remote()), "an error without words has a name"
 
 
 def test_an_error_that_may_not_come_again_is_for_ray_to_retry(monkeypatch: pytest.MonkeyPatch, channel: Any) -> None:
@@ -125,3 +131,39 @@ def test_a_place_is_a_path_and_the_file_system_that_reads_it(tmp_path: Path, s3:
         assert isinstance(files, kind)
         with files.open_input_stream(path) as stream:
             assert stream.read() == content
+
+
+def _training(storage: Path) -> Training:
+    return Training(
+        Run(Rotation(), EncoderSpec("resnet18")), "corpus", 0, RunFolder(str(storage), "run"), "lease", "home", None
+    )
+
+
+def _caught() -> Exception:
+    try:
+        raise ValueError("shapes do not fit")
+    except ValueError as error:
+        return error
+
+
+def test_a_fault_of_ours_leaves_its_trace_in_the_runs_folder(tmp_path: Path) -> None:
+    told = _fault(_caught(), _training(tmp_path))
+    trace = tmp_path / "run" / TRACE
+    assert "unexpected ValueError" in told and told.endswith(f"its trace is in {trace}")
+    assert "shapes do not fit" in trace.read_text() and trace.read_text().startswith("Traceback")
+
+
+def test_a_fault_is_told_where_its_trace_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    assert "unexpected ValueError" in _fault(_caught(), _training(tmp_path))
+
+
+def test_errors_of_input_are_final() -> None:
+    assert issubclass(InputError, FINAL) and issubclass(ShardError, FINAL)
+    assert not issubclass(PretextError, FINAL)
+
+
+def test_what_ended_all_restarts_is_told_by_what_it_is() -> None:
+    assert sentence(InputError("lower the batch size")) == "lower the batch size"
+    assert sentence(MemoryError("8 GiB")).startswith("out of memory (8 GiB); lower train.batch_size")
+    assert sentence(RuntimeError("mat1\nmat2")) == "the workers failed, unexpectedly, with RuntimeError: mat1 mat2"
