@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Tests that share nothing run in several processes; the others share one Ray and one S3 server, so one process runs them.
-PROCESSES ?= 2
+# Tests that share nothing can run in several processes (PROCESSES=2, on cores that are idle: each one starts torch anew);
+# the others share one Ray and one S3 server, so one process runs them.
+PROCESSES ?= 0
 APART := tests/ssl_core tests/test_task_contract.py
 RUN_APART := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(APART)
 RUN_SHARED := $(BIN)/python -m pytest $(APART:%=--ignore=%)
