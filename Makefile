@@ -3,7 +3,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow check format lock ui clean help
+# Tests that share nothing can run in several processes (PROCESSES=2, on cores that are idle: each one starts torch anew);
+# the others share one Ray and one S3 server, so one process runs them.
+PROCESSES ?= 0
+APART := tests/ssl_core tests/test_task_contract.py
+RUN_APART := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(APART)
+RUN_SHARED := $(BIN)/python -m pytest $(APART:%=--ignore=%)
+
+.PHONY: quickstart test test-slow coverage check format lock ui clean help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -20,10 +27,15 @@ quickstart: $(VENV)/.installed  ## digits: ingest, pretrain with 2 workers, judg
 	$(BIN)/pretext quickstart
 
 test: $(VENV)/.installed  ## the fast tests
-	$(BIN)/python -m pytest
+	$(RUN_APART)
+	$(RUN_SHARED)
 
 test-slow: $(VENV)/.installed  ## the tests that take minutes: faults, kills, outages
 	$(BIN)/python -m pytest -m slow
+
+coverage: $(VENV)/.installed  ## the fast tests, and which lines they run; fails below the floor in pyproject.toml
+	$(RUN_APART) --durations=15 --cov --cov-report= --cov-fail-under=0
+	$(RUN_SHARED) --durations=15 --cov --cov-append --cov-report=term
 
 check: $(VENV)/.installed  ## lint, format, types, layers
 	$(BIN)/ruff check .
@@ -42,9 +54,9 @@ lock:  ## resolve anew and write constraints.txt (minutes)
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet '.[dev]' -c <(echo 'torch==2.13.0')
 	{ printf '%s\n' '# The lock: every version that was installed and tested together on Python 3.11.' '# Regenerate: make lock'; \
-	  .venv-lock/bin/python -m pip freeze --exclude pretext | sed 's/+cpu//'; } > constraints.txt
+	  .venv-lock/bin/python -m pip freeze --exclude pretext-ssl | sed 's/+cpu//'; } > constraints.txt
 	rm -rf .venv-lock
 lock: SHELL := bash
 
 clean:  ## remove the virtual environment and caches (never .pretext)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage *.egg-info

@@ -90,7 +90,7 @@ def run(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = O
 
 
 def _run(recipe: str, set_: list[str] | None, output: Output) -> None:
-    from pipelines.config import load_recipe
+    from pipelines.loading import load_recipe
     from pipelines.local import run_pipeline
     from pipelines.summary import show_summary
 
@@ -136,7 +136,7 @@ def ingest(
 @app.command()
 def artefacts(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
     """Make what the task of a recipe needs before it trains, such as a vocabulary; `run` and `pretrain` do so too."""
-    from pipelines.config import load_recipe
+    from pipelines.loading import load_recipe
     from pipelines.local import artefacts_alone
     from pipelines.summary import show_artefacts
 
@@ -149,7 +149,7 @@ def artefacts(recipe: RecipeArgument, set_: SetOption = None, output: OutputOpti
 @app.command()
 def pretrain(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Train the encoder of a recipe on its corpus as it is; no ingest."""
-    from pipelines.config import load_recipe
+    from pipelines.loading import load_recipe
     from pipelines.local import pretrain_alone
 
     context = pretrain_alone(load_recipe(recipe, set_ or ()))
@@ -159,7 +159,7 @@ def pretrain(recipe: RecipeArgument, set_: SetOption = None) -> None:
 @app.command()
 def evaluate(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
     """Evaluate the trained encoder of a recipe: probes, figures, report."""
-    from pipelines.config import load_recipe
+    from pipelines.loading import load_recipe
     from pipelines.local import evaluate_alone
     from pipelines.summary import show_evaluation
 
@@ -170,7 +170,7 @@ def evaluate(recipe: RecipeArgument, set_: SetOption = None, output: OutputOptio
 @app.command()
 def register(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
     """Register the evaluated encoder of a recipe; it becomes champion only if it is better."""
-    from pipelines.config import load_recipe
+    from pipelines.loading import load_recipe
     from pipelines.local import register_alone
     from pipelines.summary import show_registered
 
@@ -268,7 +268,7 @@ def tasks(
 def validate(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...")], set_: SetOption = None) -> None:
     """Check recipes, or comparisons of recipes, without running them."""
     from pipelines.comparison_file import load
-    from pipelines.config import RecipeError
+    from pipelines.loading import RecipeError
 
     bad = 0
     for recipe in recipes:

@@ -15,7 +15,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from components.evaluation.comparison import SUPERVISED
-from pipelines.config import COMPARISONS, NAME, WRITTEN, Recipe, RecipeError, Section, find_recipe, load_recipe
+from pipelines.config import NAME, Recipe, Section
+from pipelines.explain import WRITTEN
+from pipelines.loading import COMPARISONS, RecipeError, find_recipe, load_recipe
 from pipelines.source_map import SourceMap, YamlError
 
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}

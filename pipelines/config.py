@@ -1,23 +1,21 @@
-"""The recipe: one YAML file, checked before anything runs, answered in one sentence when it is wrong.
+"""The recipe as typed sections: what a YAML file may say, checked before anything runs.
 
 The sections `task`, `encoder`, `optim`, `train`, `runtime` and `corpus.limits` mirror the frozen dataclasses of
 ssl_core field by field, so a new task or option is in the recipe, in `pretext schema` and in `pretext tasks` the moment
 it exists.
 
-    YAML over its base + --set  ->  check(...)  ->  Recipe  ->  .run() -> ssl_core.train.run.Run
+    YAML over its base + --set (loading.py) -> Recipe, or what is wrong (explain.py) -> .run() -> ssl_core.train.run.Run
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import operator
 import re
 import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
@@ -26,7 +24,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     create_model,
     field_serializer,
     model_validator,
@@ -38,43 +35,16 @@ from components.evaluation.evaluate import Settings
 from components.steps.context import CorpusSpec, Registration, RunSpec, Tracking
 from components.storage.home import at_home
 from components.tracking.errors import shown
-from pipelines.source_map import SourceMap, YamlError
 from ssl_core.data.decode import Limits, SampleFormat
-from ssl_core.errors import InputError, told
+from ssl_core.errors import InputError
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.task import PretextTask
 from ssl_core.tasks import TASKS
 from ssl_core.train.run import Optim, Run, Runtime, Train
 
-RECIPES = Path(__file__).parent / "recipes"
-COMPARISONS = Path(__file__).parent / "comparisons"
-"""Lists of recipes for `pretext compare`."""
-
 NAME = r"^[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?$"
 """Of a recipe or a comparison: what may name a run, a folder and a Kubernetes object."""
 BASE = "the recipe that this one starts from: the name of a built-in one, or a file as seen from this one"
-
-WRITTEN = {
-    "tuple_type": "write a list, [a, b]",
-    "model_type": "write its keys below it, indented",
-    "model_attributes_type": "write its keys below it, indented",
-    "string_type": "write text; quote what YAML takes for something else",
-    "int_parsing": "write a whole number, such as 100",
-    "int_from_float": "write a whole number, such as 100",
-    "float_parsing": "write a number, such as 0.1",
-}
-"""How a value of the wrong type should have been written, by pydantic's name for the error."""
-
-
-WATCHING = ("checkpoint_every", "keep", "log_every", "check_every", "collapse_std", "collapse_rank", "collapse_checks")
-MOVED = {f"train.{name}": f"runtime.{name}" for name in (*WATCHING, "reader_threads")}
-"""Keys of earlier recipes -> where they are now."""
-
-
-class RecipeError(InputError):
-    """A recipe that cannot run; the message says what, where and how to mend it, one problem a line."""
-
-    exit_status = 2
 
 
 class Section(BaseModel):
@@ -330,125 +300,6 @@ def _placed(sources: Sequence[str]) -> tuple[str, ...]:
     return tuple(map(at_home, sources))
 
 
-def find_recipe(name: str, folder: Path = Path()) -> Path:
-    """A file, as seen from `folder`, or the name of a recipe that comes with the package.
-
-    Raises:
-        RecipeError: there is neither; the nearest name is offered.
-    """
-    path = folder / name
-    if path.is_file():
-        return path
-    built_in = {p.stem: p for p in sorted(RECIPES.glob("*.yaml"))}
-    if name in built_in:
-        return built_in[name]
-    if (COMPARISONS / f"{name}.yaml").is_file():
-        raise RecipeError(f"{name} is a comparison of recipes; run it with `pretext compare {name}`")
-    near = difflib.get_close_matches(path.stem, built_in, 1)
-    hint = f"did you mean {near[0]}?" if near else f"built-in recipes: {', '.join(built_in)}"
-    raise RecipeError(f"{name}: no such recipe file, and no built-in recipe of that name; {hint}")
-
-
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and check a recipe.
-
-    Args:
-        name: file or built-in name.
-        overrides: `section.key=value` assignments, applied in order.
-
-    Raises:
-        RecipeError: every problem, a line each, with file and line.
-    """
-    path = find_recipe(name)
-    try:
-        source = read_recipe(path)
-        for assignment in overrides:
-            source.override(assignment)
-        if "base" in source.data:
-            raise YamlError(f"{source.where(('base',))}: a base is named by a recipe's file; run that recipe instead")
-    except (YamlError, OSError) as error:
-        raise RecipeError(told(error) or str(error)) from None
-    try:
-        return Recipe.model_validate(source.data)
-    except ValidationError as error:
-        raise RecipeError("\n".join(explain(error, source))) from None
-
-
-def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> SourceMap:
-    """The keys of a recipe over those of its `base`, and of the base's base.
-
-    Args:
-        path: the recipe's file.
-        above: the files whose base this one is.
-
-    Raises:
-        YamlError, OSError: a file is unreadable, or not what a recipe can be.
-        RecipeError: there is no such base, or a recipe would be the base of itself.
-    """
-    source = SourceMap.read(path)
-    if "base" not in source.data:
-        return source
-    where, name = source.where(("base",)), source.data.pop("base")
-    if not isinstance(name, str):
-        raise RecipeError(f"{where}: `base` is {name!r}: write the name of a built-in recipe, or a file")
-    try:
-        base = find_recipe(name, path.parent)
-    except RecipeError as error:
-        raise RecipeError(f"{where}: base: {error}") from None
-    chain = (*above, path)
-    if any(base.samefile(other) for other in chain):
-        shown = ", whose base is ".join(map(str, (*chain, base)))
-        raise RecipeError(f"{where}: a recipe cannot be its own base: {shown}")
-    return source.over(read_recipe(base, chain))
-
-
-def explain(error: ValidationError, source: SourceMap) -> Iterator[str]:
-    """One sentence for each problem: where, what, and the nearest right key."""
-    for problem in error.errors():
-        path = tuple(part for i, part in enumerate(problem["loc"]) if not _is_union_tag(problem["loc"], i))
-        if problem["type"].startswith("union_tag"):
-            path = (*path, "name")
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        if problem["type"] == "value_error":  # a dataclass speaks for its section and names the key in its sentence
-            yield f"{source.where(_named_in(message, path, source))}: {message}"
-        else:
-            yield f"{source.where(path)}: {_sentence(problem, '.'.join(map(str, path)), source.data)}"
-
-
-def _named_in(message: str, section: tuple[str | int, ...], source: SourceMap) -> tuple[str | int, ...]:
-    """Path of the first key that the message names, as `section.key` or, within the section, as `key`."""
-    for first, second in re.findall(r"\b([a-z_]+)(?:\.([a-z_]+))?", message):
-        for path in ((first, second), (*section, second), (*section, first)):
-            if path in source.origins:
-                return path
-    return section
-
-
-def _is_union_tag(loc: tuple[str | int, ...], i: int) -> bool:
-    # pydantic puts the chosen task's name between `task` and the key
-    return i == 1 and loc[0] == "task" and loc[1] in TASKS
-
-
-def _sentence(problem: Any, dotted: str, data: dict[str, Any]) -> str:
-    kind, given = problem["type"], problem.get("input")
-    if kind == "extra_forbidden" and dotted in MOVED:
-        return f"`{dotted}` is now `{MOVED[dotted]}`"
-    if kind == "extra_forbidden":
-        return f"`{dotted}` is no key of a recipe; {_nearest_key(dotted, data)}"
-    if kind == "missing":
-        return f"`{dotted}` is missing; add it"
-    if kind in WRITTEN:
-        shown = "empty" if given is None else repr(given)
-        return f"`{dotted}` is {shown}: {WRITTEN[kind]}"
-    if kind == "union_tag_not_found":
-        return f"`{dotted}` is missing; one of {', '.join(TASKS)}"
-    if kind == "union_tag_invalid":
-        tag = str(problem["ctx"]["tag"])
-        return f"`{dotted}` is {tag!r}; {_nearest(tag, list(TASKS))}"
-    message = str(problem["msg"])
-    return f"`{dotted}` is {given!r}: {message[0].lower()}{message[1:]}"
-
-
 def keys_of(model: Any, prefix: str = "", task: str | None = None) -> Iterator[str]:
     """Every dotted key of the schema; below `task` those of the named task, or of all."""
     for name, info in model.model_fields.items():
@@ -464,27 +315,6 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
         yield annotation
     for argument in typing.get_args(annotation):
         yield from _sections_in(argument)
-
-
-def _nearest_key(dotted: str, data: dict[str, Any]) -> str:
-    """The nearest key of the same section; else the same word in another section; else what the section holds."""
-    chosen = data.get("task")
-    known = ["base", *keys_of(Recipe, task=chosen.get("name") if isinstance(chosen, dict) else None)]
-    section, _, word = dotted.rpartition(".")
-    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
-    near = difflib.get_close_matches(word, siblings, 1, cutoff=0.6)
-    if near:
-        return f"did you mean `{siblings[near[0]]}`?"
-    elsewhere = {k.rpartition(".")[2]: k for k in reversed(known)}
-    near = difflib.get_close_matches(word, elsewhere, 1, cutoff=0.75)
-    if near:
-        return f"did you mean `{elsewhere[near[0]]}`?"
-    return f"`{section}` takes {', '.join(siblings)}" if section else f"the sections are {', '.join(siblings)}"
-
-
-def _nearest(word: str, choices: list[str]) -> str:
-    near = difflib.get_close_matches(word, choices, 1)
-    return f"did you mean {near[0]}?" if near else f"one of {', '.join(choices)}"
 
 
 def json_schema() -> dict[str, Any]:

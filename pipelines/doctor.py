@@ -14,7 +14,7 @@ from typing import Literal
 
 import psutil
 
-from components.corpus.corpus import Corpus, corpora
+from components.corpus.corpus import Corpus, CorpusError, corpora
 from components.machine.checks import (
     accelerators,
     collective_backend,
@@ -22,7 +22,9 @@ from components.machine.checks import (
     ray_answers,
     tracking_answers,
 )
+from components.storage.files import StorageError
 from components.storage.home import pretext_home
+from ssl_core.errors import told
 
 GIB = 2**30
 
@@ -61,9 +63,8 @@ def examine() -> Iterator[Finding]:
         try:
             yield check()
         except Exception as error:  # any failure is the finding
-            yield Finding(
-                subject, "fail", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+            first = str(error).partition("\n")[0]
+            yield Finding(subject, "fail", told(error) or f"{type(error).__name__}: {first}")
 
 
 def _python() -> Finding:
@@ -79,9 +80,13 @@ def _packages() -> Finding:
 
 def _home() -> Finding:
     home = pretext_home()
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=home):
-        pass
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        mend = "set PRETEXT_HOME to a folder that you may write in"
+        return Finding("home", "fail", f"{home} cannot be written: {error.strerror}; {mend}")
     free = shutil.disk_usage(home).free / GIB
     shown = f"{home} is writable, {free:.0f} GiB free"
     return Finding(
@@ -129,5 +134,13 @@ def _mlflow() -> Finding:
 
 
 def _corpora() -> Finding:
-    shown = ", ".join(f"{name} (version {Corpus.open(name).version})" for name in corpora())
-    return Finding("corpora", "ok", shown or "none yet; `pretext ingest SOURCE --corpus NAME` makes one")
+    shown, damaged = [], []
+    for name in corpora():
+        try:
+            shown.append(f"{name} (version {Corpus.open(name).version})")
+        except (CorpusError, StorageError) as error:
+            damaged.append(f"{name} cannot be read: {error}")
+    if damaged:
+        return Finding("corpora", "fail", f"{'; '.join(damaged)}; move it out of the home and ingest it again")
+    none = "none yet; `pretext ingest SOURCE --corpus NAME` makes one"
+    return Finding("corpora", "ok", ", ".join(shown) or none)

@@ -3,6 +3,7 @@
 A new task adds its form to SMALL and is then held to the contract and audited.
 """
 
+import atexit
 import itertools
 import json
 import math
@@ -149,6 +150,7 @@ VITS = {name: form.vit for name, form in SMALL.items() if form.vit is not None}
 
 STORE = tempfile.TemporaryDirectory(prefix="pretext-test-")
 """Where the artefacts of the small tasks lie; gone at the end of the tests."""
+atexit.register(STORE.cleanup)
 
 
 def small(name: str, **changed: Any) -> PretextTask:

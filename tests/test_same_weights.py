@@ -54,7 +54,7 @@ def all_digests() -> dict[str, str]:
     import torch
     from small_tasks import SMALL, VITS, small
 
-    from pipelines.config import load_recipe
+    from pipelines.loading import load_recipe
     from ssl_core.nn.encoders import EncoderSpec
     from ssl_core.train.run import Optim, Run, Train
 

@@ -163,8 +163,12 @@ def test_its_sample_names_what_make_batch_needs_and_nothing_else(task):
     for name, field in task.sample.items():
         assert raw[name].shape[1:] == field.shape
     inputs, targets = task.make_batch(raw, generator())
-    with_label = {**raw, "label": torch.arange(4)}
+    with_label = {**raw, "label": raw.get("label", torch.arange(4))}
     assert equal((inputs, targets), task.make_batch(with_label, generator()))
+    assert set(raw) == set(task.sample)
+    for name in task.sample:
+        with pytest.raises(KeyError, match=name):
+            task.make_batch({other: value for other, value in raw.items() if other != name}, generator())
 
 
 def test_the_seed_makes_the_batch(task):

@@ -22,7 +22,8 @@ import torch
 
 from components.evaluation.evaluate import Split, evaluate, untrained
 from components.samples.digits import write_digits
-from pipelines.config import Recipe, load_recipe
+from pipelines.config import Recipe
+from pipelines.loading import load_recipe
 from ssl_core.data.decode import Limits, decode
 from ssl_core.data.shards import SCHEMA, Shards, write_shard
 from ssl_core.train.loop import Folder, Point, pretrain

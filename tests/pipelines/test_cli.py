@@ -18,7 +18,7 @@ import torch
 
 from components.storage.files import StorageError
 from pipelines.cli import main
-from pipelines.config import RecipeError
+from pipelines.loading import RecipeError
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks import TASKS
 from ssl_core.tasks.rotation import Rotation

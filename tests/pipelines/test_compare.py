@@ -22,7 +22,7 @@ from components.tracking.errors import TrackingError
 from components.training.run_folder import RunFolder
 from pipelines.compare import Compared, _contend, _reference, compare
 from pipelines.comparison_file import load, seconds_of
-from pipelines.config import COMPARISONS, RecipeError, load_recipe
+from pipelines.loading import COMPARISONS, RecipeError, load_recipe
 from pipelines.side_by_side import show_compared
 
 

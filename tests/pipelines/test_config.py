@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from components.steps.run_key import run_key
-from pipelines.config import RECIPES, RecipeError, field_docs, find_recipe, json_schema, load_recipe
+from pipelines.config import field_docs, json_schema
+from pipelines.loading import RECIPES, RecipeError, find_recipe, load_recipe
 from ssl_core.data.decode import Limits
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks import TASKS

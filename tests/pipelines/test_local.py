@@ -26,7 +26,7 @@ from components.steps.context import StepError, resolve
 from components.steps.ingest import ingest_corpora
 from components.steps.progress import Silent
 from components.tracking.store import connect_tracking, tracking_uri
-from pipelines.config import load_recipe
+from pipelines.loading import load_recipe
 from pipelines.local import artefacts_alone, evaluate_alone, pretrain_alone, register_alone, run_pipeline
 from pipelines.summary import show_summary
 from ssl_core.folder import DamagedError

@@ -21,7 +21,7 @@ import components
 import pipelines
 import ssl_core
 from pipelines.catalogue import UnknownTaskError
-from pipelines.config import RecipeError
+from pipelines.loading import RecipeError
 from ssl_core.errors import InputError, PretextError, fault, told, trace_of
 from ssl_core.folder import write_tensors
 

@@ -330,13 +330,13 @@ def test_neighbours_are_real_pictures_of_the_training_part(parts, evaluated):
 
 
 def test_settings_that_make_no_sense_are_refused():
-    for wrong in (
-        {"draws": 1},
-        {"draws": 256},
-        {"neighbours": 0},
-        {"holdout": 1.0},
-        {"temperature": 0.0},
-        {"shots": (0,)},
+    for wrong, said in (
+        ({"draws": 1}, "draws is 1; it lies between 2 and 255"),
+        ({"draws": 256}, "draws is 256; it lies between 2 and 255"),
+        ({"neighbours": 0}, "neighbours, .* start at 1"),
+        ({"holdout": 1.0}, "holdout lies between 0 and 1"),
+        ({"temperature": 0.0}, "temperature above 0"),
+        ({"shots": (0,)}, "shots, .* start at 1"),
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=said):
             Settings(**wrong)

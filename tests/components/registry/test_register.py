@@ -187,6 +187,8 @@ def test_a_model_is_found_by_alias_version_run_and_folder(shop: Shop, tmp_path: 
     found = [load_artifact(fetch(name, tmp_path / "m", shop.uri), layer="stage3") for name in uris]
     weights = [next(iter(loaded.model.parameters())) for loaded in found]
     assert all(torch.equal(weights[0], other) for other in weights)
+    first = load_artifact(fetch(f"models:/{NAME}/1", tmp_path / "m", shop.uri), layer="stage3")
+    assert not torch.equal(next(iter(first.model.parameters())), weights[0]), "version 1 is another model"
 
 
 @pytest.mark.parametrize("name", ["models:/none@champion", f"models:/{NAME}/99", f"models:/{NAME}@none", "runs:/no/x"])

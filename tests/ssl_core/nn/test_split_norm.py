@@ -67,8 +67,14 @@ def test_a_network_keeps_its_state_dict_and_loses_every_plain_batch_norm():
 
 
 def test_synchronising_over_workers_leaves_the_parts_apart():
-    network = nn.SyncBatchNorm.convert_sync_batchnorm(split_batch_norm(nn.Sequential(nn.BatchNorm2d(6)), 2))
+    plain = nn.BatchNorm2d(6)
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(split_batch_norm(nn.Sequential(plain), 2))
     assert isinstance(network[0], SplitBatchNorm)
+    x = torch.randn(8, 6, 4, 4) + torch.arange(8).view(-1, 1, 1, 1)
+    out = network(x)
+    torch.testing.assert_close(out[:4].mean((0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[4:].mean((0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
+    assert (plain(x)[:4].mean((0, 2, 3)) < -0.5).all(), "one norm for all would tell the parts apart"
 
 
 def test_a_batch_that_cannot_be_cut_is_answered_in_a_sentence():

@@ -50,6 +50,9 @@ def test_it_inverts():
 def test_colours_that_no_screen_shows_are_clamped():
     shown = lab.to_rgb(torch.tensor([[50.0, 100, 100], [120, 0, 0], [-5, 0, 0]]).view(3, 3, 1, 1))
     assert shown.isfinite().all() and shown.min() >= 0 and shown.max() <= 1
+    garish, white, black = shown.view(3, 3)
+    assert garish.max() == 1 and garish.min() == 0, "what lies outside ends on the border"
+    assert torch.equal(white, torch.ones(3)) and torch.equal(black, torch.zeros(3))
 
 
 def test_its_inputs_are_left_as_they_were():

@@ -90,10 +90,15 @@ def test_only_the_first_hidden_layer_has_batch_norm():
 
 def test_both_representations_are_of_the_canvas():
     raw = compass(ContextPrediction(**PLAIN), 3)
+    gap = {"image": raw["image"].clone()}
+    gap["image"][:, :, :, 15] = 255 - gap["image"][:, :, :, 15]  # a column between the patches of the even grid
     for kind in ("patches", "canvas"):
         task = ContextPrediction(**PLAIN, representation=kind)
+        torch.manual_seed(0)
+        model = task.build(encoder).eval()
         with torch.no_grad():
-            layers = task.build(encoder).eval().represent(raw)
+            layers, in_the_gap = model.represent(raw), model.represent(gap)
+        assert torch.equal(layers["stage3"], in_the_gap["stage3"]) == (kind == "patches")
         assert {name: tuple(vectors.shape) for name, vectors in layers.items()} == {
             "stage1": (3, 16),
             "stage2": (3, 32),

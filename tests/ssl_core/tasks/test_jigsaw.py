@@ -141,8 +141,12 @@ def test_a_right_answer_is_shown_as_the_solved_puzzle():
 def test_two_by_two_puzzles_and_the_whole_canvas_can_be_represented():
     task = puzzle(grid=2, permutations=24, representation="canvas")
     raw = noise(task, 3)
-    layers = task.build(encoder).eval().represent(raw)
-    assert layers["stage3"].shape == (3, 64)
+    model = task.build(encoder).eval()
+    with torch.no_grad():
+        whole, alone = model.represent(raw), model.represent({name: value[1:2] for name, value in raw.items()})
+    assert whole["stage3"].shape == (3, 64)
+    torch.testing.assert_close(whole["stage3"][1:2], alone["stage3"])
+    assert not torch.allclose(whole["stage3"][0], whole["stage3"][1]), "other pictures, other vectors"
 
 
 @pytest.mark.parametrize(

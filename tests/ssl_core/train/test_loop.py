@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ENCODER, Upside, tiny_run, tiny_shards, weights_of
+from tiny import ENCODER, TinyModel, Upside, tiny_run, tiny_shards, weights_of
 
 from ssl_core.data.shards import Shards
 from ssl_core.train import checkpoint
@@ -93,6 +93,9 @@ def test_accumulation_takes_the_mean_over_all_micro_batches(shards: Shards, tmp_
         return weights_of(checkpoint.load(tmp_path / str(accumulate) / "checkpoint_00000001")[0])
 
     whole, pieces = after_one_step(1), after_one_step(4)
+    torch.manual_seed(tiny_run().train.seed)
+    start = _ByContent(dropout=0.0).build(replace(ENCODER, norm="group").build).state_dict()
+    assert not torch.allclose(whole["model/head.weight"], start["head.weight"], atol=1e-4), "the weights have moved"
     assert all(torch.allclose(whole[name], pieces[name], atol=1e-6) for name in whole)
 
 
@@ -199,7 +202,19 @@ def test_batches_that_cannot_be_shared_and_sync_bn_on_a_cpu_are_refused() -> Non
         TrainState(tiny_run(sync_bn=True), Ranks(0, 1, torch.device("cpu")))
 
 
-def test_channels_last_reaches_kernels_and_inputs(shards: Shards) -> None:
-    train_state = TrainState(tiny_run(), Ranks(0, 1, torch.device("cpu")))
-    kernels = [weight for weight in train_state.model.parameters() if weight.ndim == 4]
-    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+def test_channels_last_reaches_kernels_and_inputs(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, forward = [], TinyModel.forward
+
+    def watched(model: TinyModel, image: torch.Tensor) -> torch.Tensor:
+        kernels = [weight for weight in model.parameters() if weight.ndim == 4 and weight.shape[-1] > 1]
+        seen.append([value.is_contiguous(memory_format=torch.channels_last) for value in (image, *kernels)])
+        return forward(model, image)
+
+    monkeypatch.setattr(TinyModel, "forward", watched)
+    train(tiny_run(steps=1), shards, tmp_path / "last")
+    train(tiny_run(steps=1, channels_last=False), shards, tmp_path / "plain")
+    (last, plain) = seen
+    assert len(last) > 10 and all(last)
+    assert not any(plain[1:])
