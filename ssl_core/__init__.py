@@ -18,7 +18,7 @@ from typing import Any
 
 PUBLIC = {
     "TASKS": "ssl_core.tasks",
-    "EncoderSpec": "ssl_core.nn.encoders",
+    "EncoderSpec": "ssl_core.nn.encoders.spec",
     "Folder": "ssl_core.train.loop",
     "Optim": "ssl_core.train.run",
     "PretextTask": "ssl_core.task",

@@ -1,6 +1,6 @@
 from ssl_core.data.shards import Shards as Shards
 from ssl_core.data.shards import write_shard as write_shard
-from ssl_core.nn.encoders import EncoderSpec as EncoderSpec
+from ssl_core.nn.encoders.spec import EncoderSpec as EncoderSpec
 from ssl_core.probes.knn import knn as knn
 from ssl_core.probes.linear import linear_probe as linear_probe
 from ssl_core.probes.rank import rank_me as rank_me

@@ -50,7 +50,9 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             for folder in grown:
                 _sync(folder)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # of a write, which knows a descriptor only
+        if (
+            isinstance(error, OSError) and error.errno and error.filename is None
+        ):  # of a write, which knows a descriptor only
             error.filename = str(temporary)
         with suppress(OSError):  # fails where something stands at `path`, as it should
             os.rename(old, path)

@@ -21,9 +21,7 @@ READMES = [
     path.relative_to(ROOT).as_posix()
     for path in sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
 ]
-NAMES_OF_BEFORE = {
-    "components/README.md": "its tables give the files' names from before components was cut into rooms",
-}
+NAMES_OF_BEFORE: dict[str, str] = {}
 """READMEs that name files that are gone, with the reason; one that is mended is taken off the list."""
 OF_THE_USER = {"my.yaml", "mine.yaml", "path/to/mine.yaml", "recipe.schema.json", "out.parquet", "report.html"}
 """Files that a README names as ones that the user has or gets."""

@@ -36,8 +36,9 @@ TRAINING = (f"{PACKAGE}.train.loop", f"{PACKAGE}.data.reader")
 """Modules that every training executes, with all that they import."""
 
 REGISTRIES = (PACKAGE, f"{PACKAGE}.tasks", f"{PACKAGE}.nn.encoders.architectures")
-"""Modules that only list what there is to choose from. An import of one task or encoder executes them and with them all
-others, of which none takes part. So they are not followed: `code_of` names what the run has chosen."""
+"""Modules that only list what there is to choose from: public names, tasks, encoders. An import of one task or encoder
+executes them and with them all others, of which none takes part. So they are not followed: `code_of` names what the run
+has chosen."""
 
 
 def learning(run: Run, workers: int, gpus: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from components.reports import comparison_figures, figures
 from components.reports.comparison_report import write_comparison
 from components.reports.report import About, write_report
 from components.reports.tables import comparison_note, evaluation_note
+from components.training.run_folder import RunFolder
 from pipelines.compare import Compared
 from pipelines.side_by_side import show_compared
 from pipelines.summary import evaluation_table
@@ -83,7 +84,7 @@ def test_a_probe_of_any_number_of_shots_is_shown_everywhere(
     assert titles(drawn[0]) == ["Linear probe", "kNN", "10-shot probe"]
 
     both = compared(ten)
-    show_compared(Compared(both, tmp_path, 2.0), as_json=False)
+    show_compared(Compared(both, RunFolder(str(tmp_path), "both"), 2.0), as_json=False)
     assert "10-shot" in capsys.readouterr().out
     assert "| kNN | 10-shot | RankMe |" in comparison_note(both)
     assert '<th scope="col">10-shot probe</th>' in write_comparison(both, {}, {})

@@ -16,7 +16,7 @@ import ssl_core
 
 EXPORTED = {
     *("TASKS", "PretextTask", "TaskModel", "EncoderSpec"),
-    *("Run", "Optim", "Train", "Shards", "Folder", "write_shard", "pretrain"),
+    *("Run", "Optim", "Train", "Runtime", "Shards", "Folder", "write_shard", "pretrain"),
     *("load_model", "save_model", "knn", "linear_probe", "rank_me"),
 }
 

@@ -18,7 +18,7 @@ def test_each_encoder_has_a_row_with_its_score_beside_its_untrained_self_and_pix
     png = draw(BOTH)["probes"]
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     (axes,) = drawings[0].axes
-    assert (axes.get_title("left"), axes.get_xlabel()) == ("Linear probe", "accuracy, %")
+    assert (axes.get_title("left"), axes.get_xlabel()) == ("Linear probe", "accuracy in %")
     assert ticks(axes, "y") == ["simclr", "rotation", "supervised"], "what failed has no row"
     bottom, top = axes.get_ylim()
     assert bottom > top, "the first named stands on top"

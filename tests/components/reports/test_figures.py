@@ -60,8 +60,8 @@ def test_each_probe_has_a_panel_with_every_layers_score_and_interval(drawings: l
     assert [axes.get_title("left") for axes in panels] == [
         "Linear probe",
         "kNN",
-        "1 label per class",
-        "5 labels per class",
+        "1-shot probe",
+        "5-shot probe",
     ]
     for axes in panels:
         assert ticks(axes, "x") == ["stage1", "stage2"]
@@ -72,7 +72,7 @@ def test_each_probe_has_a_panel_with_every_layers_score_and_interval(drawings: l
         assert {round(float(y), 4) for y in pixels.get_ydata()} == {70.0}
         ((marked, at),) = [(text.get_text(), text.xy) for text in axes.texts]
         assert marked == "80.0" and at == pytest.approx((0.91, 82.0)), "the best layer carries its figure"
-    assert panels[0].get_ylabel() == "accuracy, %" and sorted(legend(panels[0])) == sorted([ENCODER, RANDOM, PIXELS])
+    assert panels[0].get_ylabel() == "accuracy in %" and sorted(legend(panels[0])) == sorted([ENCODER, RANDOM, PIXELS])
 
 
 def test_each_factor_has_a_line_with_three_sources_and_chance(drawings: list[Figure]):
@@ -85,7 +85,7 @@ def test_each_factor_has_a_line_with_three_sources_and_chance(drawings: list[Fig
     assert reaches(axes, RANDOM) == [(39.0, 43.0), (20.0, 24.0)]
     chance = [line for line in axes.collections if line not in [bars.lines[2][0] for bars in error_bars(axes)]]
     assert [float(line.get_segments()[0][0, 0]) for line in chance] == [0.0, 12.5]
-    assert sorted(legend(axes)) == sorted([ENCODER, RANDOM, PIXELS, "chance"])
+    assert sorted(legend(axes)) == sorted([ENCODER, RANDOM, PIXELS, "chance level"])
 
 
 def test_the_answers_are_the_panels_pictures_with_their_captions(drawings: list[Figure]):
@@ -145,9 +145,9 @@ def test_curves_are_the_points_that_are_finite(drawings: list[Figure]):
     logged = [*points(5), SimpleNamespace(step=5, metrics={"loss": float("nan"), "lr": 0.2})]
     figures.curves(logged)
     curves = {axes.get_title("left"): axes.lines[0] for axes in drawings[0].axes}
-    assert list(curves) == ["loss", "pretext accuracy", "learning rate"]
-    assert list(curves["loss"].get_xdata()) == [0, 1, 2, 3, 4]
-    assert list(curves["loss"].get_ydata()) == [5 / (i + 1) for i in range(5)]
-    assert list(curves["learning rate"].get_ydata()) == [0.1] * 5 + [0.2]
-    accuracy = next(axes for axes in drawings[0].axes if axes.get_title("left") == "pretext accuracy")
-    assert accuracy.get_ylim() == (0, 1.02)
+    assert list(curves) == ["Loss", "Pretext accuracy in %", "Learning rate"]
+    assert list(curves["Loss"].get_xdata()) == [0, 1, 2, 3, 4]
+    assert list(curves["Loss"].get_ydata()) == [5 / (i + 1) for i in range(5)]
+    assert list(curves["Learning rate"].get_ydata()) == [0.1] * 5 + [0.2]
+    accuracy = next(axes for axes in drawings[0].axes if axes.get_title("left") == "Pretext accuracy in %")
+    assert accuracy.get_ylim() == (0, 102)
