@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_core import folder
+from ssl_core import atomic, folder
 from ssl_core.folder import (
     MARKER,
     DamagedError,
@@ -56,13 +56,13 @@ def test_a_writing_that_fails_at_any_point_leaves_the_old_folder_and_nothing_els
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = write(tmp_path / "x", 1.0)
-    for step in ("save_file", "_sync", "_replace"):
+    for module, step in ((folder, "save_file"), (atomic, "_sync_all"), (atomic, "_rename")):
         with monkeypatch.context() as patched:
 
             def full(*_: object, **__: object) -> None:
                 raise OSError(28, "No space left on device")
 
-            patched.setattr(folder, step, full)
+            patched.setattr(module, step, full)
             with pytest.raises(OSError, match="No space left"):
                 write(made, 2.0)
         verify(made)
@@ -79,7 +79,7 @@ def test_a_single_file_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "_sync", full)
+    monkeypatch.setattr(atomic, "_sync_all", full)
     with pytest.raises(OSError, match="No space left"):
         write_tensors(path, {"a": torch.ones(1)})
     assert read_tensors(path)["a"] == 0 and os.listdir(tmp_path) == [path.name]
