@@ -135,7 +135,7 @@ def test_what_a_task_needs_first_is_made_recorded_and_registered_with_the_model(
 ) -> None:
     path = Path(recipe_file(tmp_path))
     text = path.read_text().replace("task: {name: rotation, canvas: 16, flip: false}", PUZZLE)
-    path.write_text(text.replace("size: 16}", "size: 32}"))
+    path.write_text(text.replace(", size: 16}", ", size: 32}"))
     recipe = load_recipe(str(path))
     ingest_corpora(recipe.spec(), Silent())
     made, context = artefacts_alone(recipe)

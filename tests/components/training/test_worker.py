@@ -27,6 +27,7 @@ from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.train import checkpoint
 from ssl_core.train.run import Run
+from ssl_core.types import CorpusVersion
 
 STATE = ({"weight": torch.ones(3)}, {"step": 5})
 
@@ -134,9 +135,8 @@ def test_a_place_is_a_path_and_the_file_system_that_reads_it(tmp_path: Path, s3:
 
 
 def _training(storage: Path) -> Training:
-    return Training(
-        Run(Rotation(), EncoderSpec("resnet18")), "corpus", 0, RunFolder(str(storage), "run"), "lease", "home", None
-    )
+    run, corpus = Run(Rotation(), EncoderSpec("resnet18")), CorpusVersion("corpus", 0, "digest", 1)
+    return Training(run, corpus, RunFolder(str(storage), "run"), "lease", "home", None)
 
 
 def _caught() -> Exception:
