@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from components.storage.files import StorageError
 from pipelines.cli import main
@@ -193,6 +197,20 @@ def test_embedding_without_media_is_nothing_to_do_and_without_a_usable_file_a_fa
     done = pretext("embed", str(empty), *rest)
     assert done.returncode == 1 and "error: no file of" in done.stderr and "(empty 1)" in done.stderr
     assert done.stdout == "" and not out.exists()
+
+
+def test_the_column_to_embed_is_the_one_that_was_named(pretext: Pretext, tmp_path: Path) -> None:
+    task, spec = Rotation(canvas=8), EncoderSpec(name="resnet18", width=0.25, stem="cifar")
+    save_model(tmp_path / "model", task, spec, task.build(spec.build).state_dict())
+    coded = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(coded, "PNG")
+    source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table({"picture": [coded.getvalue()], "mask": [b"none"]}), source)
+    rest = ["--model", str(tmp_path / "model"), "-o", str(out)]
+    undecided = pretext("embed", str(source), *rest)
+    assert undecided.returncode == 1 and "choose one of picture, mask with --column" in undecided.stderr
+    assert pretext("embed", str(source), *rest, "--column", "picture").returncode == 0
+    assert pq.read_table(out).num_rows == 1
 
 
 def test_schema_is_json_that_names_every_task(pretext: Pretext) -> None:
