@@ -257,7 +257,7 @@ class Tracker:
     def _persist_at_last(self) -> None:
         try:
             self.persist()
-        except StorageError as error:
+        except (OSError, StorageError) as error:
             log.warning("The end of this run's record stays in %s alone: %s", self._journal.folder, error)
 
     def _append(self, record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -122,6 +123,23 @@ def test_a_storage_that_refuses_for_a_moment_costs_nothing_and_one_that_goes_on_
     add(here, range(5, 6))
     with pytest.raises(StorageError, match="SlowDown"):
         mirror.upload(here)
+
+
+def test_a_full_disk_of_this_machine_stops_no_upload(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, mirror = machine(bucket, tmp_path / "a")
+    add(here, range(5))
+
+    def full(path: Path, text: str, *, durable: bool) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(module, "replace_text", full)
+        mirror.upload(here)
+    here.close()
+    assert segments(bucket) == [("journal-000000000000.jsonl", (tmp_path / "a" / "journal.jsonl").stat().st_size)]
+    assert steps_of(machine(bucket, tmp_path / "a")[0]) == list(range(5))
 
 
 def test_a_run_goes_on_elsewhere_with_no_point_lost_or_doubled_and_with_its_figures(
