@@ -229,3 +229,31 @@ def test_a_stream_that_the_shell_closed_is_done_without(closed: str) -> None:
     {sys.executable} -m pipelines validate none {closed}; test $? = 2 || exit 1"""
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+WORK = """
+import sys
+from components.steps.progress import Advance
+from pipelines import console
+with console.Terminal() as terminal:
+    terminal.say("begun")
+    terminal.advance(Advance("first", 1, 2))
+    sys.stdin.readline()
+    for step in ("first", "second"):
+        terminal.advance(Advance(step, 2, 2))
+        terminal.say("more")
+    terminal.advance(Advance("third", 1, 2))
+console.complain("at the end")
+print("done")
+"""
+
+
+def test_work_goes_on_where_the_terminal_was_closed() -> None:
+    master, slave = os.openpty()
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", WORK], stdin=pipe, stdout=pipe, stderr=slave, text=True)
+    os.close(slave)
+    while b"begun" not in os.read(master, 4096):
+        pass
+    os.close(master)
+    assert process.communicate("\n")[0] == "done\n"
