@@ -28,7 +28,7 @@ from components.steps.evaluate import evaluate
 from components.steps.ingest import ingest_corpora
 from components.steps.pretrain import pretrain
 from components.steps.publish_comparison import publish_comparison
-from components.steps.session import at_work, exclusively
+from components.steps.session import at_work, exclusively, not_taken_over
 from components.tracking.provenance import started_by
 from components.training.run_folder import RunFolder
 from pipelines.comparison_file import ComparisonRequest
@@ -144,8 +144,9 @@ def _record(request: ComparisonRequest, folder: RunFolder, key: str) -> Iterator
     tracking = request.recipes[0].tracking
     how: dict[str, Any] = {"experiment": tracking.experiment, "uri": tracking.uri, "system_metrics": 0.0}
     with (
-        exclusively(folder.name, folder),
+        exclusively(folder.name, folder) as lease,
         Tracker(key, folder.uri, name=folder.name, tags=started_by(), **how) as tracker,
+        not_taken_over(lease),
     ):
         names = {str(number): recipe.name for number, recipe in enumerate(request.recipes, 1)}
         tracker.params({"budget_seconds": request.budget, "recipes": names})

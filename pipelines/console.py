@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,16 +36,20 @@ def _open_missing_streams() -> None:
 _open_missing_streams()
 OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
+UNREAD = suppress(OSError)
+"""Around what is written to stderr: a terminal that has been closed, or a full disk, must stop no work."""
 
 
 def say(sentence: str) -> None:
     """A line of progress, on stderr."""
-    ERR.print(Text(sentence))
+    with UNREAD:
+        ERR.print(Text(sentence))
 
 
 def complain(sentence: str) -> None:
     """What went wrong, on stderr."""
-    ERR.print(Text("error: ", style="bold red") + Text(sentence))
+    with UNREAD:
+        ERR.print(Text("error: ", style="bold red") + Text(sentence))
 
 
 def emit(data: Any) -> None:
@@ -138,16 +143,17 @@ class Terminal:
             say(sentence)
 
     def advance(self, now: Advance) -> None:
-        with self._turn:
+        with self._turn, UNREAD:
             if self._bar is None or self._bar.title != now.step:
                 self._end_bar()
                 self._bar = Bar(now.step).__enter__()
             self._bar.update(now.done, now.total, ", ".join(_in_words(now)))
 
     def _end_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-        self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with UNREAD:
+                bar.__exit__(None, None, None)
 
 
 FIGURES: Mapping[str, Callable[[float], str]] = {

@@ -138,10 +138,11 @@ def ingest_alone(
 def embed_alone(model: str, source: str, out: Path, column: str | None = None, **options: Any) -> EmbedReport:
     """`components.embed.embed.embed` with its progress on stderr."""
     from components.embed.embed import embed
+    from components.embed.pictures import Reading
 
     with stoppable(), Terminal() as progress:
 
         def show(done: int, refused: int) -> None:
             progress.advance(Advance("embed", done, None, {"embedded": done, "quarantined": refused}))
 
-        return embed(model, source, out, progress=show, **options)
+        return embed(model, source, out, reading=Reading(column), progress=show, **options)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from components.evaluation.evaluate import Evaluation, Evidence
+from components.evaluation.evaluate import Evidence
 from components.evaluation.references import ENCODER, PIXELS, RANDOM
-from components.evaluation.result import Factor, Known, Pretext, Row
+from components.evaluation.result import Evaluation, Factor, Known, Pretext, Row
 from ssl_core.probes.intervals import Interval
 from ssl_core.types import Panel
 

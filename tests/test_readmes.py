@@ -21,8 +21,6 @@ READMES = [
     path.relative_to(ROOT).as_posix()
     for path in sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
 ]
-NAMES_OF_BEFORE: dict[str, str] = {}
-"""READMEs that name files that are gone, with the reason; one that is mended is taken off the list."""
 OF_THE_USER = {"my.yaml", "mine.yaml", "path/to/mine.yaml", "recipe.schema.json", "out.parquet", "report.html"}
 """Files that a README names as ones that the user has or gets."""
 OF_A_RUN = re.compile(r"\.pretext/.*|about\.json|evaluation\.json|config\.json|comparison\.(html|json|md)|\w+\.parquet")
@@ -150,10 +148,7 @@ def test_files_and_links_lead_somewhere(readme: str) -> None:
     gone = sorted(
         name for name in named if name not in OF_THE_USER and not OF_A_RUN.fullmatch(name) and not exists(name, readme)
     )
-    if readme in NAMES_OF_BEFORE:
-        assert gone, f"{readme} is mended: delete it from NAMES_OF_BEFORE"
-    else:
-        assert not gone, f"{readme} names files that are not there: {', '.join(gone)}"
+    assert not gone, f"{readme} names files that are not there: {', '.join(gone)}"
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -34,7 +34,7 @@ from components.evaluation.features import (
 from components.evaluation.metrics import ALIGNMENT, KNN, LINEAR, LOSS, RANK_ME, UNIFORMITY, k_shot
 from components.evaluation.notes import notes
 from components.evaluation.references import ENCODER, RANDOM, raw_input
-from components.evaluation.result import Correct, Evaluation, Pretext, Row, best_row, paired_gain
+from components.evaluation.result import Correct, Evaluation, Pretext, Row, best_row
 from ssl_core.data.shards import class_names
 from ssl_core.errors import InputError
 from ssl_core.nn.encoders import EncoderSpec
@@ -44,8 +44,6 @@ from ssl_core.probes.linear import draw_shots, few_shot, linear_probe
 from ssl_core.probes.rank import alignment, collapse, rank_me, uniformity
 from ssl_core.task import PretextTask, TaskModel
 from ssl_core.types import Panel, Raw, media
-
-__all__ = ["Evaluation", "Evidence", "Settings", "Split", "evaluate", "evaluation_set", "paired_gain", "untrained"]
 
 Pictures = npt.NDArray[np.uint8]
 _PRETEXT_BATCH = 256  # fixed, since a contrastive task is harder in a larger batch

@@ -28,7 +28,7 @@ from components.registry.fetch import LOGGED, fetch, output_of
 from components.registry.promotion import Gain, Promotion
 from components.tracking.delivery import RUN_KEY
 from components.tracking.errors import answering
-from components.tracking.tracker import connect_tracking
+from components.tracking.store import connect_tracking
 from ssl_core.errors import InputError
 
 UPLOAD_SECONDS = 900.0

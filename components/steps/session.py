@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from components.steps.context import RunContext, StepError
+from components.storage.files import StorageError
 from components.storage.home import lock_file
-from components.storage.lease import ExclusiveLease
+from components.storage.lease import ExclusiveLease, require
 from components.storage.locks import Busy, exclusive
 from components.tracking.provenance import git_commit, started_by
 from components.training.run_folder import RunFolder
@@ -30,10 +31,12 @@ def at_work(context: RunContext, parent: str | None = None) -> Iterator[tuple[Tr
 
     Raises:
         StepError: another process is at work on the run.
+        TakenOver: another process has taken the run over before the end of the block.
     """
     with (
         exclusively(f"run {context.name}", context.folder) as lease,
         recorded(context, attempt=not context.trained, parent=parent) as tracker,
+        not_taken_over(lease),
     ):
         yield tracker, lease
 
@@ -52,6 +55,20 @@ def exclusively(what: str, folder: RunFolder) -> Iterator[ExclusiveLease]:
         except Busy as busy:
             raise StepError(f"{what} is being worked on: {busy}; wait for it, or stop it") from None
         yield lease
+
+
+@contextmanager
+def not_taken_over(lease: ExclusiveLease) -> Iterator[None]:
+    """Stands inside of a tracker's block, which uploads nothing into a folder that is another process's by now.
+
+    Raises:
+        TakenOver: the lease is gone at the end of the block, however that ended.
+    """
+    try:
+        yield
+    finally:
+        with suppress(StorageError):  # nothing can be uploaded either
+            require(lease.record)
 
 
 @contextmanager

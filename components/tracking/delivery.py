@@ -68,7 +68,7 @@ class MlflowRun:
             header = self._header()
             experiment = find_experiment(self.client, header["experiment"], self._artifacts())
             run = self._adopt(experiment, header)
-            if self.journal.owner != run.info.run_id:  # this folder never fed that run: see what it holds already
+            if self.journal.shared or self.journal.owner != run.info.run_id:  # others fed that run: see what it holds
                 self._known = _steps(self.client, run)
             if self.attempt and run.info.status != "RUNNING":
                 self.client.update_run(run.info.run_id, status="RUNNING")

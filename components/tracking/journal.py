@@ -50,15 +50,20 @@ class JournalEntry:
 
 
 class Journal:
-    """Append-only journal of one run in `folder`; one process at a time (raises `Busy` otherwise)."""
+    """Append-only journal of one run in `folder`; one process at a time (raises `Busy` otherwise).
 
-    def __init__(self, folder: Path, restore: Callable[[], None] = lambda: None) -> None:
-        """restore: called once the folder is this process's own; may put an earlier journal into it."""
-        self.folder = folder
+    Attributes:
+        shared: whether journals of other machines may have fed the same run, also with what this one never held.
+    """
+
+    def __init__(self, folder: Path, restore: Callable[[], None] | None = None) -> None:
+        """restore: called once the folder is this process's own; puts an earlier journal of any machine into it."""
+        self.folder, self.shared = folder, restore is not None
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = acquire(folder / "journal.lock")
         try:
-            restore()
+            if restore is not None:
+                restore()
         except BaseException:
             os.close(self._lock)
             raise

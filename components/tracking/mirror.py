@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,8 @@ class Mirror:
 
     def _write_state(self) -> None:
         state = json.dumps({"size": self._size, "files": self._files})
-        replace_text(self.folder / STATE, state, durable=False)  # without it the run's folder is read again
+        with suppress(OSError):  # this machine's disk is full; without the state the run's folder is read again
+            replace_text(self.folder / STATE, state, durable=False)
 
 
 def _next_start(segments: list[Entry]) -> int:

@@ -27,11 +27,9 @@ from components.tracking.errors import answering, shown
 from components.tracking.journal import Journal, Shipper, last_header
 from components.tracking.mirror import COPIES, Mirror
 from components.tracking.stale_runs import is_stale
-from components.tracking.store import connect_tracking, database_of, quieten, tracking_uri, ui_command
+from components.tracking.store import connect_tracking, database_of, quieten, tracking_uri
 from components.tracking.system_metrics import SystemMetrics
 from ssl_core.errors import InputError
-
-__all__ = ["Tracker", "close_stale_runs", "connect_tracking", "tracking_uri", "ui_command"]
 
 log = logging.getLogger("pretext.tracking")
 
@@ -257,7 +255,7 @@ class Tracker:
     def _persist_at_last(self) -> None:
         try:
             self.persist()
-        except StorageError as error:
+        except (OSError, StorageError) as error:
             log.warning("The end of this run's record stays in %s alone: %s", self._journal.folder, error)
 
     def _append(self, record: dict[str, Any]) -> None:

@@ -67,13 +67,8 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return read_tensors(folder / TENSORS), read_json(folder / META)
 
 
-def newest_complete(parent: Path) -> Path | None:
-    """The complete checkpoint with the most steps, by marker and file sizes; None where there is none."""
-    return next(iter(complete(parent)), None)
-
-
 def complete(parent: Path) -> list[Path]:
-    """Complete checkpoints in `parent`, newest first."""
+    """Complete checkpoints in `parent`, by marker and file sizes, newest first."""
     found = [path for path in _checkpoints(parent) if is_complete(path)]
     return sorted(found, key=lambda path: step_of(path.name) or 0, reverse=True)
 

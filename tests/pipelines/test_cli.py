@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from components.storage.files import StorageError
 from pipelines.cli import main
@@ -195,6 +199,20 @@ def test_embedding_without_media_is_nothing_to_do_and_without_a_usable_file_a_fa
     assert done.stdout == "" and not out.exists()
 
 
+def test_the_column_to_embed_is_the_one_that_was_named(pretext: Pretext, tmp_path: Path) -> None:
+    task, spec = Rotation(canvas=8), EncoderSpec(name="resnet18", width=0.25, stem="cifar")
+    save_model(tmp_path / "model", task, spec, task.build(spec.build).state_dict())
+    coded = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(coded, "PNG")
+    source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table({"picture": [coded.getvalue()], "mask": [b"none"]}), source)
+    rest = ["--model", str(tmp_path / "model"), "-o", str(out)]
+    undecided = pretext("embed", str(source), *rest)
+    assert undecided.returncode == 1 and "choose one of picture, mask with --column" in undecided.stderr
+    assert pretext("embed", str(source), *rest, "--column", "picture").returncode == 0
+    assert pq.read_table(out).num_rows == 1
+
+
 def test_schema_is_json_that_names_every_task(pretext: Pretext) -> None:
     schema = json.loads(pretext("schema").stdout)
     assert set(schema["else"]["properties"]["task"]["discriminator"]["mapping"]) == set(TASKS)
@@ -211,3 +229,31 @@ def test_a_stream_that_the_shell_closed_is_done_without(closed: str) -> None:
     {sys.executable} -m pipelines validate none {closed}; test $? = 2 || exit 1"""
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+WORK = """
+import sys
+from components.steps.progress import Advance
+from pipelines import console
+with console.Terminal() as terminal:
+    terminal.say("begun")
+    terminal.advance(Advance("first", 1, 2))
+    sys.stdin.readline()
+    for step in ("first", "second"):
+        terminal.advance(Advance(step, 2, 2))
+        terminal.say("more")
+    terminal.advance(Advance("third", 1, 2))
+console.complain("at the end")
+print("done")
+"""
+
+
+def test_work_goes_on_where_the_terminal_was_closed() -> None:
+    master, slave = os.openpty()
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", WORK], stdin=pipe, stdout=pipe, stderr=slave, text=True)
+    os.close(slave)
+    while b"begun" not in os.read(master, 4096):
+        pass
+    os.close(master)
+    assert process.communicate("\n")[0] == "done\n"

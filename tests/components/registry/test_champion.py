@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from components.registry.champion import LEASE, champion_of, model_lock, promote, set_champion
 from components.storage.locks import Busy
-from components.tracking.tracker import connect_tracking
+from components.tracking.store import connect_tracking
 from ssl_core.probes.intervals import Interval
 
 

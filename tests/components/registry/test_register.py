@@ -25,7 +25,8 @@ from components.embed.embed import embed
 from components.evaluation.result import Correct, Evaluation, Row
 from components.registry.export import load_artifact
 from components.registry.register import Candidate, Registered, fetch, register
-from components.tracking.tracker import Tracker, connect_tracking
+from components.tracking.store import connect_tracking
+from components.tracking.tracker import Tracker
 from ssl_core.folder import DamagedError
 from ssl_core.nn.encoders import EncoderSpec
 from ssl_core.probes.intervals import Interval

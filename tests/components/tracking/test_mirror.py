@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -124,6 +125,23 @@ def test_a_storage_that_refuses_for_a_moment_costs_nothing_and_one_that_goes_on_
         mirror.upload(here)
 
 
+def test_a_full_disk_of_this_machine_stops_no_upload(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, mirror = machine(bucket, tmp_path / "a")
+    add(here, range(5))
+
+    def full(path: Path, text: str, *, durable: bool) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(module, "replace_text", full)
+        mirror.upload(here)
+    here.close()
+    assert segments(bucket) == [("journal-000000000000.jsonl", (tmp_path / "a" / "journal.jsonl").stat().st_size)]
+    assert steps_of(machine(bucket, tmp_path / "a")[0]) == list(range(5))
+
+
 def test_a_run_goes_on_elsewhere_with_no_point_lost_or_doubled_and_with_its_figures(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,3 +176,33 @@ def test_a_run_goes_on_elsewhere_with_no_point_lost_or_doubled_and_with_its_figu
     with Tracker("moved", bucket, uri=store, system_metrics=0, attempt=False) as third:
         assert [point.step for point in third.points()] == list(range(20))
     assert sorted(metric.step for metric in client.get_metric_history(second.run_id, "loss")) == list(range(20))
+
+
+@pytest.mark.parametrize("last", ["b", "a"])
+def test_points_of_a_machine_that_is_gone_are_not_doubled_by_one_that_is_stopped_before_it_reaches_them(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """The tracker gets more than the bucket from the first machine; or, where the first comes back, from the second."""
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+    def killed(home: str, steps: range, uploaded: bool) -> None:
+        monkeypatch.setenv("PRETEXT_HOME", str(tmp_path / home))
+        tracker = Tracker("moved", bucket, uri=store, system_metrics=0)
+        for step in steps:
+            tracker.point(step, time.time_ns() // 1_000_000, {"loss": 1.0})
+        if uploaded:
+            tracker.persist()
+        assert tracker.flush(20)
+        tracker._shipper.drain(5)
+        os.close(tracker._journal._lock)
+
+    killed("a", range(5), uploaded=True)
+    killed("a" if last == "b" else "b", range(5, 9), uploaded=False)
+    killed("b", range(0), uploaded=False)
+    monkeypatch.setenv("PRETEXT_HOME", str(tmp_path / last))
+    with Tracker("moved", bucket, uri=store, system_metrics=0) as tracker:
+        for step in range(5, 12):
+            tracker.point(step, time.time_ns() // 1_000_000, {"loss": 1.0})
+    client, _ = connect_tracking(store)
+    assert tracker.run_id is not None
+    assert sorted(point.step for point in client.get_metric_history(tracker.run_id, "loss")) == list(range(12))

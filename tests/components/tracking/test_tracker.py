@@ -23,7 +23,8 @@ from tracking_server import Server
 
 from components.storage.lease import TakenOver
 from components.storage.locks import Busy
-from components.tracking.tracker import Tracker, close_stale_runs, connect_tracking, tracking_uri, ui_command
+from components.tracking.store import connect_tracking, tracking_uri, ui_command
+from components.tracking.tracker import Tracker, close_stale_runs
 
 KEY = "0123456789abcdef"
 

@@ -49,7 +49,7 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path, harm: str) -> Non
         state.unlink()
     else:
         (newest / MARKER).write_text('{"files": {')
-    assert checkpoint.newest_complete(tmp_path) == tmp_path / "checkpoint_00000005"
+    assert checkpoint.complete(tmp_path)[0] == tmp_path / "checkpoint_00000005"
     with pytest.raises(DamagedError, match="not complete"):
         checkpoint.load(newest)
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_that_was_being_replaced_when_its_writer_was_killed_is_back
 
 
 def test_an_empty_or_absent_folder_has_no_checkpoint(tmp_path: Path) -> None:
-    assert checkpoint.newest_complete(tmp_path / "absent") is None
+    assert checkpoint.complete(tmp_path / "absent") == []
     assert checkpoint.load_newest(tmp_path) is None
 
 

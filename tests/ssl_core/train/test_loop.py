@@ -141,7 +141,7 @@ def test_points_are_means_over_the_window_with_rate_and_time_left(shards: Shards
 def test_nan_stops_the_run_and_never_reaches_a_checkpoint(shards: Shards, tmp_path: Path) -> None:
     outcome, _ = train(tiny_run(Upside(nan=True), log_every=100), shards, tmp_path / "run")
     assert outcome.status == "FAILED" and "NaN" in outcome.reason and "optim.lr" in outcome.reason
-    assert checkpoint.newest_complete(tmp_path / "run") is None
+    assert checkpoint.complete(tmp_path / "run") == []
     outcome, _ = train(tiny_run(Upside(nan=True), log_every=1), shards, tmp_path / "run")
     assert outcome == Outcome("FAILED", 1, 12, outcome.reason)
 
