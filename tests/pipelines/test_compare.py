@@ -1,4 +1,4 @@
-"""`pretext compare`: which recipes may stand side by side, and what is left of a comparison."""
+"""`pretext compare`: which recipes can be compared, and what a comparison leaves behind."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_comparison_file_lists_recipes_beside_it_and_its_wrong_keys_are_named_
         ("all.yaml", r"all\.yaml:4: all\.yaml is a comparison; list its recipes"),
     ],
 )
-def test_what_a_comparison_lists_wrongly_is_told_with_its_line(tmp_path: Path, recipe: str, complaint: str) -> None:
+def test_what_a_comparison_lists_wrongly_is_named_with_its_line(tmp_path: Path, recipe: str, complaint: str) -> None:
     variant(tmp_path, "first")
     listed = tmp_path / "all.yaml"
     listed.write_text(f"name: all\nrecipes:\n  - first.yaml\n  - {recipe}\n")
@@ -146,7 +146,7 @@ def test_the_end_of_a_comparison_says_why_one_failed(tmp_path: Path, capsys: pyt
     assert re.search(r"done in 2 s\n(.*\n)*  turned failed +the loss became NaN\n", capsys.readouterr().out)
 
 
-def test_what_fails_for_a_reason_of_its_own_is_told_and_a_fault_of_ours_ends_the_comparison(
+def test_a_failure_of_one_recipe_is_recorded_and_a_bug_ends_the_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_corpus(tmp_path / "corpus")

@@ -1,4 +1,4 @@
-"""A recipe is checked whole, and every complaint says what, where and how to mend it."""
+"""A recipe is checked as a whole, and every error says what is wrong, where, and how to mend it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_refused_value_names_its_own_line(tmp_path: Path) -> None:
     assert "tiny.yaml:13: " in complaint(tmp_path, GOOD.replace("batch_size: 64", "batch_size: many"))
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     text = complaint(tmp_path, GOOD.replace("lr:", "lrr:").replace("batch_size", "bach_size"))
     assert len(text.splitlines()) == 2
 
@@ -122,7 +122,7 @@ def test_text_that_is_not_yaml_names_the_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("a: &a [*a]\n", "tiny.yaml:1: nested too deep"),
         ("a: " + "[" * 3000 + "]" * 3000, "tiny.yaml: not a recipe: its brackets are nested too deep"),
@@ -138,14 +138,14 @@ def test_text_that_is_not_yaml_names_the_line(tmp_path: Path) -> None:
     ],
     ids=["cycle", "depth", "bomb", "tag", "date", "key", "merge", "control"],
 )
-def test_a_trap_of_yaml_is_answered_by_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+def test_a_trap_of_yaml_is_answered_by_one_sentence(tmp_path: Path, text: str, expected: str) -> None:
     answer = complaint(tmp_path, text)
-    assert said in answer
+    assert expected in answer
     assert len(answer.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("train.seed=yes", "--set train.seed=yes: seed is true, a boolean; write a number"),
         ("corpus.sources=photos", "`corpus.sources` is 'photos': write a list, [a, b]"),
@@ -160,8 +160,10 @@ def test_a_trap_of_yaml_is_answered_by_one_sentence(tmp_path: Path, text: str, s
         ("train.seed=2024-13-45", "the value is not valid YAML; quote it"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_told_how_to_be_written(tmp_path: Path, override: str, said: str) -> None:
-    assert said in complaint(tmp_path, GOOD, override)
+def test_the_error_for_a_value_of_the_wrong_type_says_how_to_write_it(
+    tmp_path: Path, override: str, expected: str
+) -> None:
+    assert expected in complaint(tmp_path, GOOD, override)
 
 
 def test_set_overrides_a_value_and_is_blamed_for_a_bad_one(tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_a_complaint_names_file_and_line_of_the_key_whichever_file_it_came_from(
 
 
 @pytest.mark.parametrize(
-    ("base", "said"),
+    ("base", "expected"),
     [
         (
             "derived.yaml",
@@ -237,8 +239,8 @@ def test_a_complaint_names_file_and_line_of_the_key_whichever_file_it_came_from(
         ("", "derived.yaml:1: `base` is None"),
     ],
 )
-def test_a_base_that_cannot_be_is_refused_in_one_sentence(tmp_path: Path, base: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_an_impossible_base_is_refused_in_one_sentence(tmp_path: Path, base: str, expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
         load_recipe(derive(tmp_path, DERIVED.replace("tiny.yaml", base)))
 
 
@@ -247,7 +249,7 @@ def test_bases_that_go_round_are_refused(tmp_path: Path) -> None:
         load_recipe(derive(tmp_path, base=GOOD + "base: derived.yaml\n"))
 
 
-def test_a_base_cannot_be_set_and_a_misspelt_one_is_told(tmp_path: Path) -> None:
+def test_a_base_cannot_be_set_and_a_misspelt_one_is_corrected(tmp_path: Path) -> None:
     assert "--set base=digits: only a recipe file can name a `base`" in complaint(tmp_path, GOOD, "base=digits")
     assert "tiny.yaml:14: `bases` is not a key of a recipe; did you mean `base`?" in complaint(
         tmp_path, GOOD + "bases: x\n"
@@ -332,10 +334,10 @@ MOVED = "checkpoint_every keep log_every check_every collapse_std collapse_rank 
 
 @pytest.mark.parametrize("name", MOVED.split())
 def test_a_key_that_has_moved_is_answered_with_its_new_place(tmp_path: Path, name: str) -> None:
-    said = f"`train.{name}` is now `runtime.{name}`"
-    assert complaint(tmp_path, GOOD + f"  {name}: 3\n").endswith(f"tiny.yaml:14: {said}")
-    assert complaint(tmp_path, GOOD, f"train.{name}=3") == f"--set train.{name}=3: {said}"
-    with pytest.raises(RecipeError, match=f"derived.yaml:5: {said}$"):
+    expected = f"`train.{name}` is now `runtime.{name}`"
+    assert complaint(tmp_path, GOOD + f"  {name}: 3\n").endswith(f"tiny.yaml:14: {expected}")
+    assert complaint(tmp_path, GOOD, f"train.{name}=3") == f"--set train.{name}=3: {expected}"
+    with pytest.raises(RecipeError, match=f"derived.yaml:5: {expected}$"):
         load_recipe(derive(tmp_path, DERIVED + f"  {name}: 3\n"))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(yaml.safe_load(GOOD + f"  {name}: 3\n"), json_schema())
