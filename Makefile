@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-quickstart: $(VENV)/.installed  ## digits: ingest, pretrain with 2 workers, judge, register
+quickstart: $(VENV)/.installed  ## digits: ingest, pretrain with 2 workers, evaluate, register
 	$(BIN)/pretext quickstart
 
 test: $(VENV)/.installed  ## the fast tests

@@ -1,4 +1,4 @@
-"""`pretext tasks`: what can be trained, with every field, shortcut and search domain, read from the tasks."""
+"""`pretext tasks`: the tasks that can be trained, with their fields, shortcuts and search domains."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def show_tasks(as_json: bool) -> None:
 
 
 def show_task(name: str, as_json: bool) -> None:
-    """One task: fields, shortcuts, what a search tries.
+    """One task: its fields, its shortcuts, what a search tries.
 
     Raises:
-        UnknownTaskError: with the nearest name.
+        UnknownTaskError: there is no such task; the message suggests the nearest name.
     """
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, 1)
@@ -66,12 +66,12 @@ def show_task(name: str, as_json: bool) -> None:
     console.table("Shortcuts", ("cue", "countermeasure", "switched off by"), rows)
     console.table("Search", ("field", "domain"), list(about["search"].items()))
     if about["artefacts"]:
-        title = "Artefacts, made before training (pretext artefacts RECIPE makes them alone)"
+        title = "Artefacts, made before training (pretext artefacts RECIPE makes only these)"
         console.table(title, ("field", "what"), list(about["artefacts"].items()))
 
 
 def describe(name: str, cls: type[PretextTask]) -> dict[str, Any]:
-    """A task as JSON data; "reference" where it learns from labels, so that it is no pretext task."""
+    """A task as JSON data; "reference" is true where it learns from labels and so is not a pretext task."""
     docs, hints = field_docs(cls), typing.get_type_hints(cls)
     fields = [
         {"field": f.name, "type": str(hints[f.name]), "default": f.default, "doc": docs.get(f.name, "")}

@@ -1,7 +1,8 @@
-"""`pretext`: the commands. Results go to stdout, progress and complaints to stderr.
+"""`pretext`: the commands. Results go to stdout, progress and errors to stderr.
 
-Exit status: 0 done; 1 failed; 2 bad use or recipe; 3 nothing to do; 4 a gate refused; 130, 143 stopped by a signal.
-Imports that cost seconds (torch, Ray, MLflow) stand inside the commands that need them.
+Exit status: 0 done; 1 failed; 2 wrong use or recipe; 3 nothing to do; 4 the version did not become champion;
+129, 130, 143 stopped by a signal.
+Imports that take seconds (torch, Ray, MLflow) are inside the commands that need them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def quickstart(output: OutputOption = Output.table) -> None:
 
     folder = pretext_home() / "samples" / "digits"
     counts = write_digits(folder)
-    here = console.near(folder)
+    here = console.short_path(folder)
     console.say(f"digits: {counts['unlabelled']} unlabelled, {counts['test']} to test with, as PNG files in {here}")
     _run("digits", None, output)
 
@@ -85,7 +86,7 @@ def samples(
 
 @app.command()
 def run(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
-    """Ingest, pretrain, evaluate and register; a stopped run goes on where it stood."""
+    """Ingest, pretrain, evaluate and register; a stopped run resumes."""
     _run(recipe, set_, output)
 
 
@@ -101,7 +102,7 @@ def _run(recipe: str, set_: list[str] | None, output: Output) -> None:
 @app.command()
 def ingest(
     sources: Annotated[list[str], typer.Argument(help="Folder, glob, tar, Parquet file, or a URI of one.")],
-    corpus: Annotated[str, typer.Option("--corpus", help="Corpus name, path or URI; made if missing.")],
+    corpus: Annotated[str, typer.Option("--corpus", help="Corpus name, path or URI; created if missing.")],
     size: Annotated[
         int | None, typer.Option(min=1, max=8192, help="Short side of the stored images, pixels [256].")
     ] = None,
@@ -115,12 +116,12 @@ def ingest(
     retry_quarantined: Annotated[bool, typer.Option(help="Try quarantined files again.")] = False,
     max_bytes: Annotated[int | None, typer.Option(help="Largest file, bytes [64 MiB].")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Largest picture, pixels [50 million].")] = None,
-    max_aspect: Annotated[float | None, typer.Option(help="Longest picture, long by short side [8].")] = None,
+    max_aspect: Annotated[float | None, typer.Option(help="Largest ratio of long to short side [8].")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="CPU time to decode a file [10].")] = None,
     max_memory: Annotated[int | None, typer.Option(help="Memory to decode a file, bytes [1 GiB].")] = None,
     output: OutputOption = Output.table,
 ) -> None:
-    """Take new content from the sources into a corpus; what is known is not read again."""
+    """Add what is new in the sources to a corpus; known files are not read again."""
     from pipelines.local import ingest_alone
     from pipelines.summary import show_ingest
 
@@ -135,20 +136,20 @@ def ingest(
 
 @app.command()
 def artefacts(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
-    """Make what the task of a recipe needs before it trains, such as a vocabulary; `run` and `pretrain` do so too."""
+    """Make what the task of a recipe needs before it trains, such as a vocabulary; `run` and `pretrain` do this too."""
     from pipelines.loading import load_recipe
     from pipelines.local import artefacts_alone
     from pipelines.summary import show_artefacts
 
-    found, context = artefacts_alone(load_recipe(recipe, set_ or ()))
-    show_artefacts(found, context, as_json=output is Output.json)
-    if not found:
+    digests, context = artefacts_alone(load_recipe(recipe, set_ or ()))
+    show_artefacts(digests, context, as_json=output is Output.json)
+    if not digests:
         raise typer.Exit(NOTHING_TO_DO)
 
 
 @app.command()
 def pretrain(recipe: RecipeArgument, set_: SetOption = None) -> None:
-    """Train the encoder of a recipe on its corpus as it is; no ingest."""
+    """Train the encoder of a recipe on its corpus as it is, without ingesting."""
     from pipelines.loading import load_recipe
     from pipelines.local import pretrain_alone
 
@@ -169,7 +170,7 @@ def evaluate(recipe: RecipeArgument, set_: SetOption = None, output: OutputOptio
 
 @app.command()
 def register(recipe: RecipeArgument, set_: SetOption = None, output: OutputOption = Output.table) -> None:
-    """Register the evaluated encoder of a recipe; it becomes champion only if it is better."""
+    """Register the evaluated encoder of a recipe; it becomes champion only if it is significantly better."""
     from pipelines.loading import load_recipe
     from pipelines.local import register_alone
     from pipelines.summary import show_registered
@@ -184,12 +185,12 @@ def register(recipe: RecipeArgument, set_: SetOption = None, output: OutputOptio
 def compare(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Recipes, or a comparison that lists them.")],
     budget: Annotated[
-        str | None, typer.Option(help="Computing time of each training: 100s, 10m, 2h; else the recipes' own lengths.")
+        str | None, typer.Option(help="Computing time for each recipe: 100s, 10m, 2h; by default its own length.")
     ] = None,
     set_: SetOption = None,
     output: OutputOption = Output.table,
 ) -> None:
-    """Train and evaluate several recipes on one corpus, and show them side by side; a stopped comparison goes on."""
+    """Train and evaluate several recipes on one corpus, and show them side by side; a stopped comparison resumes."""
     from pipelines.compare import compare
     from pipelines.comparison_file import load
     from pipelines.side_by_side import show_compared
@@ -205,13 +206,13 @@ def embed(
     source: Annotated[str, typer.Argument(help="Folder, glob, tar, Parquet file, a URI of one, or a corpus.")],
     model: Annotated[str, typer.Option("--model", help="models:/NAME@champion, models:/NAME/3, or a model folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Parquet file to write: uri, hash, embedding.")],
-    layer: Annotated[str | None, typer.Option(help="Layer to read; by default the one that evaluated best.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+    layer: Annotated[str | None, typer.Option(help="Layer to read; by default the one that scored best.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
     column: Annotated[str | None, typer.Option(help="Column of image bytes in Parquet sources.")] = None,
-    tracking: Annotated[str | None, typer.Option(help="MLflow server; default as in a recipe.")] = None,
+    tracking: Annotated[str | None, typer.Option(help="MLflow server; the default is that of a recipe.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Embed images with a registered encoder."""
+    """Embed images with a registered or saved encoder."""
     from pipelines.local import embed_alone
     from pipelines.summary import show_embedded
 
@@ -292,7 +293,7 @@ def schema() -> None:
 
 @app.command()
 def doctor(output: OutputOption = Output.table) -> None:
-    """Try everything a run needs on this machine, and say what mends what is missing."""
+    """Check everything that a run needs on this machine, and say how to mend what is missing."""
     from pipelines.doctor import examine
     from pipelines.summary import show_findings
 
@@ -315,7 +316,7 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
-    except TyperException as error:  # bad use; Typer words it
+    except TyperException as error:  # wrong use: Typer has the sentence
         getattr(error, "show", traceback.print_exc)()
         code = BAD_USE
     except Stopped as stop:
@@ -332,7 +333,7 @@ def main() -> NoReturn:
 
 
 def _failed(error: Exception) -> int:
-    """Tell the user what to mend; of what nobody can mend but us, where its trace is kept."""
+    """Print what the user can mend, in a sentence; for a bug of ours, say where its trace is."""
     if os.environ.get("PRETEXT_DEBUG"):
         traceback.print_exception(error)
     console.complain(told(error) or fault(error, _kept(trace_of(error))))
@@ -340,7 +341,7 @@ def _failed(error: Exception) -> int:
 
 
 def _kept(trace: str) -> str:
-    """Where the trace is: a new file, or on stderr where none can be written."""
+    """Writes the trace to a new file, or to stderr if no file can be written; returns where it is, in words."""
     try:
         with tempfile.NamedTemporaryFile("w", prefix="pretext-", suffix=".txt", delete=False) as file:
             file.write(trace)

@@ -1,9 +1,9 @@
 """Several recipes side by side: each trained with the same budget on the same corpus, evaluated by the same probes.
 
     ComparisonRequest -> runs as `pretext run` makes them, without registration -> Comparison
-    -> table, figures, one page, an MLflow run above those of the recipes
+    -> table, figures, one page, an MLflow run that is the parent of the recipes' runs
 
-What was trained and evaluated before is not done again, so that the same command goes on where it was stopped.
+What is trained and evaluated already is not repeated, so the same command resumes a stopped comparison.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compared:
-    """The outcome, and where it lies: `folder` has comparison.json, comparison.md, figures and comparison.html."""
+    """The outcome, and where it is stored: `folder` has comparison.json, comparison.md, figures and comparison.html."""
 
     comparison: Comparison
     folder: RunFolder
@@ -51,12 +51,12 @@ class Compared:
 
 
 def compare(request: ComparisonRequest) -> Compared:
-    """Train and evaluate all, or go on where it was stopped; then write what they show beside each other.
+    """Train and evaluate all recipes, or resume a stopped comparison; then write their results side by side.
 
     Raises:
         StorageError, CorpusError: a corpus cannot be used.
-        StepError: another process works on it, samples are missing, or there can be no supervised reference.
-        Stopped: by a signal; what was reached is kept.
+        StepError: another process works on it, samples are missing, or the supervised reference cannot be made.
+        Stopped: by a signal; what is done so far is kept.
     """
     began, first = time.monotonic(), request.recipes[0].spec()
     with stoppable(), Terminal() as progress, connect(first.cluster.address):
@@ -70,7 +70,7 @@ def compare(request: ComparisonRequest) -> Compared:
             contenders = []
             for number, context in enumerate(contexts, 1):
                 progress.say(f"compare {number}/{len(contexts)}: {context.spec.name}")
-                contenders.append(_contend(context, tracker))
+                contenders.append(_train_and_evaluate(context, tracker))
             comparison = _comparison(request, contexts[0], contenders)
             answers = {context.name: _answers(context) for context in contexts}
             publish_comparison(comparison, answers, folder, tracker)
@@ -78,7 +78,7 @@ def compare(request: ComparisonRequest) -> Compared:
 
 
 def _first_of_each_source(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """Recipes of which each ingests something that those before it do not."""
+    """The recipes that ingest something that those before them do not."""
     chosen, seen = [], set[str]()
     for recipe in recipes:
         sections = (recipe.corpus, recipe.evaluate.train, recipe.evaluate.test)
@@ -90,10 +90,10 @@ def _first_of_each_source(recipes: Sequence[Recipe]) -> list[Recipe]:
 
 
 def _reference(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """The first recipe with labels for answers, where there are labels and no supervised recipe was named.
+    """The first recipe as supervised training, where there are labels and no recipe is supervised already.
 
     Raises:
-        StepError: no such recipe can be made, as where the labelled corpus has too few classes.
+        StepError: that recipe is not valid, for example because the labelled corpus has too few classes.
     """
     first = recipes[0]
     labelled = first.evaluate.train
@@ -107,19 +107,19 @@ def _reference(recipes: Sequence[Recipe]) -> list[Recipe]:
     corpus = whole["corpus"] | {"name": labelled.name, "sources": [], "version": None}
     name = f"{first.name[:25]}-supervised"
     own: dict[str, Any] = {"name": name, "task": task, "corpus": corpus, "register": None}
-    own["tracking"] = first.tracking  # a plain one has lost its password
+    own["tracking"] = first.tracking  # `plain` leaves its password out
     try:
         return [Recipe.model_validate(whole | own)]
     except ValidationError as error:
         why = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
         raise StepError(
             f"the supervised reference cannot train on {labelled.name} (classes: {classes}): {why} "
-            "Mend evaluate.train of the recipes, or name a supervised recipe"
+            "Change evaluate.train of the recipes, or add a supervised recipe to the comparison"
         ) from None
 
 
 def _views(recipe: Recipe) -> dict[str, Any]:
-    """The fields that the recipe's task shares with the supervised one: how pictures are cut and changed."""
+    """The fields that the recipe's task shares with the supervised one: how images are cropped and augmented."""
     task = recipe.pretext_task()
     theirs = {field.name: field.type for field in fields(cast(Any, TASKS[SUPERVISED])) if field.init}
     shared = {f.name: getattr(task, f.name) for f in fields(cast(Any, task)) if theirs.get(f.name) == f.type}
@@ -127,17 +127,17 @@ def _views(recipe: Recipe) -> dict[str, Any]:
 
 
 def _key(name: str, contexts: Sequence[RunContext]) -> str:
-    """Of the comparison: of one name, the same runs, evaluated in the same way, are the same comparison."""
+    """The comparison's key: equal for the same name and the same runs, evaluated in the same way."""
     parts = [name, *([context.key, context.spec.recipe["evaluate"]] for context in contexts)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextmanager
 def _record(request: ComparisonRequest, folder: RunFolder, key: str) -> Iterator[Tracker]:
-    """The comparison's MLflow run, above those of its recipes; one process at a time works on it.
+    """The comparison's MLflow run, the parent of those of its recipes; one process at a time works on it.
 
     Raises:
-        StepError: another one does.
+        StepError: another process works on it.
     """
     from components.tracking.tracker import Tracker
 
@@ -153,10 +153,10 @@ def _record(request: ComparisonRequest, folder: RunFolder, key: str) -> Iterator
         yield tracker
 
 
-def _contend(context: RunContext, parent: Tracker) -> Contender:
-    """Train and evaluate one; what fails of it is told in the table, and the others go on."""
+def _train_and_evaluate(context: RunContext, parent: Tracker) -> Contender:
+    """Train and evaluate one recipe; if it fails, its `failure` says why, and the others go on."""
     spec = context.spec
-    who = Contender(spec.name, spec.task_name, _in_words(spec.run.encoder), context.name, None)
+    who = Contender(spec.name, spec.task_name, _described(spec.run.encoder), context.name, None)
     try:
         with at_work(context, parent.run_id) as (tracker, lease):
             artefacts(context, lease)
@@ -175,8 +175,8 @@ def _comparison(request: ComparisonRequest, context: RunContext, contenders: Seq
     return Comparison(request.name, corpus, version, request.budget, unit, tuple(contenders))
 
 
-def _in_words(spec: Any) -> str:
-    """An encoder by its name and what is not as in its paper."""
+def _described(spec: Any) -> str:
+    """The encoder's name, and its fields that differ from the paper's."""
     values = {
         f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "name" and getattr(spec, f.name) != f.default
     }
@@ -184,7 +184,7 @@ def _in_words(spec: Any) -> str:
 
 
 def _answers(context: RunContext) -> bytes:
-    """What the task saw and answered: the figure that evaluating the run has left in its folder."""
+    """The figure of what the task saw and answered, which the evaluation has left in the run's folder."""
     from components.tracking.tracker import logged_copy
 
     return context.folder.read(logged_copy("figures/answers.png")) or b""

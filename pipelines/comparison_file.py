@@ -1,4 +1,4 @@
-"""Which recipes are to be compared: by name, or a comparison, a file that lists them; and the budget of each.
+"""Which recipes to compare, and with which budget; a comparison is a file that lists recipes.
 
 names, --budget, --set -> ComparisonRequest
 """
@@ -22,7 +22,7 @@ from pipelines.source_map import SourceMap, YamlError
 
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 LENGTHS = ("epochs", "steps", "seconds")
-"""Keys of `train` that say how long a recipe trains; a budget stands in their place."""
+"""Keys of `train` that say how long a recipe trains; a budget replaces them."""
 
 
 class ComparisonFile(Section):
@@ -69,28 +69,28 @@ def load(names: Sequence[str], budget: str | None = None, overrides: Sequence[st
     """
     listed: list[str] = []
     title = "comparison"
-    said = [] if budget is None else [(f"--budget {budget}", seconds_of(budget))]
+    budgets = [] if budget is None else [(f"--budget {budget}", seconds_of(budget))]
     for name in names:
         source = _source_of(name)
         if source is None:
             listed.append(name)
             continue
-        found = _checked(source)
-        title = found.name
-        if found.budget is not None and budget is None:
-            said.append(_budget_of(found.budget, source))
+        file = _checked(source)
+        title = file.name
+        if file.budget is not None and budget is None:
+            budgets.append(_budget_of(file.budget, source))
         listed += [
-            _listed(recipe, Path(source.name), source.where(("recipes", i))) for i, recipe in enumerate(found.recipes)
+            _listed(recipe, Path(source.name), source.where(("recipes", i))) for i, recipe in enumerate(file.recipes)
         ]
-    seconds = _agreed(said, overrides)
+    seconds = _one_budget(budgets, overrides)
     timed = ["train.steps=null", f"train.seconds={seconds}"] if seconds else []
     recipes = tuple(load_recipe(name, [*overrides, *timed]) for name in listed)
-    _check(recipes)
+    _require_comparable(recipes)
     return ComparisonRequest(title, seconds, recipes)
 
 
 def _budget_of(text: str, source: SourceMap) -> tuple[str, float]:
-    """(where it is said, seconds) of a comparison's budget."""
+    """(where it is given, seconds) of a comparison's budget."""
     where = source.where(("budget",))
     try:
         return f"{where}: `budget: {text}`", seconds_of(text)
@@ -98,18 +98,18 @@ def _budget_of(text: str, source: SourceMap) -> tuple[str, float]:
         raise RecipeError(f"{where}: {error}") from None
 
 
-def _agreed(said: Sequence[tuple[str, float]], overrides: Sequence[str]) -> float | None:
-    """The one budget; None where none is said.
+def _one_budget(budgets: Sequence[tuple[str, float]], overrides: Sequence[str]) -> float | None:
+    """The budget that all give; None where none is given.
 
     Raises:
-        RecipeError: two differ, or an override says as well how long to train.
+        RecipeError: two differ, or an override also says how long to train.
     """
-    if not said:
+    if not budgets:
         return None
-    where, seconds = said[0]
-    for other, length in said[1:]:
+    where, seconds = budgets[0]
+    for other, length in budgets[1:]:
         if length != seconds:
-            raise RecipeError(f"{where} and {other} differ; say by --budget which of them counts")
+            raise RecipeError(f"{where} and {other} differ; choose one with --budget")
     own = SourceMap("--set")
     try:
         for assignment in overrides:
@@ -126,12 +126,12 @@ def _agreed(said: Sequence[tuple[str, float]], overrides: Sequence[str]) -> floa
 
 
 def _source_of(name: str) -> SourceMap | None:
-    """The comparison of that name, a file or a built-in one; a file is one if it has the key `recipes`."""
+    """The comparison of that name, a file or a built-in one; None for a file without the key `recipes`."""
     path = Path(name) if Path(name).is_file() else COMPARISONS / f"{name}.yaml"
     try:
         source = SourceMap.read(path)
     except (YamlError, OSError):
-        return None  # as a recipe it is complained about
+        return None  # reading it as a recipe says what is wrong
     return source if "recipes" in source.data else None
 
 
@@ -150,12 +150,12 @@ def _checked(source: SourceMap) -> ComparisonFile:
 
 
 def _listed(recipe: str, path: Path, where: str) -> str:
-    """A file beside the comparison, else as the user would name it.
+    """A listed recipe as `load_recipe` takes it: a file beside the comparison, else the name as it is.
 
     Args:
         recipe: as the comparison names it.
         path: of the comparison.
-        where: file and line at which it does.
+        where: file and line of that name.
 
     Raises:
         RecipeError: there is no such recipe, or it is a comparison.
@@ -171,8 +171,8 @@ def _listed(recipe: str, path: Path, where: str) -> str:
     return name
 
 
-def _check(recipes: Sequence[Recipe]) -> None:
-    """Raises RecipeError where two have one name, or train on unlike things, or are evaluated on other samples."""
+def _require_comparable(recipes: Sequence[Recipe]) -> None:
+    """Raises RecipeError where two have the same name, train on different corpora, or are evaluated differently."""
     first, seen = recipes[0], set[str]()
     for recipe in recipes:
         if recipe.name in seen:
@@ -185,7 +185,7 @@ def _check(recipes: Sequence[Recipe]) -> None:
             if mine != theirs:
                 raise RecipeError(
                     f"{recipe.name} and {first.name} cannot be compared: {what} is {mine} and {theirs}; "
-                    "what is compared trains on one corpus and one kind of device, and is evaluated on the same samples"
+                    "compared recipes train on one corpus and one kind of device, and are evaluated on the same samples"
                 )
 
 

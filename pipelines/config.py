@@ -43,8 +43,8 @@ from ssl_core.tasks import TASKS
 from ssl_core.train.run import Optim, Run, Runtime, Train
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?$"
-"""Of a recipe or a comparison: what may name a run, a folder and a Kubernetes object."""
-BASE = "the recipe that this one starts from: the name of a built-in one, or a file as seen from this one"
+"""Pattern for the name of a recipe or comparison: fit to name a run, a folder and a Kubernetes object."""
+BASE = "the recipe that this one starts from: the name of a built-in one, or a file relative to this one"
 
 
 class Section(BaseModel):
@@ -55,13 +55,13 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, data: Any) -> Any:
-        """YAML reads yes, no, on and off as switches; `clip: off` must not come to mean 0.0."""
+        """YAML reads yes, no, on and off as booleans; `clip: off` must not come to mean 0.0."""
         for name, value in data.items() if isinstance(data, dict) else ():
             kind = cls.model_fields[name].annotation if name in cls.model_fields else None
             kinds = {kind, *typing.get_args(kind)}
             if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
                 nothing = ", or null for none" if type(None) in kinds else ""
-                raise InputError(f"{name} is {str(value).lower()}, a switch; write a number{nothing}")
+                raise InputError(f"{name} is {str(value).lower()}, a boolean; write a number{nothing}")
         return data
 
 
@@ -119,7 +119,7 @@ else:
 
 
 class LabelledSection(Section):
-    """A labelled corpus for evaluating; its images never train the encoder."""
+    """A labelled corpus for the evaluation; its images never train the encoder."""
 
     name: str = Field(description="corpus name, path or URI")
     sources: tuple[str, ...] = Field(
@@ -129,7 +129,7 @@ class LabelledSection(Section):
 
 
 class CorpusSection(Section):
-    """The unlabelled corpus, how its samples are kept, and what is ingested into it first."""
+    """The unlabelled corpus, how its samples are stored, and what is ingested into it first."""
 
     name: str = Field(description="corpus name (below the pretext home), path or URI")
     sources: tuple[str, ...] = Field(
@@ -140,7 +140,7 @@ class CorpusSection(Section):
     size: int = Field(256, ge=1, le=8192, description="short side of the stored images, pixels")
     payload: Literal["raw", "jpeg"] = Field("raw", description="raw: fastest; jpeg: a fifth of the bytes")
     quality: int = Field(95, ge=1, le=100, description="JPEG quality of the `jpeg` payload")
-    limits: mirror(Limits) = Field(default_factory=lambda: mirror(Limits)(), description="what a media file may cost")  # type: ignore[valid-type]
+    limits: mirror(Limits) = Field(default_factory=lambda: mirror(Limits)(), description="limits on one media file")  # type: ignore[valid-type]
 
     def sample_format(self) -> SampleFormat:
         """How images are stored."""
@@ -159,15 +159,15 @@ class EvaluateSection(mirror(Settings)):  # type: ignore[misc]
     """How the encoder is evaluated."""
 
     train: Annotated[LabelledSection, AfterValidator(_well_named)] | None = Field(
-        None, description="labelled images that fit the probes; none: label-free measures only"
+        None, description="labelled images to fit the probes; without them only label-free measures are taken"
     )
     test: Annotated[LabelledSection, AfterValidator(_well_named)] | None = Field(
-        None, description="labelled images that score the probes"
+        None, description="labelled images to score the probes"
     )
     factors: str | None = Field(
         None,
         min_length=1,
-        description="Parquet file of what is known of the evaluated images, such as hue: column `file` is the end of "
+        description="Parquet file with known factors of the evaluated images, such as hue: column `file` is the end of "
         "an image's URI, the others are factors; {home} is the pretext home",
     )
 
@@ -187,7 +187,7 @@ class RegisterSection(Section):
     )
     margin: float = Field(
         0.0,
-        description="a new champion's gain must exceed this, at the lower confidence bound (percentage points)",
+        description="what the lower confidence bound of a new champion's gain must exceed, in percentage points",
     )
 
 
@@ -195,7 +195,7 @@ class TrackingSection(Section):
     """Where runs are recorded."""
 
     uri: str | None = Field(
-        None, description="MLflow server; none: MLFLOW_TRACKING_URI, else SQLite in the pretext home"
+        None, description="MLflow server; by default MLFLOW_TRACKING_URI, else SQLite in the pretext home"
     )
     experiment: str = Field("pretext", description="MLflow experiment")
 
@@ -225,7 +225,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _model_after_recipe(cls, data: Any) -> Any:
-        """Write the recipe's name where the registered model says {name}."""
+        """Replaces {name} in the name of the registered model by the recipe's name."""
         match data:
             case {"name": str(name), "register": {"model": str(model)} as register}:
                 return data | {"register": register | {"model": model.replace("{name}", name)}}
@@ -233,10 +233,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        for name, wanted in self.pretext_task().sample.items():
-            if wanted.modality == "image" and max(wanted.shape[1:]) > self.corpus.size:
+        for name, field in self.pretext_task().sample.items():
+            if field.modality == "image" and max(field.shape[1:]) > self.corpus.size:
                 raise InputError(
-                    f"task.canvas asks for {name} of {wanted.shape[1]}x{wanted.shape[2]} pixels, but corpus.size "
+                    f"task.canvas asks for {name} of {field.shape[1]}x{field.shape[2]} pixels, but corpus.size "
                     f"stores a short side of {self.corpus.size}; raise corpus.size or lower task.canvas"
                 )
         pieces = self.cluster.workers * self.train.accumulate
@@ -258,7 +258,7 @@ class Recipe(Section):
         )
 
     def spec(self) -> RunSpec:
-        """What the steps are told: the recipe as plain values."""
+        """The input of the steps: the recipe as plain values."""
         probes = [
             CorpusSpec(section.name, _placed(section.sources), labels=section.labels) if section else None
             for section in (self.evaluate.train, self.evaluate.test)
@@ -318,7 +318,7 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe file, for editors; a file that names a base may leave out any key."""
+    """JSON Schema of a recipe file, for editors; a file with a `base` may leave out any key."""
     whole = Recipe.model_json_schema(by_alias=True)
     part = Recipe.model_json_schema(by_alias=True, ref_template="#/$defs/part-of-{model}")
     part = json.loads(json.dumps(part), object_hook=_optional)
@@ -329,6 +329,6 @@ def json_schema() -> dict[str, Any]:
 
 
 def _optional(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema without the keys that it demands; what is left of a section may then fit several tasks."""
+    """The schema with no key required; a section may then fit several tasks, so `oneOf` becomes `anyOf`."""
     schema = {key: value for key, value in schema.items() if key not in ("required", "discriminator")}
     return {("anyOf" if key == "oneOf" else key): value for key, value in schema.items()}

@@ -1,4 +1,4 @@
-"""What a person sees: results on stdout, progress and complaints on stderr."""
+"""What a person sees: results on stdout, progress and errors on stderr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from components.steps.progress import Advance, duration
 
 
 def _open_missing_streams() -> None:
-    """A shell's `>&-` takes a stream away, and the next file to be opened would get its number and our output."""
+    """A shell's `>&-` closes a stream; the next file to be opened would then get its descriptor and our output."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, mode)  # noqa: SIM115
@@ -64,7 +64,7 @@ def table(
     right: Sequence[str] = (),
     piped_width: int | None = None,
 ) -> None:
-    """A table on stdout; `right`: columns of numbers; `piped_width`: where it goes to no terminal."""
+    """A table on stdout; `right`: columns of numbers; `piped_width`: its width where stdout is not a terminal."""
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
     for name in columns:
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
@@ -75,7 +75,7 @@ def table(
 
 
 def pairs(title: str, values: Mapping[str, Any]) -> None:
-    """Names and values, one a line, on stdout."""
+    """Names and values, one per line, on stdout."""
     OUT.print(Text(title, style="bold"))
     width = max(map(len, values), default=0)
     for name, value in values.items():
@@ -109,7 +109,7 @@ class Bar:
             self._bar.stop()
 
     def update(self, done: float, total: float | None, note: str) -> None:
-        """Show how far the step is.
+        """Shows how far the step has come.
 
         Args:
             done: of `total`, in any unit.
@@ -125,7 +125,7 @@ class Bar:
 
 
 class Terminal:
-    """What a person at a terminal sees of steps at work: a bar for each, sentences between them."""
+    """The progress of steps on stderr: a bar for each, with sentences between them."""
 
     def __init__(self) -> None:
         self._bar: Bar | None = None
@@ -167,7 +167,7 @@ FIGURES: Mapping[str, Callable[[float], str]] = {
     "files_per_s": "{:,.0f}/s".format,
     "samples_read": "{:,.0f} samples read".format,
 }
-"""How figures of a step's progress are written, in this order; others are not shown."""
+"""How the figures of a step's progress are written, in this order; other figures are not shown."""
 
 
 def _in_words(now: Advance) -> Iterator[str]:
@@ -177,15 +177,15 @@ def _in_words(now: Advance) -> Iterator[str]:
 
 
 def program() -> str:
-    """How this shell calls us: `pretext`, or the path of a script that is not on its PATH, fit to be copied."""
+    """What the user can type to call this program: `pretext`, or the script's path where it is not on the PATH."""
     called = Path(sys.argv[0])
     if called.name != "pretext" or shutil.which("pretext") == str(called.absolute()):
         return "pretext"
-    return shlex.quote(near(called))
+    return shlex.quote(short_path(called))
 
 
-def near(path: str | Path) -> str:
-    """A local path as short as it goes, from the current folder where it lies in it; a URI as it is."""
+def short_path(path: str | Path) -> str:
+    """A local path relative to the current folder if it lies in it, else absolute; a URI as it is."""
     if "://" in str(path):
         return str(path)
     here = Path(path).absolute()

@@ -1,4 +1,4 @@
-"""`pretext doctor`: is this machine fit to pretrain on, and if not, what mends it."""
+"""`pretext doctor`: is this machine fit to pretrain on, and if not, how to mend it?"""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        subject: what was looked at.
+        subject: what was checked.
         state: ok; warn: works, with a limit; fail: runs will stop.
-        detail: what was found, and how to mend it where the state is not ok.
+        detail: the result, and how to mend it where the state is not ok.
     """
 
     subject: str
@@ -45,7 +45,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything a run needs, one finding after the other; a check that raises is a `fail`."""
+    """Checks everything that a run needs, with a finding for each; a check that raises is a `fail`."""
     checks: dict[str, Callable[[], Finding]] = {
         "python": _python,
         "packages": _packages,
@@ -99,7 +99,7 @@ def _home() -> Finding:
 def _memory() -> Finding:
     total, cores = psutil.virtual_memory().total / GIB, len(os.sched_getaffinity(0))
     state: Literal["ok", "warn"] = "ok" if total >= 4 else "warn"
-    hint = "" if state == "ok" else "; two workers want 4 GiB, use --set cluster.workers=1"
+    hint = "" if state == "ok" else "; two workers need 4 GiB, so use --set cluster.workers=1"
     return Finding("memory", state, f"{total:.0f} GiB, {cores} cores{hint}")
 
 
@@ -113,8 +113,8 @@ def _shared_memory() -> Finding:
 
 
 def _accelerators() -> Finding:
-    found = accelerators()
-    return Finding("accelerators", "ok", ", ".join(found) if found else "none; training runs on the CPU")
+    names = accelerators()
+    return Finding("accelerators", "ok", ", ".join(names) if names else "none; training runs on the CPU")
 
 
 def _collectives() -> Finding:

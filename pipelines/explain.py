@@ -17,7 +17,7 @@ WRITTEN = {
     "tuple_type": "write a list, [a, b]",
     "model_type": "write its keys below it, indented",
     "model_attributes_type": "write its keys below it, indented",
-    "string_type": "write text; quote what YAML takes for something else",
+    "string_type": "write text, in quotes where YAML would read something else",
     "int_parsing": "write a whole number, such as 100",
     "int_from_float": "write a whole number, such as 100",
     "float_parsing": "write a number, such as 0.1",
@@ -25,7 +25,7 @@ WRITTEN = {
 """How a value of the wrong type should have been written, by pydantic's name for the error."""
 WATCHING = ("checkpoint_every", "keep", "log_every", "check_every", "collapse_std", "collapse_rank", "collapse_checks")
 MOVED = {f"train.{name}": f"runtime.{name}" for name in (*WATCHING, "reader_threads")}
-"""Keys of earlier recipes -> where they are now."""
+"""Keys of earlier recipes -> their new names."""
 
 
 def explain(error: ValidationError, source: SourceMap) -> Iterator[str]:
@@ -35,7 +35,7 @@ def explain(error: ValidationError, source: SourceMap) -> Iterator[str]:
         if problem["type"].startswith("union_tag"):
             path = (*path, "name")
         message = str(problem["msg"]).removeprefix("Value error, ")
-        if problem["type"] == "value_error":  # a dataclass speaks for its section and names the key in its sentence
+        if problem["type"] == "value_error":  # raised by a dataclass, whose sentence names the key
             yield f"{source.where(_named_in(message, path, source))}: {message}"
         else:
             yield f"{source.where(path)}: {_sentence(problem, '.'.join(map(str, path)), source.data)}"
@@ -60,7 +60,7 @@ def _sentence(problem: Any, dotted: str, data: dict[str, Any]) -> str:
     if kind == "extra_forbidden" and dotted in MOVED:
         return f"`{dotted}` is now `{MOVED[dotted]}`"
     if kind == "extra_forbidden":
-        return f"`{dotted}` is no key of a recipe; {_nearest_key(dotted, data)}"
+        return f"`{dotted}` is not a key of a recipe; {_nearest_key(dotted, data)}"
     if kind == "missing":
         return f"`{dotted}` is missing; add it"
     if kind in WRITTEN:
@@ -76,7 +76,7 @@ def _sentence(problem: Any, dotted: str, data: dict[str, Any]) -> str:
 
 
 def _nearest_key(dotted: str, data: dict[str, Any]) -> str:
-    """The nearest key of the same section; else the same word in another section; else what the section holds."""
+    """The nearest key of the same section, else of another section, else the keys of the section."""
     chosen = data.get("task")
     known = ["base", *keys_of(Recipe, task=chosen.get("name") if isinstance(chosen, dict) else None)]
     section, _, word = dotted.rpartition(".")

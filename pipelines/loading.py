@@ -1,4 +1,4 @@
-"""A recipe by its name: found, laid over its base, overridden by --set, and checked."""
+"""Loads a recipe by its name: merged over its base, overridden by --set, and checked."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ COMPARISONS = Path(__file__).parent / "comparisons"
 
 
 class RecipeError(InputError):
-    """A recipe that cannot run; the message says what, where and how to mend it, one problem a line."""
+    """A recipe that cannot run; the message says what, where and how to mend it, one problem per line."""
 
     exit_status = 2
 
 
 def find_recipe(name: str, folder: Path = Path()) -> Path:
-    """A file, as seen from `folder`, or the name of a recipe that comes with the package.
+    """The path of a recipe: a file relative to `folder`, or one that comes with the package.
 
     Raises:
-        RecipeError: there is neither; the nearest name is offered.
+        RecipeError: there is neither; the message suggests the nearest name.
     """
     path = folder / name
     if path.is_file():
@@ -44,14 +44,14 @@ def find_recipe(name: str, folder: Path = Path()) -> Path:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and check a recipe.
+    """Reads, overrides and checks a recipe.
 
     Args:
         name: file or built-in name.
         overrides: `section.key=value` assignments, applied in order.
 
     Raises:
-        RecipeError: every problem, a line each, with file and line.
+        RecipeError: every problem, one per line, each with its file and line.
     """
     path = find_recipe(name)
     try:
@@ -59,7 +59,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         for assignment in overrides:
             source.override(assignment)
         if "base" in source.data:
-            raise YamlError(f"{source.where(('base',))}: a base is named by a recipe's file; run that recipe instead")
+            raise YamlError(f"{source.where(('base',))}: only a recipe file can name a `base`; write one, and run it")
     except (YamlError, OSError) as error:
         raise RecipeError(told(error) or str(error)) from None
     try:
@@ -69,7 +69,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> SourceMap:
-    """The keys of a recipe over those of its `base`, and of the base's base.
+    """The keys of a recipe over those of its `base`, which may have a base itself.
 
     Args:
         path: the recipe's file.
@@ -77,7 +77,7 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> SourceMap:
 
     Raises:
         YamlError, OSError: a file is unreadable, or not what a recipe can be.
-        RecipeError: there is no such base, or a recipe would be the base of itself.
+        RecipeError: there is no such base, or a recipe would be its own base.
     """
     source = SourceMap.read(path)
     if "base" not in source.data:

@@ -1,7 +1,7 @@
-"""Recipes run in this process: the steps of components.steps, joined to the terminal and to each other.
+"""Runs recipes in this process: the steps of components.steps, one after the other, with progress on the terminal.
 
-A step leaves what the next one needs in the run's folder, so that it can be repeated alone, in a process or on a
-machine of its own, and a run that was stopped goes on where it stood.
+A step leaves what the next one needs in the run's folder. So each can be repeated alone, in a process or on a machine
+of its own, and a stopped run can be resumed.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Summary:
 
     Attributes:
         context: which run it is.
-        ingested: corpus -> what was taken in.
+        ingested: corpus -> what was ingested into it.
         evaluation: of the encoder.
         registered: the model version; None where the recipe registers nothing.
-        seconds: it all took.
+        seconds: that all of it took.
     """
 
     context: RunContext
@@ -56,16 +56,16 @@ class Summary:
 
 
 def run_pipeline(recipe: Recipe) -> Summary:
-    """All steps in order; what is done already is not done again.
+    """All steps in order; what is done already is not repeated.
 
     Raises:
         StorageError, CorpusError, StepError: a step cannot be done.
-        Stopped: by a signal; what was reached is kept.
+        Stopped: by a signal; what is done so far is kept.
     """
     began, spec = time.monotonic(), recipe.spec()
     with stoppable(), Terminal() as progress, connect(spec.cluster.address):
         ingested = ingest_corpora(spec, progress)
-        factors_of(spec.factors)  # a file that is missing or damaged is told before the training
+        factors_of(spec.factors)  # a missing or damaged file is reported before the training
         context = resolve(spec, progress)
         with at_work(context) as (tracker, lease):
             artefacts(context, lease)
@@ -98,7 +98,7 @@ def evaluate_alone(recipe: Recipe) -> tuple[Evaluation, RunContext]:
     with stoppable(), Terminal() as progress:
         context = resolve(recipe.spec(), progress)
         context.require_model()
-        evaluated_with(context)  # what is missing for it is told before the run's record is opened
+        evaluated_with(context)  # what is missing is reported before the run's record is opened
         with at_work(context) as (tracker, _):
             return evaluate(context, tracker), context
 
@@ -124,7 +124,10 @@ def ingest_alone(
     retry_quarantined: bool = False,
     **how: Any,
 ) -> IngestReport:
-    """Ingest by hand; of `sample_format`, None is as in the corpus, or the default for a new one; so are limits."""
+    """Ingests sources without a recipe.
+
+    A value None in `sample_format` is the corpus's own, or the default for a new corpus; in `limits` the default.
+    """
     try:
         known = dataclasses.asdict(Corpus.open(corpus).sample_format)
     except CorpusError:

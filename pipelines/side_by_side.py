@@ -1,4 +1,4 @@
-"""How a comparison is shown: its tables and what failed for people, the same as JSON for programs."""
+"""How a comparison is shown: tables and failures for people, the same as JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show_compared(compared: Compared, as_json: bool) -> None:
-    """The tables, where the page and the figures lie, and what failed."""
+    """The tables, where to find the page and the figures, and what failed."""
     comparison = compared.comparison
     if as_json:
         failed = {one.recipe: one.failure for one in comparison.contenders if one.failure}
@@ -29,5 +29,6 @@ def show_compared(compared: Compared, as_json: bool) -> None:
     for note in comparison.notes:
         console.OUT.print(Text(f"note: {note}", style="yellow"))
     failed = {f"{one.recipe} failed": one.failure for one in comparison.contenders if one.failure}
-    lines = {"page": console.near(compared.folder.uri_of("comparison.html")), "MLflow UI": f"{program()} ui"} | failed
+    page = console.short_path(compared.folder.uri_of("comparison.html"))
+    lines = {"page": page, "MLflow UI": f"{program()} ui"} | failed
     console.pairs(f"{compared.folder.name}: done in {duration(compared.seconds)}", lines)

@@ -1,4 +1,4 @@
-"""YAML that remembers where each key stands, so that a complaint can name file and line."""
+"""YAML that remembers where each key comes from, so that an error can name file and line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MOST_NODES = 10_000
 """Keys and values of a recipe with its aliases written out: a few lines of YAML can stand for billions."""
 DEEPEST = 50
 NAMED: tuple[Path_, ...] = (("task",), ("encoder",))
-"""Sections whose keys depend on their `name`: with another name nothing of the base's section is left."""
+"""Sections whose keys depend on their `name`: with another name, nothing of the base's section is kept."""
 MERGE = "tag:yaml.org,2002:merge"
 
 
 class YamlError(InputError):
-    """The file is not the YAML that a recipe can be."""
+    """The file is not YAML, or is YAML that cannot be a recipe."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class SourceMap:
 
     @classmethod
     def read(cls, path: Path) -> SourceMap:
-        """Parse a file.
+        """Parses a file.
 
         Raises:
             YamlError: unreadable, not YAML, not a mapping, a merge key, or a key twice.
@@ -64,8 +64,8 @@ class SourceMap:
 
     def _walk(self, node: yaml.Node, path: Path_) -> Any:
         here = f"{self.name}:{node.start_mark.line + 1}"
-        if len(path) > DEEPEST:  # as an alias within what it stands for
-            raise YamlError(f"{here}: nested too deep; does an alias (*name) stand within its own anchor (&name)?")
+        if len(path) > DEEPEST:  # such as an alias within what it refers to
+            raise YamlError(f"{here}: nested too deep; is an alias (*name) inside its own anchor (&name)?")
         self.origins.setdefault(path, here)
         if len(self.origins) > MOST_NODES:
             raise YamlError(f"{here}: more than {MOST_NODES:,} keys and values; write fewer aliases (*name)")
@@ -75,8 +75,8 @@ class SourceMap:
             return [self._walk(child, (*path, i)) for i, child in enumerate(node.value)]
         try:
             return yaml.SafeLoader("").construct_object(node)
-        except (yaml.YAMLError, ValueError):  # a tag nobody knows; a date in the 13th month
-            raise YamlError(f"{here}: `{node.value}` is no value of the kind it looks like; quote it") from None
+        except (yaml.YAMLError, ValueError):  # an unknown tag; a date in the 13th month
+            raise YamlError(f"{here}: `{node.value}` is not a value of the type it looks like; quote it") from None
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -87,18 +87,18 @@ class SourceMap:
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key_node.tag == MERGE:
                 raise YamlError(
-                    f"{self.name}:{line}: merge keys (`<<`) are not taken; write the keys out, or take over a whole "
-                    "section by an alias (*name)"
+                    f"{self.name}:{line}: merge keys (`<<`) are not supported; write the keys out, or repeat a "
+                    "whole section with an alias (*name)"
                 )
             if key in values:
                 first = self.origins[(*path, key)]
-                raise YamlError(f"{self.name}:{line}: `{key}` stands here a second time (first at {first}); keep one")
+                raise YamlError(f"{self.name}:{line}: `{key}` is given a second time (first at {first}); keep one")
             self.origins[(*path, key)] = f"{self.name}:{line}"
             values[key] = self._walk(child, (*path, key))
         return values
 
     def override(self, assignment: str) -> None:
-        """Apply one `--set a.b=value`; the value is read as YAML.
+        """Applies one `--set a.b=value`; the value is read as YAML.
 
         Raises:
             YamlError: not of that form, or a.b goes through something that is not a mapping.
@@ -127,7 +127,7 @@ class SourceMap:
         return SourceMap(self.name, data, origins | self.origins)
 
     def where(self, path: Sequence[str | int]) -> str:
-        """Origin of the deepest part of `path` that exists."""
+        """Origin of the longest part of `path` that exists, from its start."""
         for end in range(len(path), -1, -1):
             if tuple(path[:end]) in self.origins:
                 return self.origins[tuple(path[:end])]
@@ -135,7 +135,7 @@ class SourceMap:
 
 
 def _merged(below: Any, above: Any, path: Path_, replaced: list[Path_]) -> Any:
-    """`above` over `below`; the paths at which nothing of `below` is left are added to `replaced`."""
+    """`above` over `below`; paths at which nothing of `below` is kept are added to `replaced`."""
     mappings = isinstance(below, dict) and isinstance(above, dict)
     if not mappings or (path in NAMED and above.get("name", below.get("name")) != below.get("name")):
         replaced.append(path)

@@ -40,14 +40,14 @@ def show_summary(summary: Summary, as_json: bool) -> None:
     factor_table(summary.evaluation)
     if registered:
         console.OUT.print(Text(promotion_sentence(registered)))
-    lines = {"report": console.near(summary.context.folder.uri_of(REPORT)), "MLflow UI": f"{program()} ui"}
+    lines = {"report": console.short_path(summary.context.folder.uri_of(REPORT)), "MLflow UI": f"{program()} ui"}
     if registered:
         lines["embed"] = f"{program()} embed --model models:/{registered.name}@champion SOURCE -o out.parquet"
     console.pairs(f"{summary.context.name}: done in {duration(summary.seconds)}", lines)
 
 
 def show_artefacts(digests: Mapping[str, str], context: RunContext, as_json: bool) -> None:
-    """What was made for the task before it trains."""
+    """The artefacts that were made for the task."""
     if as_json:
         console.emit(digests)
     elif digests:
@@ -63,7 +63,7 @@ def show_evaluation(evaluation: Evaluation, context: RunContext, as_json: bool) 
         return
     evaluation_table(evaluation)
     factor_table(evaluation)
-    report = console.near(context.folder.uri_of(REPORT))
+    report = console.short_path(context.folder.uri_of(REPORT))
     console.pairs(context.name, {"report": report, "next": f"{program()} register RECIPE"})
 
 
@@ -92,7 +92,7 @@ def factor_table(evaluation: Evaluation) -> None:
 
 
 def show_table(table: Table, piped_width: int | None = None) -> None:
-    """On stdout, with the standing of scores in colours; `piped_width`: where it goes to no terminal."""
+    """On stdout, with the standing of scores in colours; `piped_width`: see `console.table`."""
     cells = [[_coloured(cell) for cell in row] for row in table.rows]
     console.table(table.title, table.columns, cells, right=table.columns[1:], piped_width=piped_width)
 
@@ -102,8 +102,9 @@ def _coloured(cell: Cell) -> Text:
 
 
 def promotion_sentence(registered: Registered) -> str:
-    """What became of the version."""
-    state = "champion" if registered.champion == registered.version else f"not champion (that is {registered.champion})"
+    """Whether the version became champion, and why."""
+    own = registered.champion == registered.version
+    state = "champion" if own else f"not champion (that is version {registered.champion})"
     return f"registered {registered.name} version {registered.version}: {state}, {registered.promotion.reason}"
 
 
@@ -116,7 +117,7 @@ def show_registered(registered: Registered, as_json: bool) -> None:
 
 
 def show_samples(folder: Path, counts: Mapping[str, int], as_json: bool) -> None:
-    """A sample corpus that was written."""
+    """The sample corpus that was written."""
     if as_json:
         console.emit({"folder": str(folder), "pictures": counts})
         return
@@ -124,7 +125,7 @@ def show_samples(folder: Path, counts: Mapping[str, int], as_json: bool) -> None
 
 
 def show_ingest(corpus: str, report: IngestReport, as_json: bool) -> None:
-    """What an ingest did."""
+    """What the ingest did."""
     if as_json:
         console.emit({"corpus": corpus} | dataclasses.asdict(report))
         return
@@ -142,7 +143,7 @@ def show_ingest(corpus: str, report: IngestReport, as_json: bool) -> None:
 def show_embedded(source: str, report: EmbedReport, as_json: bool) -> None:
     """What was embedded."""
     if not report.rows:
-        console.say(f"{source} holds no media, so nothing was written; files such as .txt and .json are not looked at")
+        console.say(f"{source} holds no media, so nothing was written; files such as .txt and .json are skipped")
     if as_json:
         console.emit(dataclasses.asdict(report))
     if as_json or not report.rows:
@@ -169,7 +170,7 @@ def show_corpora(as_json: bool) -> None:
 
 
 def _corpus_line(name: str) -> dict[str, Any]:
-    """One that cannot be read must not hide the others."""
+    """A corpus that cannot be read must not hide the others."""
     from components.corpus.corpus import Corpus, CorpusError
     from components.storage.files import StorageError
 

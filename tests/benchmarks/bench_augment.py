@@ -1,4 +1,4 @@
-"""SimCLR's two views: batched on the CPU by make_batch, against the per-image loop with Pillow that a user would write.
+"""SimCLR's two views: batched on the CPU by make_batch, and by the per-image Pillow loop that a user would write.
 
     python tests/benchmarks/bench_augment.py [images] [canvas] [size]
 
@@ -51,7 +51,7 @@ def view(image: Image.Image, size: int) -> np.ndarray:
 
 
 def seconds(work, repeats: int = 5) -> float:
-    """Fastest of several runs, after one that is thrown away."""
+    """The fastest of several runs, after one that does not count."""
     work()
     times = []
     for _ in range(repeats):

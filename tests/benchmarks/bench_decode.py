@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_decode.py [--seconds 3]
 
 Plain Pillow: open, convert("RGB"), resize(BICUBIC), tobytes: no limits, no orientation, alpha dropped. `decode` does
-all of that in this process, `sandbox` in its child. One at a time; ratios are of the medians of rounds taken in turn.
+all of that in this process, `sandbox` in its child. One image at a time; ratios are of medians over alternating rounds.
 """
 
 from __future__ import annotations

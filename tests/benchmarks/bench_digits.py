@@ -4,7 +4,7 @@
 
 The quickstart's own recipe in one process: 1,347 images to learn from, 450 held out (scikit-learn's train_test_split
 with test_size=450, random_state=SPLIT). The recipe's settings were chosen on split 0, so the other splits are the
-cleaner figures. The number of steps is measured to fit the budget, which counts all threads and that measurement too.
+cleaner figures. The number of steps is measured to fit the budget, which includes all threads and that measurement.
 Raw pixels and the random init are evaluated in the same run; the library's row was measured elsewhere, with the same
 budget and sizes. Exits 1 unless the encoder is above all peers on both few-label rows.
 """
@@ -53,7 +53,7 @@ def corpus(folder: Path, out: Path, recipe: Recipe) -> Split:
 
 
 def train(run: Run, part: Split, folder: Path, steps: int) -> tuple[float, float]:
-    """Train; the model lies in folder/model. Returns CPU-seconds of the whole and of a step, the first 10 left out."""
+    """Trains into folder/model. Returns CPU-seconds of the whole, and of a step without the first 10 steps."""
     marks: dict[int, float] = {}
     began = time.process_time()
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, steps=steps))
@@ -68,7 +68,7 @@ def train(run: Run, part: Split, folder: Path, steps: int) -> tuple[float, float
 
 
 def steps_within(run: Run, part: Split, folder: Path, budget: float) -> tuple[int, float]:
-    """How many steps fit, and the CPU-seconds that finding it out took."""
+    """How many steps fit into the budget, and the CPU-seconds that measuring this took."""
     trial = dataclasses.replace(run, optim=dataclasses.replace(run.optim, warmup_steps=0, warmup_epochs=0.0))
     spent, per_step = train(trial, part, folder / "trial", TRIAL_STEPS)
     return int(0.88 * (budget - spent) / per_step), spent

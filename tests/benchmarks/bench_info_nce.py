@@ -3,9 +3,10 @@
     python tests/benchmarks/bench_info_nce.py [--rows 8192] [--dim 128] [--repeats 5]
 
 8192 rows are two views of 4096 samples: 8192 queries against 8192 keys. Both sides start from the same unnormalised
-views and end with their gradients. `nt_xent` is the loss of one process (uses the symmetry of the scores), `info_nce`
-the general one that ranks run on gathered keys. Times: medians of alternating repetitions in one process. Memory: the
-rise of the peak resident set over one pass, each side in a fresh process that has already run a small one. Linux only.
+views and end with their gradients. `nt_xent` is the loss of one process and uses the symmetry of the scores;
+`info_nce` is the general loss, which ranks compute on gathered keys. Times are medians of alternating repetitions in
+one process. Memory is the rise of the peak resident set over one pass, in a fresh process after a small pass. Linux
+only.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def one_pass(side: str, views: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def peak_mib() -> float:
-    """Peak resident set of this process; not ru_maxrss, which a child inherits from its parent."""
+    """Peak resident set of this process; not from ru_maxrss, which a child inherits from its parent."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 

@@ -1,13 +1,13 @@
-"""SIGKILLs at random moments of ingest: nothing lost, nothing twice, nothing left over.
+"""SIGKILLs at random moments of ingest: nothing is lost, stored twice or left over.
 
     python tests/benchmarks/bench_ingest_faults.py [--kills 60] [--seed 0]
 
-One corpus, one growing source, three ways to die, in turn:
+One corpus, one growing source, and three kinds of kill in turn:
   driver   SIGKILL to the ingesting process alone; its Ray goes on, and so may a task that is writing a shard
   all      SIGKILL to the ingesting process and to everything below it: its Ray, the workers, their decoders
-  worker   SIGKILL to one Ray worker or decoder; the ingest itself should get over it, and ends on its own
-Every fourth round two ingests run at once, and one of them is killed. After the last kill one ingest runs to its end,
-and the corpus is compared with the source, byte for byte of every payload.
+  worker   SIGKILL to one Ray worker or decoder; the ingest should recover and end on its own
+In every fourth round two ingests run at once, and one of them is killed. After the last kill one ingest runs to its
+end, and every payload of the corpus is compared with the source byte for byte.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def picture(rng: np.random.Generator) -> bytes:
 
 
 def grow(source: Path, batch: int, rng: np.random.Generator, good: dict[str, bytes], bad: set[str]) -> None:
-    """New pictures, a copy of an old one, a bad file, and a tar of pictures that also lie beside it."""
+    """Adds pictures, a copy of an old one, a bad file, and a tar of pictures that are also in the folder."""
     new = [picture(rng) for _ in range(NEW_FILES)]
     for i, data in enumerate(new):
         (source / f"{batch}-{i}.png").write_bytes(data)
@@ -91,7 +91,7 @@ def start(corpus: str, source: Path, address: str | None) -> subprocess.Popen[st
 
 
 def wait_for_work(process: subprocess.Popen[str]) -> None:
-    """Starting Python and Ray is not what is to be killed."""
+    """Waits until Python and Ray have started, which is not what the kills test."""
     assert process.stdout
     process.stdout.readline()
 
@@ -105,7 +105,7 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def kill(how: str, process: subprocess.Popen[str], workers_of: int, dice: random.Random) -> bool:
-    """Whether something was alive to be killed."""
+    """Kills; returns whether there was a process to kill."""
     if how == "driver":
         victims = family(process)[:1]
     elif how == "all":
@@ -124,7 +124,7 @@ def kill(how: str, process: subprocess.Popen[str], workers_of: int, dice: random
 
 
 def _is_worker(process: psutil.Process) -> bool:
-    """A task's process or the decoder below it; the actor with the index cannot be replaced, nor can Ray's daemons."""
+    """Whether it runs a task or decodes for one; the actor with the index and Ray's daemons cannot be replaced."""
     try:
         line = process.cmdline()
     except psutil.Error:
@@ -185,7 +185,7 @@ def main(kills: int, seed: int) -> dict[str, int | str]:
             except subprocess.TimeoutExpired:
                 done[how] += kill(how, process, os.getpid(), dice)
             process.wait(300)
-            if process.returncode == 0:  # it was over before, or got over it: kill within its whole life next time
+            if process.returncode == 0:  # it ended before the kill, or recovered: next time kill within its whole run
                 spans[how] = 0.5 * spans[how] + 0.5 * (time.monotonic() - began)
             else:
                 spans[how] *= 1.02

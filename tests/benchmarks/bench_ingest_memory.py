@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_ingest_memory.py [--small 1000] [--large 6000]
 
-Memory is the proportional set size (it counts a shared page, as of the object store, once) of the ingesting process
-and of everything below it: Ray's daemons and workers, decoders. Shards are cut at 16 MiB here, and the object store is
-limited in proportion, so that the small corpus already fills both.
+Memory is the proportional set size (which counts a shared page once, such as one of the object store) of the
+ingesting process and all its descendants: Ray's daemons and workers, decoders. Shards are cut at 16 MiB here, and the
+object store is limited in proportion, so that the small corpus already fills both.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Peak:
 
 
 def pictures(folder: Path, count: int) -> Path:
-    """Small files that come out large, so that payloads are what memory would go to."""
+    """Small files with large pictures, so that payloads would take most of the memory."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):
@@ -92,7 +92,7 @@ def measure(root: Path, count: int) -> dict[str, float]:
 def main(small: int, large: int) -> dict[str, object]:
     components.ingest.ingest.STORE_BYTES = 6 * (16 << 20)
     with tempfile.TemporaryDirectory() as folder, cluster.connect():
-        measure(Path(folder), 65)  # workers and their imports are there before either is measured
+        measure(Path(folder), 65)  # workers have started and imported before the first measurement
         one, other = measure(Path(folder), small), measure(Path(folder), large)
     return {"small": one, "large": other, "peak ratio": round(other["peak MiB"] / one["peak MiB"], 3)}
 

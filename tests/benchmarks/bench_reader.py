@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_reader.py [--images 1500] [--repetitions 5]
 
-The peer is what a user writes: open, convert, resize the short side to 256, crop at random, 2 workers. Ours reads what
-ingest made of the same files (short side 256, payload raw or jpeg) with 2 threads. Repetitions alternate within one
-run and read every image at least once; medians are printed. The last row reads 16 px images: the cost per sample.
+The peer is what a user would write: open, convert, resize the short side to 256, crop at random, 2 workers. Ours reads
+the same files as ingest stores them (short side 256, payload raw or jpeg) with 2 threads. Repetitions alternate within
+one run and read every image at least once; medians are printed. The last row reads 16 px images: the cost per sample.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def write(images: list[tuple[bytes, str, int, int]], folder: Path) -> Shards:
 
 
 class Photos(Dataset[Tensor]):
-    """The dataset that a user writes."""
+    """The dataset that a user would write."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -93,7 +93,7 @@ class Photos(Dataset[Tensor]):
 
 
 def peer(paths: list[Path]) -> Iterator[Tensor]:
-    """Endless batches of the DataLoader; its workers live on between epochs."""
+    """Endless batches of the DataLoader, whose workers persist between epochs."""
     loader = DataLoader(
         Photos(paths), batch_size=BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
     )
@@ -108,7 +108,7 @@ def ours(shards: Shards, side: int = CROP, batch: int = BATCH) -> Iterator[Tenso
 
 
 def rate(batches: Iterator[Tensor], images: int, warm: int = 8) -> float:
-    """Images per second over at least `images`, after a start that is not counted."""
+    """Images per second over at least `images`, after a warm-up that does not count."""
     for _ in range(warm):
         size = len(next(batches))
     steps = -(-images // size)

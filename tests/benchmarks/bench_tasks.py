@@ -4,21 +4,21 @@
 
 Ours is `TrainState.step` on a batch of bytes as the reader delivers it: make_batch, forward, loss, backward, update.
 The peer is plain torch: the same encoder with a linear layer of 1000 answers, cross-entropy, backward, update by the
-same optimizer; same precision, channels_last. It gets as many views of the same size, as ready float tensors: it pays
-for no crop and no colour. How many is not looked up but counted, at the first layer of every encoder in the task's
-model during a step: four turns are four views, a MAE's quarter of the tokens is a quarter of the tokens, two halves of
-a split brain are two encoders of half the width. Views that an encoder sees without gradient (MoCo's keys, the teachers
-of the bags of words) are a forward pass without gradient for the peer, too. In image_position the tokens look at a
-quarter of each other and the peer's at all, so that it can be faster than its peer.
+same optimizer; same precision, channels_last. It gets as many views of the same size, as ready float tensors, so it
+does not pay for crops and colours. Their number is counted at the first layer of every encoder in the task's model
+during a step: four rotations are four views, a MAE's quarter of the tokens is a quarter of the tokens, and the two
+halves of a split brain are two encoders of half the width. Views that an encoder sees without gradient (MoCo's keys,
+the teachers of the bags of words) are a forward pass without gradient for the peer, too. In image_position a token
+attends to a quarter of the others and the peer's to all, so the task can be faster than its peer.
 
-Decoders are excluded: those of pixels, patches and colours give way to one learnt picture plus the mean of what the
-decoder would get, so that the task's loss on all pixels still counts, and so do its metrics. Heads, projections,
-context networks and embeddings are no decoders and count, at the tasks' default sizes but for two: bag_of_words has
-2048 words, the paper's number for small pictures (with ImageNet's 20,000 the ratio is 0.64 in bf16, finding the nearest
-word in float32 being a quarter of the step, and 0.75 in fp32), and amdim embeds in 512 numbers, as many as the
-encoder's last stage has, which is so in the paper, too (with the paper's 1536, for an encoder three times as wide: 0.64
-in bf16, 0.51 in fp32). What a task fits beforehand (orders, words, the prior) it fits to noise; words of one place
-each, since a step costs the same whatever the words.
+Decoders are excluded: those of pixels, patches and colours are replaced by one learnt picture plus the mean of the
+decoder's input, so that the task's loss on all pixels still counts, and so do its metrics. Heads, projections,
+context networks and embeddings are not decoders and count, at the tasks' default sizes except for two: bag_of_words
+has 2048 words, the paper's number for small pictures (with ImageNet's 20,000 the ratio is 0.64 in bf16, where finding
+the nearest word in float32 is a quarter of the step, and 0.75 in fp32), and amdim embeds in 512 numbers, as many as
+the encoder's last stage has, which is so in the paper, too (with the paper's 1536, for an encoder three times as
+wide: 0.64 in bf16, 0.51 in fp32). Artefacts (orders, words, the prior) are fitted to noise, visual words to one place
+each, since the words do not change the cost of a step.
 
 Both sides take turns in one process with one thread and are timed in CPU seconds; the ratio is of medians.
 """
@@ -68,7 +68,7 @@ RESNET = EncoderSpec("resnet18")
 
 @dataclass(frozen=True)
 class Case:
-    """A task's fields where they are not its defaults, its encoder and how many samples make a batch."""
+    """A task's fields that are not its defaults, its encoder, and the samples of a batch."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
     encoder: EncoderSpec = RESNET
@@ -104,7 +104,7 @@ CASES: Mapping[str, Case] = {
 
 
 def fitted(task: Any, spec: EncoderSpec, folder: Path) -> PretextTask:
-    """The task with the artefacts that it makes of noise; where it reads a saved model, of an untrained network."""
+    """The task with artefacts fitted to noise; where it reads a saved model, that of an untrained network."""
     (folder / CONFIG).write_text(json.dumps({"encoder": asdict(spec)}))
     artefact.look_in(folder)
     read = replace(task, **dict.fromkeys(artefact.saved_models(task), str(folder)))
@@ -116,7 +116,7 @@ def fitted(task: Any, spec: EncoderSpec, folder: Path) -> PretextTask:
 
 
 def random_batch(task: PretextTask, n: int) -> Batch:
-    """Noise, as the reader delivers pictures; numbers for what is no picture."""
+    """Noise in the form in which the reader delivers pictures; numbers for all other fields."""
     raw = {}
     for name, wanted in task.sample.items():
         if wanted.modality == "image":
@@ -128,7 +128,7 @@ def random_batch(task: PretextTask, n: int) -> Batch:
 
 
 class SmallestDecoder(nn.Module):
-    """Instead of a decoder: a learnt picture, and the mean of what the decoder would get, added to each pixel."""
+    """In place of a decoder: a learnt picture, with the mean of the decoder's input added to each pixel."""
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class SmallestDecoder(nn.Module):
 
 
 def exclude_decoders(train_state: TrainState, batch: Batch) -> list[str]:
-    """Puts the smallest decoder in place of every decoder of the model; their names."""
+    """Replaces every decoder of the model by the smallest one; returns their names."""
     names = [name for name, module in train_state.model.named_modules() if isinstance(module, DECODERS)]
     shapes: dict[str, Tensor] = {}
     for name in names:
@@ -222,14 +222,14 @@ class Peer:
 
 
 def plain(seen: Seen, spec: EncoderSpec) -> Encoder:
-    """A new encoder as wide as the one that was seen, in its mode."""
+    """A new encoder of the same width and mode as the one that was seen."""
     shape = Field("image", tuple(seen.x.shape[1:]))
     encoder = spec.build(shape, seen.encoder.dim / spec.build(shape).dim)
     return encoder.to(memory_format=torch.channels_last).train(seen.encoder.training)  # type: ignore[call-overload]
 
 
 def vectors(encoder: Encoder, seen: Seen) -> Tensor:
-    """One for each view; for a ViT, of the patches that were cut from it or of as many as were seen."""
+    """One vector per view; a ViT gets as many patches, or tokens of a view, as were seen."""
     if not isinstance(encoder, ViT):
         return encoder(seen.x)
     embedded = encoder.tokens(seen.x)
@@ -294,7 +294,7 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
 
 
 def described(passes: list[Seen], batch: int) -> str:
-    """Such as "2 x 96 px" for what the encoders see of one sample."""
+    """What the encoders see of one sample, such as "2 x 96 px"."""
     return ", ".join(
         f"{len(seen.x) // batch} x {seen.x.shape[-1]} px"
         + (f" ({seen.tokens} tokens)" if seen.tokens else "")

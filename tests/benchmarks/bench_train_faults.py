@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_train_faults.py [--kills 30] [--steps 400] [--seed 0]
 
-Two workers train a small ResNet on 64 images of 16 px under Ray Train. Victims and moments are drawn at random: a
-worker (Ray restarts the group) or the driver (the same command starts again). Before about every fourth new start Ray's
-snapshot is truncated or deleted. Where a run ends before all kills are spent, the next one begins, with another seed.
-At the end every weight, optimizer state and the digest of all sample ids must equal those of the undisturbed run.
+Two workers train a small ResNet on 64 images of 16 px under Ray Train. At random moments either a worker is killed (Ray
+restarts the group) or the driver (the same command starts again). Before about every fourth new start Ray's snapshot is
+truncated or deleted. If a run ends before all kills are done, another one begins with another seed. At the end every
+weight, optimizer state and the digest of all sample ids must equal those of the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ssl_core.train.run import Optim, Run, Runtime, Train
 
 
 def drive(folder: Path, name: str, steps: int, seed: int) -> None:
-    """The driver: one call of pretrain; every point is a line on stdout."""
+    """The driver: one call of pretrain, which prints a line for every point."""
     encoder = EncoderSpec("resnet18", width=0.125, stem="cifar")
     train = Train(steps=steps, batch_size=16, seed=seed, ema=0.9)
     runtime = Runtime(checkpoint_every=10, log_every=1, check_every=0)
@@ -59,7 +59,7 @@ def drive(folder: Path, name: str, steps: int, seed: int) -> None:
 
 @dataclass
 class Tally:
-    """What was done to the runs."""
+    """Counts of what was done to the runs."""
 
     workers: int = 0
     drivers: int = 0
@@ -77,7 +77,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def disturbed(folder: Path, name: str, steps: int, seed: int, kills: int, tally: Tally, dice: random.Random) -> None:
-    """Runs to the end through kills at random moments."""
+    """Trains to the end, with kills at random moments."""
     log = folder / f"{name}.log"
     while True:
         tally.starts += 1
@@ -92,7 +92,7 @@ def disturbed(folder: Path, name: str, steps: int, seed: int, kills: int, tally:
 
 
 def _strike(driver: psutil.Popen, log: Path, tally: Tally, dice: random.Random) -> bool:
-    """Kills at a random moment; true if it was the driver, a third of whose deaths come before any progress."""
+    """Kills at a random moment, true if the driver; a third of its kills come before any progress."""
     the_driver = dice.random() < 0.4
     if not (the_driver and dice.random() < 0.33):
         _wait_for_progress(driver, log)

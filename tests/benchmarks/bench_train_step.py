@@ -1,15 +1,14 @@
-"""A SimCLR training step, end to end, against the plain loop that a user would write; images per second on a CPU.
+"""A SimCLR training step, end to end, beside the plain loop that a user would write; images per second on a CPU.
 
     python tests/benchmarks/bench_train_step.py [--images 512] [--repetitions 3] [--stem imagenet] [--batch 256]
 
-ResNet-18, two views of 96 px, from JPEGs of 500x375. The peer decodes and augments per
-sample in 2 DataLoader workers, step for step as torchvision's transforms do it on Pillow images (Gaussian
-blur as a convolution of the tensor), and trains a network of torch's own modules in float32 with SGD and NT-Xent as one
-cross-entropy.
-Ours reads the same files as ingest stores them (short side 128, raw) and runs `ssl_core.train.loop` as it stands:
-batched augmentation, channels_last, bf16 where the CPU has instructions for it. Same encoder and head, same
-augmentation recipe, same batch: 256, the default of `train.batch_size`. Each side runs in processes of its
-own, in turns; the peer's loader draws on and on, so that it never waits at the end of an epoch.
+ResNet-18, two views of 96 px, from JPEGs of 500x375. The peer decodes and augments each sample in 2 DataLoader workers,
+step by step as torchvision's transforms do it on Pillow images (Gaussian blur as a convolution of the tensor), and
+trains a network of torch's own modules in float32 with SGD and NT-Xent as one cross-entropy.
+Ours reads the same files as ingest stores them (short side 128, raw) and runs `ssl_core.train.loop` as it is: batched
+augmentation, channels_last, bf16 where the CPU has instructions for it. Encoder, head, augmentations and batch are the
+same: 256, the default of `train.batch_size`. Each side runs in processes of its own, in turns; the peer's loader is
+endless, so that it never waits at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ TARGET = 3.0
 
 
 class TwoViews(Dataset[tuple[Tensor, Tensor]]):
-    """The dataset that a user writes: decode, square, two augmented views."""
+    """The dataset that a user would write: decode, square, two augmented views."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -83,7 +82,7 @@ def plain_view(image: Image.Image) -> Tensor:
 
 
 def plain_blur(x: Tensor, sigma: float) -> Tensor:
-    """A square Gaussian kernel of a tenth of the side over the reflected picture."""
+    """Convolution with a square Gaussian kernel of a tenth of the side; borders are reflected."""
     radius = SIZE // 20
     line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = torch.outer(line / line.sum(), line / line.sum()).expand(3, 1, -1, -1)
@@ -112,7 +111,7 @@ def plain_loss(z: Tensor, temperature: float = 0.1) -> Tensor:
 
 
 def peer_steps(paths: list[Path], stem: str, batch: int) -> Iterator[None]:
-    """The user's loop; one item per step."""
+    """The loop that a user would write; yields once per step."""
     photos = TwoViews(paths)
     endless = RandomSampler(photos, num_samples=batch * (WARM + STEPS + 4 * WORKERS))
     loader = DataLoader(photos, batch, sampler=endless, num_workers=WORKERS)
@@ -164,7 +163,7 @@ def has_bf16() -> bool:
 
 
 def augmentation(batch: int) -> str:
-    """What making the two views takes of one of our steps; the rest is the network."""
+    """The time that the two views take in one of our steps, in words; the rest is the network."""
     task = SimCLR(canvas=CANVAS, size=SIZE)
     raw = {"image": torch.randint(0, 256, (batch, CANVAS, CANVAS, 3), dtype=torch.uint8).permute(0, 3, 1, 2)}
     began = time.perf_counter()

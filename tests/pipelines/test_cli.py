@@ -1,4 +1,4 @@
-"""The command line: results on stdout, complaints in one sentence on stderr, exit codes that scripts can rely on."""
+"""The command line: results on stdout, errors in one sentence on stderr, exit statuses that scripts can rely on."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_mistake_is_answered_by_one_sentence_and_an_exit_code(
 
 
 def _failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """`pretext tasks` meets the error."""
+    """Makes `pretext tasks` raise the error."""
 
     def show(as_json: bool) -> None:
         raise error
@@ -114,7 +114,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr("pipelines.catalogue.show_tasks", show)
 
 
-def test_a_value_error_of_torch_is_told_as_ours_with_its_trace_in_a_file(
+def test_a_value_error_of_torch_is_reported_as_a_bug_with_its_trace_in_a_file(
     pretext: Pretext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def show(as_json: bool) -> None:
@@ -154,7 +154,7 @@ def test_an_error_for_the_user_shows_its_message_alone_and_has_its_own_exit_stat
     assert (done.returncode, done.stdout, done.stderr) == (code, "", f"error: {error}\n")
 
 
-def test_a_full_disk_is_told_with_its_path_and_is_no_fault_of_ours(
+def test_a_full_disk_is_reported_with_its_path_and_not_as_a_bug(
     pretext: Pretext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _failing(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/shard-1"))
@@ -163,7 +163,7 @@ def test_a_full_disk_is_told_with_its_path_and_is_no_fault_of_ours(
     assert done.stderr == "error: /data/shard-1: no space left on the device; free some\n"
 
 
-def test_a_home_that_is_a_file_is_no_fault_of_ours(pretext: Pretext, home: Path) -> None:
+def test_a_home_that_is_a_file_is_not_reported_as_a_bug(pretext: Pretext, home: Path) -> None:
     home.touch()
     done = pretext("samples", "digits")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""`pretext compare`: which recipes may stand side by side, and what is left of a comparison."""
+"""`pretext compare`: which recipes can be compared, and what a comparison leaves behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from components.steps.progress import Silent
 from components.storage.home import pretext_home
 from components.tracking.errors import TrackingError
 from components.training.run_folder import RunFolder
-from pipelines.compare import Compared, _contend, _reference, compare
+from pipelines.compare import Compared, _reference, _train_and_evaluate, compare
 from pipelines.comparison_file import load, seconds_of
 from pipelines.loading import COMPARISONS, RecipeError, load_recipe
 from pipelines.side_by_side import show_compared
@@ -102,7 +102,7 @@ def test_a_comparison_file_lists_recipes_beside_it_and_its_wrong_keys_are_named_
         ("all.yaml", r"all\.yaml:4: all\.yaml is a comparison; list its recipes"),
     ],
 )
-def test_what_a_comparison_lists_wrongly_is_told_with_its_line(tmp_path: Path, recipe: str, complaint: str) -> None:
+def test_what_a_comparison_lists_wrongly_is_named_with_its_line(tmp_path: Path, recipe: str, complaint: str) -> None:
     variant(tmp_path, "first")
     listed = tmp_path / "all.yaml"
     listed.write_text(f"name: all\nrecipes:\n  - first.yaml\n  - {recipe}\n")
@@ -146,7 +146,7 @@ def test_the_end_of_a_comparison_says_why_one_failed(tmp_path: Path, capsys: pyt
     assert re.search(r"done in 2 s\n(.*\n)*  turned failed +the loss became NaN\n", capsys.readouterr().out)
 
 
-def test_what_fails_for_a_reason_of_its_own_is_told_and_a_fault_of_ours_ends_the_comparison(
+def test_a_failure_of_one_recipe_is_recorded_and_a_bug_ends_the_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_corpus(tmp_path / "corpus")
@@ -158,9 +158,9 @@ def test_what_fails_for_a_reason_of_its_own_is_told_and_a_fault_of_ours_ends_the
 
     monkeypatch.setattr("pipelines.compare.at_work", refuse)
     parent, context = cast(Any, SimpleNamespace(run_id=None)), resolve(spec)
-    assert _contend(context, parent).failure == "the server is away"
+    assert _train_and_evaluate(context, parent).failure == "the server is away"
     with pytest.raises(ValueError, match="x"):
-        _contend(context, parent)
+        _train_and_evaluate(context, parent)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -172,7 +172,7 @@ def test_the_supervised_reference_is_recorded_where_the_others_are(tmp_path: Pat
 
     poor = load_recipe(variant(tmp_path, "poor", **{"/train": "/train/corner", "tiny-train": "poor-train"}))
     ingest_corpora(poor.spec(), Silent())
-    with pytest.raises(StepError, match=r"cannot train on poor-train \(classes: 1\): .*at 2\. Mend evaluate"):
+    with pytest.raises(StepError, match=r"cannot train on poor-train \(classes: 1\): .*at 2\. Change evaluate"):
         _reference([poor])
 
 

@@ -1,4 +1,4 @@
-"""A recipe is checked whole, and every complaint says what, where and how to mend it."""
+"""A recipe is checked as a whole, and every error says what is wrong, where, and how to mend it."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ def test_a_refused_value_names_its_own_line(tmp_path: Path) -> None:
     assert "tiny.yaml:13: " in complaint(tmp_path, GOOD.replace("batch_size: 64", "batch_size: many"))
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     text = complaint(tmp_path, GOOD.replace("lr:", "lrr:").replace("batch_size", "bach_size"))
     assert len(text.splitlines()) == 2
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    assert "tiny.yaml:14: `batch_size` stands here a second time (first at" in complaint(
+    assert "tiny.yaml:14: `batch_size` is given a second time (first at" in complaint(
         tmp_path, GOOD + "  batch_size: 32\n"
     )
 
@@ -122,7 +122,7 @@ def test_text_that_is_not_yaml_names_the_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("a: &a [*a]\n", "tiny.yaml:1: nested too deep"),
         ("a: " + "[" * 3000 + "]" * 3000, "tiny.yaml: not a recipe: its brackets are nested too deep"),
@@ -130,29 +130,29 @@ def test_text_that_is_not_yaml_names_the_line(tmp_path: Path) -> None:
             "a: &a [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1 or ''}, *a{i - 1 or ''}]\n" for i in range(1, 40)),
             "aliases",
         ),
-        ("name: !tag x\n", "tiny.yaml:1: `x` is no value of the kind it looks like; quote it"),
-        ("name: x\nday: 2024-13-45\n", "tiny.yaml:2: `2024-13-45` is no value"),
+        ("name: !tag x\n", "tiny.yaml:1: `x` is not a value of the type it looks like; quote it"),
+        ("name: x\nday: 2024-13-45\n", "tiny.yaml:2: `2024-13-45` is not a value"),
         ("? [a, b]\n: 1\n", "tiny.yaml:1: a key is a word"),
-        ("corpus: &c {name: x}\ntask:\n  <<: *c\n", "tiny.yaml:3: merge keys (`<<`) are not taken; write the keys out"),
+        ("corpus: &c {name: x}\ntask:\n  <<: *c\n", "tiny.yaml:3: merge keys (`<<`) are not supported; write the keys"),
         ("name: \x07\n", "tiny.yaml: not a YAML text file"),
     ],
     ids=["cycle", "depth", "bomb", "tag", "date", "key", "merge", "control"],
 )
-def test_a_trap_of_yaml_is_answered_by_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+def test_a_trap_of_yaml_is_answered_by_one_sentence(tmp_path: Path, text: str, expected: str) -> None:
     answer = complaint(tmp_path, text)
-    assert said in answer
+    assert expected in answer
     assert len(answer.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
-        ("train.seed=yes", "--set train.seed=yes: seed is true, a switch; write a number"),
+        ("train.seed=yes", "--set train.seed=yes: seed is true, a boolean; write a number"),
         ("corpus.sources=photos", "`corpus.sources` is 'photos': write a list, [a, b]"),
         ("corpus.sources=", "`corpus.sources` is empty: write a list, [a, b]"),
         ("train=5", "`train` is 5: write its keys below it, indented"),
         ("train.batch_size=6e1", "`train.batch_size` is '6e1': write a whole number"),
-        ("name=2024", "`name` is 2024: write text; quote"),
+        ("name=2024", "`name` is 2024: write text, in quotes"),
         ("corpus.name=a b", "--set corpus.name=a b: name: 'a b' cannot name a corpus"),
         ("corpus.size=9000", "`corpus.size` is 9000: input should be less than or equal to 8192"),
         ("corpus.limits.max_bytes=0", "--set corpus.limits.max_bytes=0: limits.max_bytes must be above 0"),
@@ -160,13 +160,15 @@ def test_a_trap_of_yaml_is_answered_by_one_sentence(tmp_path: Path, text: str, s
         ("train.seed=2024-13-45", "the value is not valid YAML; quote it"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_told_how_to_be_written(tmp_path: Path, override: str, said: str) -> None:
-    assert said in complaint(tmp_path, GOOD, override)
+def test_the_error_for_a_value_of_the_wrong_type_says_how_to_write_it(
+    tmp_path: Path, override: str, expected: str
+) -> None:
+    assert expected in complaint(tmp_path, GOOD, override)
 
 
 def test_set_overrides_a_value_and_is_blamed_for_a_bad_one(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, GOOD), ["optim.lr=1e-3", "train.seed=7"]).run().optim.lr == 1e-3
-    assert "--set train.sed=7: `train.sed` is no key" in complaint(tmp_path, GOOD, "train.sed=7")
+    assert "--set train.sed=7: `train.sed` is not a key" in complaint(tmp_path, GOOD, "train.sed=7")
     assert "write it as section.key=value" in complaint(tmp_path, GOOD, "train.seed")
 
 
@@ -212,7 +214,7 @@ def test_bases_stand_on_bases_in_other_folders_and_on_built_in_recipes(tmp_path:
 
 
 def test_a_complaint_names_file_and_line_of_the_key_whichever_file_it_came_from(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"derived.yaml:4: `train.stepps` is no key"):
+    with pytest.raises(RecipeError, match=r"derived.yaml:4: `train.stepps` is not a key"):
         load_recipe(derive(tmp_path, DERIVED.replace("steps", "stepps")))
     with pytest.raises(RecipeError, match=r"tiny.yaml:11: optim.lr is 0"):
         load_recipe(derive(tmp_path, base=GOOD.replace("lr: 0.1", "lr: 0")))
@@ -221,12 +223,12 @@ def test_a_complaint_names_file_and_line_of_the_key_whichever_file_it_came_from(
     replaced = DERIVED + "task:\n  name: simclr\n  canvas: 96\n"
     with pytest.raises(RecipeError, match=r"derived.yaml:7: task.canvas asks for image of 96x96"):
         load_recipe(derive(tmp_path, replaced))
-    with pytest.raises(RecipeError, match=r"derived.yaml:5: `task.chromatic` is no key"):
+    with pytest.raises(RecipeError, match=r"derived.yaml:5: `task.chromatic` is not a key"):
         load_recipe(derive(tmp_path, DERIVED + "task: {name: simclr, chromatic: 1}\n"))
 
 
 @pytest.mark.parametrize(
-    ("base", "said"),
+    ("base", "expected"),
     [
         (
             "derived.yaml",
@@ -237,8 +239,8 @@ def test_a_complaint_names_file_and_line_of_the_key_whichever_file_it_came_from(
         ("", "derived.yaml:1: `base` is None"),
     ],
 )
-def test_a_base_that_cannot_be_is_refused_in_one_sentence(tmp_path: Path, base: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_an_impossible_base_is_refused_in_one_sentence(tmp_path: Path, base: str, expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
         load_recipe(derive(tmp_path, DERIVED.replace("tiny.yaml", base)))
 
 
@@ -247,9 +249,9 @@ def test_bases_that_go_round_are_refused(tmp_path: Path) -> None:
         load_recipe(derive(tmp_path, base=GOOD + "base: derived.yaml\n"))
 
 
-def test_a_base_cannot_be_set_and_a_misspelt_one_is_told(tmp_path: Path) -> None:
-    assert "--set base=digits: a base is named by a recipe's file" in complaint(tmp_path, GOOD, "base=digits")
-    assert "tiny.yaml:14: `bases` is no key of a recipe; did you mean `base`?" in complaint(
+def test_a_base_cannot_be_set_and_a_misspelt_one_is_corrected(tmp_path: Path) -> None:
+    assert "--set base=digits: only a recipe file can name a `base`" in complaint(tmp_path, GOOD, "base=digits")
+    assert "tiny.yaml:14: `bases` is not a key of a recipe; did you mean `base`?" in complaint(
         tmp_path, GOOD + "bases: x\n"
     )
 
@@ -332,10 +334,10 @@ MOVED = "checkpoint_every keep log_every check_every collapse_std collapse_rank 
 
 @pytest.mark.parametrize("name", MOVED.split())
 def test_a_key_that_has_moved_is_answered_with_its_new_place(tmp_path: Path, name: str) -> None:
-    said = f"`train.{name}` is now `runtime.{name}`"
-    assert complaint(tmp_path, GOOD + f"  {name}: 3\n").endswith(f"tiny.yaml:14: {said}")
-    assert complaint(tmp_path, GOOD, f"train.{name}=3") == f"--set train.{name}=3: {said}"
-    with pytest.raises(RecipeError, match=f"derived.yaml:5: {said}$"):
+    expected = f"`train.{name}` is now `runtime.{name}`"
+    assert complaint(tmp_path, GOOD + f"  {name}: 3\n").endswith(f"tiny.yaml:14: {expected}")
+    assert complaint(tmp_path, GOOD, f"train.{name}=3") == f"--set train.{name}=3: {expected}"
+    with pytest.raises(RecipeError, match=f"derived.yaml:5: {expected}$"):
         load_recipe(derive(tmp_path, DERIVED + f"  {name}: 3\n"))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(yaml.safe_load(GOOD + f"  {name}: 3\n"), json_schema())

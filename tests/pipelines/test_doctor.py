@@ -1,4 +1,4 @@
-"""`pretext doctor`: a healthy machine is told to be one, and each thing that is wrong with what mends it."""
+"""`pretext doctor`: a healthy machine passes every check, and each finding on another says how to mend it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def test_in_a_healthy_home_every_check_is_made_and_ok(home: Path) -> None:
     assert all(f"{name} " in found["packages"].detail for name in ("torch", "ray", "mlflow", "pyarrow", "deltalake"))
 
 
-def test_a_home_that_cannot_be_written_is_told_with_its_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_fails_and_the_finding_says_how_to_mend_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("PRETEXT_HOME", str(tmp_path / "file" / "home"))
     finding = looked_at(monkeypatch, "home")["home"]
@@ -61,7 +63,7 @@ def test_a_home_with_little_room_is_a_warning(monkeypatch: pytest.MonkeyPatch) -
     assert finding.state == "warn" and "2 GiB free; free some, or set PRETEXT_HOME" in finding.detail
 
 
-def test_a_damaged_corpus_is_named_with_its_mend_and_hides_no_other(
+def test_a_damaged_corpus_is_named_with_what_to_do_and_hides_no_other(
     monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     for name in ("broken", "photos"):
@@ -80,7 +82,7 @@ def test_no_corpus_yet_is_fine_and_says_how_to_make_one(monkeypatch: pytest.Monk
     assert finding.state == "ok" and "pretext ingest SOURCE --corpus NAME" in finding.detail
 
 
-def test_a_tracker_that_is_away_is_told_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_down_fails_and_the_finding_says_how_to_mend_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:secret@127.0.0.1:1")
     finding = looked_at(monkeypatch, "mlflow")["mlflow"]
@@ -89,7 +91,7 @@ def test_a_tracker_that_is_away_is_told_with_its_mend(monkeypatch: pytest.Monkey
     assert "secret" not in finding.detail
 
 
-def test_a_cluster_that_is_away_is_told_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_is_down_is_named_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test's cluster may be up

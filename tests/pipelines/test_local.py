@@ -158,7 +158,7 @@ def test_what_a_task_needs_first_is_made_recorded_and_registered_with_the_model(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_known_factors_are_evaluated_and_shown_and_a_file_that_is_missing_is_told_before_the_training(
+def test_known_factors_are_evaluated_and_shown_and_a_missing_file_is_reported_before_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recipe_file(tmp_path)
