@@ -117,7 +117,7 @@ def test_a_write_past_it_is_seen(call: str) -> None:
         "open(path, 'rb')",
         "path.open()",
         "with replacing(path) as part: part.write_text('x')",
-        "with naming(uri), atomic.replacing(path) as part: pq.write_table(table, part)",
+        "with storage_errors(uri), atomic.replacing(path) as part: pq.write_table(table, part)",
     ],
 )
 def test_what_writes_nothing_or_through_it_is_let_pass(call: str) -> None:

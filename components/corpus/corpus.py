@@ -26,7 +26,7 @@ from deltalake import DeltaTable
 
 from components.corpus import delta
 from components.corpus.delta import DataFile, stream_columns
-from components.storage.files import StorageError, absolute, download, is_remote, join, naming, open_file
+from components.storage.files import StorageError, absolute, download, is_remote, join, open_file, storage_errors
 from components.storage.home import pretext_home
 from components.storage.locks import exclusive
 from ssl_core.atomic import sweep
@@ -258,7 +258,7 @@ class Corpus:
 
 
 def _read(uri: str) -> pa.Table:
-    with naming(uri), open_file(uri) as file:
+    with storage_errors(uri), open_file(uri) as file:
         return pq.read_table(file, schema=QUARANTINE)
 
 

@@ -21,7 +21,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
 
-from components.storage.files import StorageError, is_remote, naming, open_file
+from components.storage.files import StorageError, is_remote, open_file, storage_errors
 
 APPLICATION = "pretext.ingest"
 
@@ -68,7 +68,7 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
 def create_table(uri: str, schema: pa.Schema, about: Mapping[str, Any]) -> DeltaTable:
     """Make the table with `about` as its description; if another writer was faster, theirs is returned, so check it."""
     if not is_remote(uri):
-        with naming(uri):
+        with storage_errors(uri):
             os.makedirs(uri, exist_ok=True)
     with _storage(uri):
         try:
@@ -126,7 +126,7 @@ def append(table: DeltaTable, files: Sequence[DataFile], info: Mapping[str, Any]
 
 def stream_columns(uri: str, names: Sequence[str]) -> Iterator[pa.Table]:
     """Columns of one Parquet file, 16,384 rows at a time."""
-    with naming(uri), open_file(uri) as file, pq.ParquetFile(file) as parquet:
+    with storage_errors(uri), open_file(uri) as file, pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(batch_size=16_384, columns=list(names)):
             yield pa.Table.from_batches([batch])
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from components.corpus.corpus import Corpus, corpora, corpus_uri
 from components.decoding.sandbox import Sandbox
 from components.ingest.listing import list_files
-from components.ingest.sources import Part, Taking, parts
+from components.ingest.sources import Part, SourceOptions, parts
 from components.ingest.stages import read_source
 from components.registry.export import Loaded, input_of
 from components.storage.files import absolute, join, stat
@@ -123,8 +123,8 @@ def _files(
             sandboxes.callback(own.sandbox.close)
         return _decode(row, own.sandbox, limits, side)
 
-    taking = Taking(labels=None, column=reading.column, limits=limits)
-    rows = (row for part in cut for table in list_files(part, taking, _all, _none) for row in table.to_pylist())
+    options = SourceOptions(labels=None, column=reading.column, limits=limits)
+    rows = (row for part in cut for table in list_files(part, options, _all, _none) for row in table.to_pylist())
     return _ahead(picture, rows, reading.threads)
 
 

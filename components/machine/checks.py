@@ -67,10 +67,10 @@ def ray_answers() -> str:
 
 def tracking_answers() -> str:
     """Searches for an experiment on the tracking server; an embedded database is made if missing."""
-    from components.tracking.errors import answering, shown
+    from components.tracking.errors import tracking_errors, without_secrets
     from components.tracking.store import connect_tracking
 
     client, where = connect_tracking()
-    with answering(where):
+    with tracking_errors(where):
         client.search_experiments(max_results=1)
-    return f"{shown(where)} answers"
+    return f"{without_secrets(where)} answers"

@@ -27,7 +27,7 @@ from components.registry.export import ABOUT, EVALUATION, PRETEXT, write_artifac
 from components.registry.fetch import LOGGED, fetch, output_of
 from components.registry.promotion import Gain, Promotion
 from components.tracking.delivery import RUN_KEY
-from components.tracking.errors import answering
+from components.tracking.errors import tracking_errors
 from components.tracking.tracker import connect_tracking
 from ssl_core.errors import InputError
 
@@ -115,7 +115,7 @@ def register(
     def gain_over(champion: int) -> Gain | None:
         return _gain(uri, name, champion, candidate.evaluation, reevaluate)
 
-    with answering(uri):
+    with tracking_errors(uri):
         with model_lock(client, uri, name, lease=UPLOAD_SECONDS):
             found = version_of_run(client, name, candidate.run_key)
             version = found or _create(client, name, candidate)

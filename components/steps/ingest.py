@@ -8,7 +8,7 @@ from pathlib import Path
 
 from components.ingest.ingest import IngestReport, ingest
 from components.ingest.ingest import Progress as Ingested
-from components.ingest.sources import Taking
+from components.ingest.sources import SourceOptions
 from components.steps.context import CorpusSpec, RunSpec, StepError
 from components.steps.progress import Advance, Progress, duration
 from components.storage.home import pretext_home
@@ -44,7 +44,7 @@ def ingest_corpus(
         corpus.sources,
         corpus.name,
         sample_format=sample_format,
-        taking=Taking(corpus.labels, corpus.column, limits),
+        options=SourceOptions(corpus.labels, corpus.column, limits),
         retry_quarantined=retry_quarantined,
         progress=show,
     )

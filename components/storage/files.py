@@ -75,7 +75,7 @@ def text(uri: str) -> str:
 
 
 @contextmanager
-def naming(uri: str) -> Iterator[None]:
+def storage_errors(uri: str) -> Iterator[None]:
     """Turn whatever a storage raises inside the block into a StorageError that gives the URI and the reason."""
     try:
         yield
@@ -102,13 +102,13 @@ def remote(uri: str) -> tuple[Any, str]:
     """The fsspec file system of a URI, without its listing cache (which would hide new files), and the path in it."""
     import fsspec
 
-    with naming(uri):
+    with storage_errors(uri):
         return cast("tuple[Any, str]", fsspec.core.url_to_fs(uri, use_listings_cache=False))
 
 
 def stat(uri: str) -> Entry | None:
     """The entry at `uri`, links followed; None where there is none, or neither file nor folder (a pipe, a device)."""
-    with naming(uri):
+    with storage_errors(uri):
         if not is_remote(uri):
             try:
                 return _local_entry(uri, os.stat(uri))
@@ -132,7 +132,7 @@ def entries(uri: str, wanted: Callable[[str, bool], bool] = lambda name, folder:
         uri: of the folder.
         wanted: whether to keep an entry, from its name and whether it is a folder; called before anything else.
     """
-    with naming(uri):
+    with storage_errors(uri):
         if is_remote(uri):
             fs, path = remote(uri)
             for page in _pages(fs, path.rstrip("/")):
@@ -205,7 +205,7 @@ def open_file(uri: str) -> IO[bytes]:
 
 def read(uri: str) -> bytes | None:
     """The whole file, without a look-up of its type first; None where there is none."""
-    with naming(uri):
+    with storage_errors(uri):
         try:
             with open_file(uri) as file:
                 return file.read()
@@ -215,7 +215,7 @@ def read(uri: str) -> bytes | None:
 
 def write(uri: str, data: bytes, *, durable: bool = True) -> None:
     """A small file, whole or not at all; `durable` as in `ssl_core.atomic`, for local ones."""
-    with naming(uri):
+    with storage_errors(uri):
         if is_remote(uri):
             fs, path = remote(uri)
             fs.pipe_file(path, data)
@@ -227,27 +227,27 @@ def write(uri: str, data: bytes, *, durable: bool = True) -> None:
 def replacing(uri: str) -> Iterator[Path]:
     """A local path to write a file at; at the end of the block it is at `uri`, durable and whole, or not at all."""
     if not is_remote(uri):
-        with naming(uri), atomic.replacing(Path(uri)) as temporary:
+        with storage_errors(uri), atomic.replacing(Path(uri)) as temporary:
             yield temporary
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / uri.rsplit("/", 1)[1]
-        yield path  # outside `naming`: an error of the writer is not one of the remote storage
-        with naming(uri):
+        yield path  # outside `storage_errors`: an error of the writer is not one of the remote storage
+        with storage_errors(uri):
             fs, target = remote(uri)
             fs.put_file(str(path), target)
 
 
 def download(uri: str, path: Path) -> None:
     """Copy a remote file to `path`, whole or not at all; not durable, since it can be fetched again."""
-    with naming(uri), atomic.replacing(path, durable=False) as temporary:
+    with storage_errors(uri), atomic.replacing(path, durable=False) as temporary:
         fs, source = remote(uri)
         fs.get_file(source, str(temporary))
 
 
 def remove(uri: str) -> None:
     """Delete a file or an empty local folder; nothing there is fine."""
-    with naming(uri):
+    with storage_errors(uri):
         if is_remote(uri):
             fs, path = remote(uri)
             try:
