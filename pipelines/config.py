@@ -34,7 +34,7 @@ from components.corpus.corpus import CorpusError, corpus_uri
 from components.evaluation.evaluate import Settings
 from components.steps.context import CorpusSpec, Registration, RunSpec, Tracking
 from components.storage.home import at_home
-from components.tracking.errors import shown
+from components.tracking.errors import without_secrets
 from ssl_core.data.decode import Limits, SampleFormat
 from ssl_core.errors import InputError
 from ssl_core.nn.encoders import EncoderSpec
@@ -201,7 +201,7 @@ class TrackingSection(Section):
 
     @field_serializer("uri")
     def _without_secrets(self, uri: str | None) -> str | None:
-        return uri and shown(uri)
+        return uri and without_secrets(uri)
 
 
 class Recipe(Section):

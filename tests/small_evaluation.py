@@ -63,7 +63,7 @@ def make_evidence(labels=True):
         features=rng.normal(size=(60, 8)).astype(np.float32),
         labels=labels_of,
         queries=rng.integers(0, 255, (6, 16, 16, 3), dtype=np.uint8),
-        found=rng.integers(0, 255, (6, 5, 16, 16, 3), dtype=np.uint8),
+        neighbours=rng.integers(0, 255, (6, 5, 16, 16, 3), dtype=np.uint8),
         captions=tuple(("0", "0", "1", "0", "2", "0") for _ in range(6)),
         panel=Panel({"input": torch.rand(9, 3, 16, 16), "answer": torch.rand(9, 3, 24, 24)}, [EVIL] * 9),
     )

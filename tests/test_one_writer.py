@@ -20,7 +20,7 @@ ALLOWED = {
     ("ssl_core/atomic.py", "_rename"): "the writer itself",
     ("ssl_core/atomic.py", "_sync"): "the writer itself",
     ("ssl_core/data/shards.py", "_write_parquet"): "write_shard hands it the temporary",
-    ("components/decoding/child.py", "_volunteer"): "a file of the kernel's",
+    ("components/decoding/child.py", "_prefer_as_oom_victim"): "a file of the kernel's",
     ("components/embed/output.py", "_write"): "the temporary of a `replacing` that ends with the output",
     ("components/registry/export.py", "write_artifact"): "a new folder, which MLflow uploads as a whole",
     ("components/registry/export.py", "_write_mlmodel"): "the same folder",
@@ -117,7 +117,7 @@ def test_a_write_past_it_is_seen(call: str) -> None:
         "open(path, 'rb')",
         "path.open()",
         "with replacing(path) as part: part.write_text('x')",
-        "with naming(uri), atomic.replacing(path) as part: pq.write_table(table, part)",
+        "with storage_errors(uri), atomic.replacing(path) as part: pq.write_table(table, part)",
     ],
 )
 def test_what_writes_nothing_or_through_it_is_let_pass(call: str) -> None:

@@ -1,4 +1,4 @@
-"""One way to reach Ray: the cluster that is named, else a local one of this machine, quiet and without a dashboard."""
+"""The one way to reach Ray: the named cluster, else a local one on this machine, quiet and without a dashboard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Cluster:
         gpus: one GPU for each worker, with nccl; else CPUs, with gloo; part of the run key.
         max_failures: restarts of the worker group after a lost worker or node.
         address: Ray cluster; none: RAY_ADDRESS, else a local one.
-        storage: run folders: a folder or URI that all nodes reach; default <home>/runs.
+        storage: folder or URI for the run folders, which all nodes reach; default <home>/runs.
     """
 
     workers: int = 1
@@ -48,7 +48,7 @@ class ClusterError(PretextError):
 
 @contextmanager
 def connect(address: str | None = None) -> Iterator[None]:
-    """Be connected to Ray inside the block; a connection that was open before stays open after it.
+    """Connect to Ray for the block; a connection that was open before stays open after it.
 
     Args:
         address: of a cluster; None takes RAY_ADDRESS, else starts a local cluster that ends with the block.
@@ -69,7 +69,7 @@ def connect(address: str | None = None) -> Iterator[None]:
 
 
 def lacking_gpus(workers: int, address: str | None) -> str:
-    """A sentence where a local Ray will never have the GPUs; a named cluster may still grow. To be asked connected."""
+    """The error message if a local Ray lacks the GPUs, else empty; a named cluster may still grow. Needs `connect`."""
     import ray
 
     shown = int(ray.cluster_resources().get("GPU", 0))
@@ -82,26 +82,26 @@ def _start(address: str | None) -> None:
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    cpus = max(2, len(os.sched_getaffinity(0)))  # one core must not starve a pipeline of two stages
+    cpus = max(2, len(os.sched_getaffinity(0)))  # with a single CPU a pipeline of two stages would starve
     local: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            _knock(address)
+            _check_listening(address)
         ray.init(**({"address": address} if address else local), **quiet)
     except Exception as error:  # Ray raises bare Exceptions where a node does not come up in time
         ray.shutdown()
         reason = " ".join(str(error).split())[:200]
         if address:
-            raise ClusterError(f"the Ray cluster at {address} does not answer: {reason}") from error
+            raise ClusterError(f"the Ray cluster at {address} does not answer; check its address: {reason}") from error
         raise ClusterError(f"Ray did not start on this machine (is it very busy? try again): {reason}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray puts one in place that exits without unwinding
+            signal.signal(signal.SIGTERM, before)  # Ray installs one that exits without unwinding the stack
 
 
-def _knock(address: str) -> None:
-    """Whether anybody listens at host:port; Ray itself would go on trying for minutes. Raises OSError."""
+def _check_listening(address: str) -> None:
+    """Raises OSError if nothing listens at host:port; Ray itself would keep trying for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()

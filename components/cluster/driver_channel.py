@@ -1,6 +1,6 @@
-"""The line between a run's driver and its workers: points go up, a wish to stop goes down.
+"""The channel between a run's driver and its workers: points go up, the request to stop goes down.
 
-A Ray actor on the driver's node; it outlives the worker group, so that a restarted group finds the verdict of the one
+A Ray actor on the driver's node; it outlives the worker group, so that a restarted group finds the failure of the one
 before.
 """
 
@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class DriverChannel:
-    """Async, so that waiting for a wish and waiting for post block nobody else."""
+    """Async, so that a caller who waits for items or for a request to stop blocks no other."""
 
     def __init__(self) -> None:
         self._post: list[Any] = []
@@ -24,13 +24,13 @@ class DriverChannel:
         self._failure = ""
 
     async def post(self, item: Any) -> None:
-        """Plain data for the driver, in the sender's order; a class of ours would make this actor import torch."""
+        """Sends plain data to the driver, in the sender's order; a class of ours would make this actor import torch."""
         self._post.append(item)
         self._settled.clear()
         self._arrived.set()
 
     async def receive(self, seconds: float) -> list[Any]:
-        """What has arrived, waiting up to `seconds` for the first; each call says that the lot before is dealt with."""
+        """The items that have arrived, after up to `seconds`; a call confirms that the items before are handled."""
         if not self._post:
             self._settled.set()
         try:
@@ -42,20 +42,20 @@ class DriverChannel:
         return items
 
     async def settle(self) -> None:
-        """Returns once the driver has dealt with everything posted so far; never, if the driver is dead."""
+        """Returns once the driver has handled everything posted so far; never, if the driver is dead."""
         await self._settled.wait()
 
-    async def ask_to_stop(self, reason: str) -> None:
-        """Wakes everyone in `stop_asked`."""
+    async def request_stop(self, reason: str) -> None:
+        """Wakes everyone who waits in `stop_requested`."""
         if not self._stop.done():
             self._stop.set_result(reason)
 
-    async def stop_asked(self) -> str:
-        """Returns the reason as soon as there is one."""
+    async def stop_requested(self) -> str:
+        """Returns the reason to stop as soon as there is one."""
         return await asyncio.shield(self._stop)
 
     async def fail(self, sentence: str) -> None:
-        """A worker met an error that trying again does not mend; the first one counts."""
+        """Stores an error of a worker that a restart would not mend; the first one counts."""
         self._failure = self._failure or sentence
 
     async def failure(self) -> str:

@@ -24,14 +24,14 @@ class Stopped(BaseException):
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """SIGTERM, SIGINT, and SIGHUP of a terminal that closes, unless the process is told to outlive it (nohup)."""
+    """SIGTERM, SIGINT, and SIGHUP from a closing terminal, unless the process is to outlive it (nohup)."""
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     return (signal.SIGTERM, signal.SIGINT, *hangup)
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """A signal that asks to stop raises Stopped in the main thread, for the block."""
+    """In the block, a signal that asks to stop raises Stopped in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -41,7 +41,7 @@ def stoppable() -> Iterator[None]:
         raise Stopped(f"stopped by {name}; the same command goes on from here", 128 + number)
 
     def lost(ignored: sys.UnraisableHookArgs) -> None:
-        """What is raised while Python is in a destructor is only printed: the signal has to come again."""
+        """An exception in a destructor is only printed, so the signal is sent again."""
         if isinstance(ignored.exc_value, Stopped):
             threading.Timer(0.05, os.kill, (os.getpid(), ignored.exc_value.exit_status - 128)).start()
         else:
@@ -52,7 +52,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except SystemExit as leaving:
-        if leaving.code == signal.SIGTERM:  # `ray.init` has put a handler in place of ours that exits with the number
+        if leaving.code == signal.SIGTERM:  # `ray.init` has replaced our handler with one that exits with the number
             stop(signal.SIGTERM, None)
         raise
     finally:

@@ -26,7 +26,7 @@ from deltalake import DeltaTable
 
 from components.corpus import delta
 from components.corpus.delta import DataFile, stream_columns
-from components.storage.files import StorageError, absolute, download, is_remote, join, naming, open_file
+from components.storage.files import StorageError, absolute, download, is_remote, join, open_file, storage_errors
 from components.storage.home import pretext_home
 from components.storage.locks import exclusive
 from ssl_core.atomic import sweep
@@ -51,7 +51,7 @@ QUARANTINE = pa.schema(
 
 
 class CorpusError(InputError):
-    """There is no such corpus or version, or it does not fit what is asked of it."""
+    """There is no such corpus or version, or it does not fit the request."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Commit:
         version: its number.
         time: when it was committed.
         added: rows it added.
-        sources: where they came from, as the user wrote it; of very many the first, and how many more.
+        sources: where the rows came from, as the user wrote it; a long list is cut, and ends with a count of the rest.
         ingest: id of the ingest that committed it; empty for the version that made the table.
     """
 
@@ -77,7 +77,7 @@ def corpus_uri(name_or_uri: str) -> str:
     """A bare name lies below the pretext home; anything with a slash is a path or URI as it is.
 
     Raises:
-        CorpusError: a name that cannot be a folder's.
+        CorpusError: the name cannot be that of a folder.
     """
     if "/" in name_or_uri:
         return absolute(name_or_uri)
@@ -111,7 +111,7 @@ class Corpus:
 
         Raises:
             CorpusError: there is no such corpus or version.
-            StorageError: its storage refuses.
+            StorageError: it cannot be read.
         """
         uri = corpus_uri(name_or_uri)
         try:
@@ -124,22 +124,24 @@ class Corpus:
 
     @classmethod
     def create(cls, name_or_uri: str, sample_format: SampleFormat, modality: str = "image") -> Corpus:
-        """The newest version of the corpus, made if there is none.
+        """The newest version of the corpus, which is made if it does not exist.
 
         Raises:
-            CorpusError: it is there, with samples of another form.
-            StorageError: its storage refuses.
+            CorpusError: it exists with another sample format or modality.
+            StorageError: it cannot be read or made.
         """
         uri = corpus_uri(name_or_uri)
         about = {"pretext": FORMAT, "modality": modality, "canon": asdict(sample_format)}
         table = delta.open_table(uri) or delta.create_table(uri, SCHEMA, about)
         corpus = cls(uri, table)
         if corpus.modality != modality:
-            raise CorpusError(f"Corpus {uri} holds samples of kind {corpus.modality}, not {modality}.")
+            raise CorpusError(
+                f"Corpus {uri} stores samples of kind {corpus.modality}, not {modality}: ingest into another corpus."
+            )
         if not _same(corpus.sample_format, sample_format):
             raise CorpusError(
-                f"Corpus {uri} stores {_described(corpus.sample_format)}, but {_described(sample_format)} is asked "
-                "for: ask for the same, or ingest into another corpus."
+                f"Corpus {uri} stores {_described(corpus.sample_format)}, but {_described(sample_format)} were "
+                "requested: request the stored format, or ingest into another corpus."
             )
         return corpus
 
@@ -148,7 +150,7 @@ class Corpus:
 
     @property
     def version(self) -> int:
-        """Number of the version that is shown; 0 is the empty corpus."""
+        """Number of this version; 0 is the empty corpus."""
         return int(self._table.version())
 
     @property
@@ -205,22 +207,23 @@ class Corpus:
         return sorted((_commit(entry) for entry in self._table.history()), key=lambda commit: commit.version)
 
     def quarantine(self) -> pa.Table:
-        """What cannot be used, one row per file (see `QUARANTINE`): its newest verdict, unless it was mended since."""
+        """The files that cannot be used, one row each (see `QUARANTINE`): the newest verdict, unless a later ingest
+        could use the file."""
         rows = self.quarantined()
         if not len(rows):
             return rows
         newest = {uri: i for i, uri in enumerate(rows["uri"].to_pylist())}
         verdicts = {uri: rows["batch"][i].as_py() for uri, i in newest.items()}
-        asked = pa.array(verdicts)
-        for found in self.columns(["uri", "batch"]):
-            hit = found.filter(pc.is_in(found["uri"], asked))
+        refused = pa.array(verdicts)
+        for samples in self.columns(["uri", "batch"]):
+            hit = samples.filter(pc.is_in(samples["uri"], refused))
             for uri, batch in zip(hit["uri"].to_pylist(), hit["batch"].to_pylist()):
                 if batch >= verdicts[uri]:
                     newest.pop(uri, None)
         return rows.take(pa.array(sorted(newest.values()), pa.int64()))
 
     def quarantined(self) -> pa.Table:
-        """Every verdict ever recorded, by the ingest that reached it."""
+        """Every verdict ever recorded, in the order of the ingests."""
         table = delta.open_table(self.quarantine_uri)
         files = [] if table is None else delta.data_files(table)
         found = [_read(join(self.quarantine_uri, file.path)) for file in files]
@@ -234,7 +237,7 @@ class Corpus:
         return join(self.uri, "_quarantine")
 
     def columns(self, names: Sequence[str], files: Sequence[DataFile] | None = None) -> Iterator[pa.Table]:
-        """These columns of the shards (of all by default), a stretch of rows at a time; payloads are not touched."""
+        """The named columns of the shards (of all shards by default), some rows at a time; nothing else is read."""
         for file in self.files() if files is None else files:
             yield from stream_columns(join(self.uri, file.path), names)
 
@@ -255,7 +258,7 @@ class Corpus:
 
 
 def _read(uri: str) -> pa.Table:
-    with naming(uri), open_file(uri) as file:
+    with storage_errors(uri), open_file(uri) as file:
         return pq.read_table(file, schema=QUARANTINE)
 
 

@@ -1,8 +1,8 @@
 """Append-only Delta tables whose writers take turns: an append that was overtaken is refused, not merged.
 
-Delta lets blind appends of two writers both pass. Ours carry one application id with a running number, and Delta
-refuses the second of two commits that name the same application; so a writer always knows all that was there before
-its own commit.
+Delta accepts the blind appends of two writers. Ours carry one application id with a running number, and Delta refuses
+the second of two concurrent commits with the same application id; so a writer has always seen every commit before its
+own.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
 
-from components.storage.files import StorageError, is_remote, naming, open_file
+from components.storage.files import StorageError, is_remote, open_file, storage_errors
 
 APPLICATION = "pretext.ingest"
 
 
 class OvertakenError(RuntimeError):
-    """Another writer committed since this one looked; look again."""
+    """Another writer committed since this one read the table; read it again."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
     """The table at a version, the newest by default; None where there is no table.
 
     Raises:
-        StorageError: the storage refuses.
+        StorageError: the table cannot be read.
         LookupError: there is a table, but not this version.
     """
     if not is_remote(uri) and not os.path.isdir(os.path.join(uri, "_delta_log")):
@@ -66,9 +66,9 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
 
 
 def create_table(uri: str, schema: pa.Schema, about: Mapping[str, Any]) -> DeltaTable:
-    """The table, made with `about` as its description unless another was quicker: check what you get."""
+    """Make the table with `about` as its description; if another writer was faster, theirs is returned, so check it."""
     if not is_remote(uri):
-        with naming(uri):
+        with storage_errors(uri):
             os.makedirs(uri, exist_ok=True)
     with _storage(uri):
         try:
@@ -83,12 +83,12 @@ def create_table(uri: str, schema: pa.Schema, about: Mapping[str, Any]) -> Delta
 
 
 def about(table: DeltaTable) -> dict[str, Any]:
-    """What `create_table` wrote; empty for a table that is not ours."""
+    """The description that `create_table` wrote; empty for a table that is not ours."""
     try:
-        said = json.loads(table.metadata().description or "{}")
+        description = json.loads(table.metadata().description or "{}")
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return description if isinstance(description, dict) else {}
 
 
 def data_files(table: DeltaTable) -> list[DataFile]:
@@ -99,24 +99,24 @@ def data_files(table: DeltaTable) -> list[DataFile]:
 
 
 def append(table: DeltaTable, files: Sequence[DataFile], info: Mapping[str, Any]) -> None:
-    """Commit `files` on top of exactly the version that `table` shows.
+    """Commit `files` on top of exactly the version that `table` has loaded.
 
     Raises:
-        OvertakenError: someone else has committed since.
-        StorageError: the storage refuses.
+        OvertakenError: another writer has committed since.
+        StorageError: the table cannot be written.
     """
     actions: list[AddAction | RemoveAction] = [
         AddAction(f.path, f.size, {}, 0, True, json.dumps({"numRecords": f.rows})) for f in files
     ]
     turn = Transaction(APPLICATION, (table.transaction_version(APPLICATION) or 0) + 1)
-    said = {key: value if isinstance(value, str) else json.dumps(value) for key, value in info.items()}
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in info.items()}
     with _storage(table.table_uri):
         try:
             table.create_write_transaction(
                 actions,
                 "append",
                 Schema.from_arrow(table.schema().to_arrow()),
-                commit_properties=CommitProperties(custom_metadata=said, app_transactions=[turn]),
+                commit_properties=CommitProperties(custom_metadata=metadata, app_transactions=[turn]),
                 # history is kept: a version stays readable however old it is
                 post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
             )
@@ -126,7 +126,7 @@ def append(table: DeltaTable, files: Sequence[DataFile], info: Mapping[str, Any]
 
 def stream_columns(uri: str, names: Sequence[str]) -> Iterator[pa.Table]:
     """Columns of one Parquet file, 16,384 rows at a time."""
-    with naming(uri), open_file(uri) as file, pq.ParquetFile(file) as parquet:
+    with storage_errors(uri), open_file(uri) as file, pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(batch_size=16_384, columns=list(names)):
             yield pa.Table.from_batches([batch])
 
@@ -142,7 +142,7 @@ def _storage(uri: str) -> Iterator[None]:
 
 
 def _options(uri: str) -> dict[str, str]:
-    """Settings beyond the environment's: an endpoint written with http:// means it."""
+    """Settings beyond the environment's: an endpoint that starts with http:// is used without TLS."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     if not uri.startswith(("s3://", "s3a://")) or not endpoint:
         return {}

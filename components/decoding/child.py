@@ -34,9 +34,9 @@ _SIGKILL = 9
 
 
 def main(parent: int) -> None:
-    """Serve until stdin ends. `parent` is the process id that may own this one."""
+    """Serve until stdin ends. `parent` is the process id of the parent; orphaned, this process exits."""
     _die_with(parent)
-    _volunteer()
+    _prefer_as_oom_victim()
     requests, answers = _private_pipes()
     settings, _ = _receive(requests)
     limits, sample_format = Limits(**settings["limits"]), SampleFormat(**settings["sample_format"])
@@ -78,7 +78,7 @@ def _send(stream: BinaryIO, answer: dict[str, Any], payload: bytes = b"") -> Non
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """The two pipes under numbers of their own: whatever a C library prints goes to the null device."""
+    """The two pipes under new descriptors, so that whatever a C library prints goes to the null device."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
@@ -107,8 +107,8 @@ def _die_with(parent: int) -> None:
         os._exit(0)
 
 
-def _volunteer() -> None:
-    """Out of memory, the kernel shall take this process and not the ingest."""
+def _prefer_as_oom_victim() -> None:
+    """When memory runs out, let the kernel kill this process rather than the ingest."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
         score.write("1000")
 
@@ -135,7 +135,8 @@ def _limit(kind: int, value: int) -> None:
 
 
 def _allow_cpu(seconds: float) -> None:
-    """SIGXCPU ends a file that eats CPU even if the parent is stopped; the parent's own watch is finer."""
+    """SIGXCPU ends this process on a file that takes too much CPU time, even if the parent is stopped; the parent's own
+    limit is finer."""
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     soft = math.ceil(time.process_time() + seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -3,9 +3,9 @@
     with Sandbox(Limits(), SampleFormat(size=256)) as sandbox:
         image = sandbox.decode(data)        # or raises Rejected(reason, message)
 
-One persistent child per Sandbox (child.py). This side trusts nothing the child says: lengths, geometry
+One persistent child per Sandbox (child.py). This side trusts nothing that the child sends: lengths, geometry
 and codes are checked against what limits and sample format allow. A file whose child died is tried once more in a fresh
-child, since an operator, the OOM killer or the end of the thread that started it may have taken the first one.
+child, since an operator, the OOM killer or the end of the thread that started it may have killed the first one.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
 
 
 class DecoderError(PretextError, RuntimeError):
-    """The child process that decodes does not start on this machine; the message has its last words."""
+    """The child process that decodes does not start on this machine; the message ends with its last line of output."""
 
 
 class _Died(Exception):
-    """The child is of no further use; `reason` is what its file would be rejected for."""
+    """The child cannot be used any more; `reason` is the one for which its file would be rejected."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(reason, message)
@@ -136,7 +136,7 @@ class _Child:
         self._start()
 
     def quiet(self) -> bool:
-        """Alive, and has said nothing unasked."""
+        """Whether it is alive and has sent nothing unrequested."""
         poll = select.poll()  # not select(), which knows no descriptor above 1023
         poll.register(self._from, select.POLLIN)
         return not poll.poll(0)
@@ -146,7 +146,7 @@ class _Child:
         watch = _Watch(self._process.pid, self._limits.max_seconds)
         self._send({"id": self._files}, data, watch)
         answer, payload = self._receive(watch)
-        return self._understood(answer, payload)
+        return self._checked_image(answer, payload)
 
     def _start(self) -> None:
         watch = _Watch(self._process.pid, _START_SECONDS)
@@ -154,14 +154,14 @@ class _Child:
             self._send({"limits": asdict(self._limits), "sample_format": asdict(self._sample_format)}, b"", watch)
             answer, _ = self._receive(watch)
             if answer != {"ready": True}:
-                raise self._lied("its greeting was out of protocol")
+                raise self._violation("its first message was not the expected one")
         except _Died as death:
-            words = self._last_words()
+            line = self._last_line()
             self.end()
-            raise DecoderError(f"The image decoder does not start: {death.message} {words}") from None
+            raise DecoderError(f"The image decoder does not start: {death.message} {line}") from None
         self._process.stderr.close()  # type: ignore[union-attr]
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         with contextlib.suppress(OSError):
             self._process.kill()
             lines = self._process.stderr.read(65536).decode(errors="replace").split("\n")  # type: ignore[union-attr]
@@ -181,19 +181,19 @@ class _Child:
         try:
             return os.write(self._to, part)
         except BrokenPipeError:
-            raise self._obituary() from None
+            raise self._cause_of_death() from None
 
     def _receive(self, watch: _Watch) -> tuple[dict[str, Any], bytes]:
         head = self._read(_HEADER_BYTES, watch)
         text, length = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")
         if text > _MAX_TEXT or length > self._sample_format.size * self._longest * 3 + 65536:
-            raise self._lied("it announced an answer of impossible length")
+            raise self._violation("it announced an answer of impossible length")
         try:
             answer = json.loads(bytes(self._read(text, watch)))
         except (ValueError, RecursionError):
-            raise self._lied("its answer was not JSON") from None
+            raise self._violation("its answer was not JSON") from None
         if not isinstance(answer, dict):
-            raise self._lied("its answer was not an object")
+            raise self._violation("its answer was not an object")
         return answer, bytes(self._read(length, watch))
 
     def _read(self, length: int, watch: _Watch) -> bytearray:
@@ -204,46 +204,46 @@ class _Child:
             with contextlib.suppress(BlockingIOError):
                 count = os.readv(self._from, [rest])
                 if count == 0:
-                    raise self._obituary()
+                    raise self._cause_of_death()
                 rest = rest[count:]
         return buffer
 
     def _wait(self, pipe: int, event: int, watch: _Watch) -> None:
         poll = select.poll()
         poll.register(pipe, event)
-        while not poll.poll(watch.patience() * 1000):
-            if watch.patience() <= 0:
+        while not poll.poll(watch.seconds_to_wait() * 1000):
+            if watch.seconds_to_wait() <= 0:
                 raise _Died(Reason.TIMEOUT, f"Decoding took longer than max_seconds = {watch.seconds:g}.")
 
-    def _understood(self, answer: dict[str, Any], payload: bytes) -> Image:
+    def _checked_image(self, answer: dict[str, Any], payload: bytes) -> Image:
         if answer.get("id") != self._files:
-            raise self._lied("it answered another question")
+            raise self._violation("it answered another request")
         if "reason" in answer:
             raise self._rejection(answer)
         codec, height, width = (answer.get(key) for key in ("codec", "height", "width"))
         if codec != self._sample_format.payload or type(height) is not int or type(width) is not int:
-            raise self._lied("it returned no canonical image")
+            raise self._violation("it returned no canonical image")
         if min(height, width) != self._sample_format.size or max(height, width) > self._longest:
-            raise self._lied("it returned an image of another size")
+            raise self._violation("it returned an image of another size")
         if codec == "raw" and len(payload) != height * width * 3:
-            raise self._lied("its pixels do not fill the image")
+            raise self._violation("its pixels do not fill the image")
         if codec == "jpeg" and not payload.startswith(b"\xff\xd8\xff"):
-            raise self._lied("it returned no JPEG")
+            raise self._violation("it returned no JPEG")
         return Image(payload, codec, height, width)
 
     def _rejection(self, answer: dict[str, Any]) -> Exception:
         try:
             reason = Reason(answer["reason"])
         except ValueError:
-            return self._lied("it gave a reason that does not exist")
+            return self._violation("it gave a reason that does not exist")
         message = "".join(letter for letter in str(answer.get("message")) if letter.isprintable())
         return Rejected(reason, message[:500])
 
-    def _lied(self, what: str) -> _Died:
+    def _violation(self, what: str) -> _Died:
         return _Died(Reason.CRASHED, f"The decoder cannot be trusted after this file: {what}.")
 
-    def _obituary(self) -> _Died:
-        """The pipe has ended: read the cause of death from the exit code."""
+    def _cause_of_death(self) -> _Died:
+        """Why the pipe has ended, from the exit code."""
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -255,9 +255,9 @@ class _Child:
 
 
 class _Watch:
-    """The time one file may take: `seconds` of the child's CPU, thrice that by the clock.
+    """The time one file may take: `seconds` of the child's CPU time, and three times that in wall time.
 
-    By CPU, because a picture put aside as too slow stays out of the corpus, and a busy machine is not its fault.
+    CPU time counts because a picture rejected as too slow stays out of the corpus, and a busy machine is not its fault.
     """
 
     def __init__(self, pid: int, seconds: float) -> None:
@@ -266,8 +266,8 @@ class _Watch:
         self._began = time.monotonic()
         self._cpu_began = self._cpu()
 
-    def patience(self) -> float:
-        """Seconds to wait before asking again; 0 when the time is up."""
+    def seconds_to_wait(self) -> float:
+        """Seconds to wait before checking again; 0 when the time is up."""
         wall = time.monotonic() - self._began
         if wall < self.seconds:
             return self.seconds - wall
@@ -277,12 +277,12 @@ class _Watch:
     def _cpu(self) -> float:
         try:
             return time.clock_gettime(self._clock)
-        except OSError:  # not Linux: the clock on the wall alone
+        except OSError:  # not Linux: wall time alone
             return time.monotonic()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill, reap, close: it has no state worth a farewell."""
+    """Kill, reap, close: it has no state worth saving."""
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
@@ -297,7 +297,7 @@ def _search_path() -> list[str]:
 def _scrubbed_environment() -> dict[str, str]:
     """No keys, tokens or endpoints; one thread, since threads of OpenBLAS each reserve address space.
 
-    glibc is told to keep up to 64 MiB between files: fresh pages for every picture cost a tenth of the time.
+    glibc keeps up to 64 MiB between files, because fresh pages for every picture cost a tenth of the time.
     """
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -306,7 +306,7 @@ def _scrubbed_environment() -> dict[str, str]:
 
 
 def _widen(pipe: int) -> None:
-    """A file in one or two writes instead of one per 64 KiB, where the system grants it."""
+    """Enlarge the pipe where the system allows it: a file takes one or two writes instead of one per 64 KiB."""
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 2**20)

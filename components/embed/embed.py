@@ -2,9 +2,9 @@
 
     source -> sandboxed decoding at the encoder's size -> batches -> one layer -> uri, hash, embedding
 
-Memory is bounded by a window of pictures, whatever the source holds. The output appears whole or not at all, and not
-without a row. A file that cannot be used is a row of <out>.quarantine.parquet with a reason code; refusing storage
-stops it, by name.
+Memory is bounded by a window of pictures, whatever the source holds. The output appears whole or not at all, and never
+without a row. A file that cannot be used is a row of <out>.quarantine.parquet with a reason code; a storage error
+stops everything, and names the URI.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from components.embed.output import Output, check_place
+from components.embed.output import Output, check_output
 from components.embed.pictures import Picture, Reading, find_source, pictures_of
 from components.registry.export import Loaded, input_of, load_artifact
 from components.registry.fetch import fetch
@@ -37,13 +37,13 @@ class EmbedReport:
     """What was embedded.
 
     Attributes:
-        out: Parquet file with uri, hash and embedding (a list of `dim` float32); untouched where there are no rows.
+        out: Parquet file with uri, hash and embedding (a list of `dim` float32); untouched if there are no rows.
         rows: of it.
         dim: numbers per picture.
         layer: of the encoder.
         refused: files that could not be used.
-        quarantine: Parquet file that names them; None where there are none.
-        seconds: it took.
+        quarantine: Parquet file that names them; None if there are none.
+        seconds: duration.
     """
 
     out: Path
@@ -72,7 +72,7 @@ def embed(
     model_uri: models:/NAME@champion, models:/NAME/3, runs:/RUN/encoder, or a model folder.
     source: a corpus, by name, path or URI, or what `pretext ingest` takes: a folder, glob, tar, Parquet column or URI.
     uri: of the MLflow server that has the model; default as in a recipe.
-    layer: of the encoder; by default the one the evaluation found best.
+    layer: of the encoder; by default the best one in its evaluation.
     batch_size: pictures in a forward pass.
     device: to compute on; by default a GPU where there is one.
     reading: how files are read.
@@ -80,14 +80,14 @@ def embed(
 
     Raises:
         InputError: the model has no such layer, or is none of ours; `out` is a folder, the source, or a file that is
-            no Parquet; or the source is a corpus and something else as well.
+            not Parquet; or the source names both a corpus and a local file or folder.
         EmbedError: every file was refused.
         TrackingError: there is no such model, or it cannot be fetched.
         StorageError: source or output cannot be read or written.
         CorpusError: a corpus of another version of pretext.
     """
     started = time.monotonic()
-    check_place(Path(out), source)
+    check_output(Path(out), source)
     found = find_source(source)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:
@@ -103,7 +103,7 @@ def embed(
     quarantine = writer.quarantine if writer.refused else None
     if quarantine and not writer.rows:
         why = ", ".join(f"{reason} {count:,}" for reason, count in writer.reasons.most_common())
-        raise EmbedError(f"no file of {source} could be used ({why}); {quarantine} says why of each")
+        raise EmbedError(f"no file of {source} could be used ({why}); {quarantine} gives the reason for each")
     seconds = time.monotonic() - started
     return EmbedReport(Path(out), writer.rows, writer.dim, loaded.layer, writer.refused, quarantine, seconds)
 
@@ -115,7 +115,7 @@ def _batched(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
 
 @torch.no_grad()
 def _vectors(loaded: Loaded, batch: Sequence[Picture], device: str) -> npt.NDArray[np.float32]:
-    """[n, d] of those that have pixels; n may be 0."""
+    """Embeddings [n, d] of the pictures that have pixels; n may be 0."""
     squares = [picture.pixels for picture in batch if picture.pixels is not None]
     name, _ = input_of(loaded.task)
     if not squares:

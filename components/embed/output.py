@@ -1,4 +1,4 @@
-"""The Parquet files that embedding writes: embeddings, and beside them what was refused."""
+"""The Parquet files that embedding writes: the embeddings, and beside them the files that were refused."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ssl_core.errors import InputError
 REFUSED = pa.schema([(name, pa.string()) for name in ("uri", "hash", "reason", "message")])
 
 
-def check_place(out: Path, source: str) -> None:
-    """Whether `out` may be written; asked before the work, not after it.
+def check_output(out: Path, source: str) -> None:
+    """Checks, before the work begins, that `out` may be written.
 
     Raises:
-        ValueError: it is a folder, the source, or a file that is no Parquet.
+        ValueError: it is a folder, the source, or a file that is not Parquet.
     """
     if out.is_dir():
         raise InputError(f"{out} is a folder; name the Parquet file to write, such as {out / 'out.parquet'}")
     if out.exists() and Path(source).exists() and out.samefile(source):
         raise InputError(f"{out} is the source; name another file to write")
     if out.is_file() and not _replaceable(out):
-        raise InputError(f"{out} is there and is no Parquet file; delete it, or name another file to write")
+        raise InputError(f"{out} exists and is no Parquet file; delete it, or name another file to write")
 
 
 def _replaceable(file: Path) -> bool:
@@ -40,7 +40,7 @@ def _replaceable(file: Path) -> bool:
 
 
 class Output:
-    """Both files, each there once the block has ended well and it has rows; else what was there before.
+    """Both files; each appears once the block has ended well, if it has rows; else an older file stays.
 
     Attributes:
         out: Parquet file of uri, hash and embedding.
@@ -91,7 +91,7 @@ class Output:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ends = ExitStack()
-        ends.push(self._ends[self.out])  # ends last, and only if all before it went well: it says that all is done
+        ends.push(self._ends[self.out])  # last, and only if all before it went well, since it shows that all is done
         ends.push(self._ends[self.quarantine])
         if kind is None and self.rows and not self.refused:
             ends.callback(self.quarantine.unlink, missing_ok=True)

@@ -1,4 +1,4 @@
-"""The pictures of a source, one after another, as squares of the encoder's size; or why there is none."""
+"""The pictures of a source, one after another, as squares of the encoder's size; or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from components.corpus.corpus import Corpus, corpora, corpus_uri
 from components.decoding.sandbox import Sandbox
 from components.ingest.listing import list_files
-from components.ingest.sources import Part, Taking, parts
+from components.ingest.sources import Part, SourceOptions, parts
 from components.ingest.stages import read_source
 from components.registry.export import Loaded, input_of
 from components.storage.files import absolute, join, stat
@@ -38,8 +38,8 @@ class Picture:
     Attributes:
         uri: of the file.
         hash: SHA-256 of its bytes; None where they were not read.
-        pixels: [side, side, 3]; None where there are none.
-        reason: code of why there are none.
+        pixels: [side, side, 3]; None if there are none.
+        reason: code for why there are none.
         message: the same in words.
     """
 
@@ -52,12 +52,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read; samples of a corpus are there already.
+    """How files are read; it does not matter for the samples of a corpus.
 
     Attributes:
-        column: of image bytes in Parquet sources; None finds the only one.
-        limits: what one file may cost.
-        threads: that read and decode ahead, each with a sandbox.
+        column: of image bytes in Parquet sources; None: the only one.
+        limits: on the bytes, pixels, memory and time of one file.
+        threads: number of threads that read and decode ahead, each with a sandbox.
     """
 
     column: str | None = None
@@ -79,7 +79,9 @@ def find_source(source: str) -> Corpus | list[Part]:
     if source not in corpora():
         return parts([source])
     if here:
-        raise InputError(f"{source} is a corpus and lies here, too; write ./{source}, or {corpus_uri(source)}")
+        raise InputError(
+            f"{source} names both a corpus and a local file or folder; write ./{source}, or {corpus_uri(source)}"
+        )
     return Corpus.open(source)
 
 
@@ -87,7 +89,7 @@ def find_source(source: str) -> Corpus | list[Part]:
 def pictures_of(
     found: Corpus | Sequence[Part], loaded: Loaded, reading: Reading, batch_size: int
 ) -> Iterator[Iterator[Picture]]:
-    """The pictures of what `find_source` found, in its order, for the block; a corpus' in batches of `batch_size`."""
+    """The pictures of what `find_source` returned, in order, for the block; a corpus' in batches of `batch_size`."""
     with ExitStack() as sandboxes:
         if isinstance(found, Corpus):
             pictures = _samples(found, loaded, batch_size)
@@ -112,7 +114,7 @@ def _samples(corpus: Corpus, loaded: Loaded, batch_size: int) -> Generator[Pictu
 def _files(
     cut: Sequence[Part], loaded: Loaded, reading: Reading, sandboxes: ExitStack
 ) -> Generator[Picture, None, None]:
-    """Each thread that reads ahead has a sandbox, to be closed once the generator is."""
+    """Each thread that reads ahead has a sandbox, which must be closed after the generator."""
     side = input_of(loaded.task)[1].shape[-1]
     sample_format = SampleFormat(size=max(side, int(loaded.about.get("size", side))))
     own, limits = threading.local(), reading.limits
@@ -123,9 +125,9 @@ def _files(
             sandboxes.callback(own.sandbox.close)
         return _decode(row, own.sandbox, limits, side)
 
-    taking = Taking(labels=None, column=reading.column, limits=limits)
-    rows = (row for part in cut for table in list_files(part, taking, _all, _none) for row in table.to_pylist())
-    return _ahead(picture, rows, reading.threads)
+    options = SourceOptions(labels=None, column=reading.column, limits=limits)
+    rows = (row for part in cut for table in list_files(part, options, _all, _none) for row in table.to_pylist())
+    return _read_ahead(picture, rows, reading.threads)
 
 
 def _all(listed: Any) -> list[bool]:
@@ -133,10 +135,10 @@ def _all(listed: Any) -> list[bool]:
 
 
 def _none(uri: str) -> None:
-    """Files that accompany media are nothing to embed."""
+    """Files that only accompany media are not embedded."""
 
 
-def _ahead(
+def _read_ahead(
     do: Callable[[dict[str, Any]], Picture], rows: Iterable[dict[str, Any]], threads: int
 ) -> Generator[Picture, None, None]:
     waiting: deque[tuple[Future[Picture], int]] = deque()
@@ -160,7 +162,7 @@ def _decode(row: dict[str, Any], sandbox: Sandbox, limits: Limits, side: int) ->
     if data is None:
         data = read_source(os.fsdecode(row["locator"]), limits)
     if data is None:
-        return Picture(uri, None, None, "vanished", "The file went away after it was listed.")
+        return Picture(uri, None, None, "vanished", "The file disappeared after it was listed.")
     if len(data) > limits.max_bytes:
         return Picture(uri, None, None, str(Reason.TOO_LARGE), f"More than {limits.max_bytes:,} bytes.")
     digest = hashlib.sha256(data).hexdigest()
@@ -171,7 +173,7 @@ def _decode(row: dict[str, Any], sandbox: Sandbox, limits: Limits, side: int) ->
 
 
 def _square(image: Image, side: int) -> npt.NDArray[np.uint8]:
-    """The middle of the picture, as the reader cuts it in evaluation; [side, side, 3]."""
+    """The middle of the picture, cropped as the reader does in evaluation; [side, side, 3]."""
     pixels = np.frombuffer(image.payload, np.uint8).reshape(image.height, image.width, 3)
     top, left = (image.height - side) // 2, (image.width - side) // 2
     return pixels[top : top + side, left : left + side]

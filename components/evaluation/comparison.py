@@ -1,4 +1,4 @@
-"""Several encoders side by side: the same samples, the same probes, the same budget.
+"""Several encoders side by side, with the same samples, probes and budget.
 
 Contender (a recipe's run, evaluated) ... -> Comparison -> lines: tasks, then references
 """
@@ -21,9 +21,9 @@ MARKS = {"above": "▲", "below": "▽", "": ""}
 MARKED = "▲ significantly above, ▽ below its own untrained network"
 """What the marks of `Line.standing` mean."""
 ALIKE = 0.005
-"""Another number of threads moves a score by a sample or two: scores no further apart are of the same network."""
+"""Scores less than this apart can be those of one network: another number of threads moves them by a sample or two."""
 TASK = "task"
-"""Kind of a line that is no reference."""
+"""Kind of a line for a pretext task, not a reference."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Contender:
         task: key of TASKS.
         encoder: in a few words, such as "resnet18, width 0.25".
         run: name of the run.
-        evaluation: of its encoder; None where there is none, and `failure` says why.
+        evaluation: of its encoder; None if there is none, and `failure` says why.
         steps: optimizer steps done.
         seconds: computing time of the training, CPU-seconds or GPU-seconds.
         rate: samples per second of computing time, once the training was under way.
@@ -63,10 +63,10 @@ class Line:
         title: the task, or what it is compared with.
         kind: "task", or the name of a reference.
         row: the best layer and its scores; None for a run that failed.
-        pretext: metric of the task, its value and chance level, where it has one.
+        pretext: metric of the task, its value and its chance level, if it has one.
         contender: the run; None for untrained networks and a raw input.
         below: probes and factors on which it is worse than its own untrained network.
-        above: those on which it is significantly better: the intervals do not meet.
+        above: those on which it is significantly better: the intervals do not overlap.
         factors: factor -> how well it can be read, and from which layer.
     """
 
@@ -81,17 +81,17 @@ class Line:
 
     @property
     def role(self) -> Role:
-        """By which it is drawn."""
+        """The role that decides how it is drawn."""
         return "encoder" if self.kind == TASK else role_of(self.kind)
 
     @property
     def scores(self) -> Mapping[str, Interval]:
-        """Of all probes, then of all factors."""
+        """The scores on all probes, then on all factors."""
         probes = dict(self.row.scores) if self.row else {}
         return probes | {name: known.score for name, known in self.factors.items()}
 
     def score(self, name: str) -> Interval | None:
-        """Of a probe or a factor."""
+        """The score on a probe or a factor."""
         return self.scores.get(name)
 
     def standing(self, name: str) -> str:
@@ -105,9 +105,9 @@ class Comparison:
 
     Attributes:
         name: of the comparison.
-        corpus: name of the corpus that all but the supervised ones trained on.
+        corpus: name of the corpus that all but the supervised ones were trained on.
         version: of it.
-        budget: computing time of each training in seconds; None where each recipe's own length counts.
+        budget: computing time of each training in seconds; None if each recipe has its own length.
         unit: "CPU-seconds" or "GPU-seconds".
         contenders: the runs.
     """
@@ -121,22 +121,22 @@ class Comparison:
 
     @property
     def evaluated(self) -> tuple[Contender, ...]:
-        """Those that did not fail."""
+        """The contenders that did not fail."""
         return tuple(contender for contender in self.contenders if contender.evaluation)
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """Those that there are."""
+        """The evaluations of those that did not fail."""
         return tuple(contender.evaluation for contender in self.contenders if contender.evaluation)
 
     @property
     def probes(self) -> tuple[Metric, ...]:
-        """Those that any of them was evaluated by, in the order of all tables."""
+        """The probes of any of the evaluations, in the order of all tables."""
         return probes(probe.key for evaluation in self.evaluations for probe in evaluation.probes)
 
     @property
     def factors(self) -> Mapping[str, Factor]:
-        """Name -> the factor, of which kind and chance level are the same for all; none where none are known."""
+        """Name -> the factor, whose kind and chance level are the same for all; empty if no factors are known."""
         return {name: factor for evaluation in self.evaluations for name, factor in evaluation.factors.items()}
 
     @property
@@ -162,7 +162,8 @@ class Comparison:
         tasks = [line for line in own if line.kind == TASK]
         supervised = [line for line in own if line.kind == SUPERVISED]
         sources = dict.fromkeys(source for evaluation in self.evaluations for source in evaluation.references)
-        return [*tasks, *supervised, *(line for source in sources for line in _rivals(self.contenders, source))]
+        references = [line for source in sources for line in _reference_lines(self.contenders, source)]
+        return [*tasks, *supervised, *references]
 
     def records(self) -> list[dict[str, Any]]:
         """One flat record per line, for tables and programs: accuracies in per cent with their bounds."""
@@ -223,8 +224,8 @@ def _line(contender: Contender) -> Line:
     )
 
 
-def _rivals(contenders: Sequence[Contender], source: str) -> Iterator[Line]:
-    """What the encoders must beat, once where several have the same: an untrained network, a raw input."""
+def _reference_lines(contenders: Sequence[Contender], source: str) -> Iterator[Line]:
+    """What the encoders must beat: an untrained network, a raw input; one line for all contenders that share it."""
     found: list[tuple[Line, list[str]]] = []
     for contender in contenders:
         evaluation = contender.evaluation
@@ -242,7 +243,7 @@ def _rivals(contenders: Sequence[Contender], source: str) -> Iterator[Line]:
 
 
 def _alike(one: Line, other: Line) -> bool:
-    """Whether all scores of both are those of the same network."""
+    """Whether all scores of both can be those of the same network."""
     ours, theirs = one.scores, other.scores
     return ours.keys() == theirs.keys() and all(abs(ours[name].mean - theirs[name].mean) < ALIKE for name in ours)
 
@@ -268,5 +269,5 @@ def _record(line: Line, metrics: Mapping[str, Metric]) -> Iterator[tuple[str, An
 
 
 def _metric_name(text: str) -> str:
-    """What MLflow takes for a metric's name."""
+    """The text with every character replaced that MLflow does not accept in a metric's name."""
     return "".join(letter if letter.isalnum() or letter in "_-./ " else "_" for letter in text)

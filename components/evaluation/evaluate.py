@@ -2,8 +2,8 @@
 
     model, train split, test split -> features of every layer -> probes -> Evaluation (JSON) and Evidence (for figures)
 
-The best layer is chosen by leave-one-out kNN on the training split, so the test split decides nothing that it scores.
-Without a labelled set the label-free measures remain: RankMe, alignment, uniformity and the collapse gate.
+The best layer is chosen by leave-one-out kNN on the training split, so the choice never uses the test split.
+Without a labelled set only the label-free measures remain: RankMe, alignment, uniformity and the collapse gate.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from components.evaluation.features import (
     batches,
     encoder_layers,
     labelled,
+    random_subset,
     read_images,
     represent,
-    some,
     uris,
 )
 from components.evaluation.metrics import ALIGNMENT, KNN, LINEAR, LOSS, RANK_ME, UNIFORMITY, k_shot
@@ -59,10 +59,10 @@ class Settings:
         neighbours: k of kNN.
         temperature: of kNN's votes.
         holdout: share of the training split on which the linear probe's strength is chosen.
-        most: labelled samples used of each split, at random where there are more.
+        most: labelled samples used of each split, a random choice if there are more.
         views: samples that alignment is measured on.
         seed: of every choice above.
-        batch_size: samples a forward pass.
+        batch_size: samples in a forward pass.
     """
 
     draws: int = 20
@@ -77,11 +77,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 2 <= self.draws <= 255:
-            raise InputError(f"evaluate: draws is {self.draws}; it lies between 2 and 255.")
+            raise InputError(f"evaluate: draws is {self.draws}; it must be between 2 and 255.")
         if min(self.neighbours, self.most, self.views, self.batch_size, *self.shots) < 1:
-            raise InputError("evaluate: neighbours, shots, most, views and batch_size start at 1.")
+            raise InputError("evaluate: neighbours, shots, most, views and batch_size must be at least 1.")
         if not 0 < self.holdout < 1 or self.temperature <= 0:
-            raise InputError("evaluate: holdout lies between 0 and 1 and temperature above 0.")
+            raise InputError("evaluate: holdout must be between 0 and 1, and temperature above 0.")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Evidence:
         features: [m, d] of up to 1,000 test samples.
         labels: of those samples; empty without labels.
         queries: test pictures.
-        found: [queries, 5] pictures of each query's nearest training samples, nearest first.
+        neighbours: [queries, 5] pictures of each query's nearest training samples, nearest first.
         captions: query and neighbours -> label, or cosine without labels.
         panel: what the pretext task saw and answered on test samples.
     """
@@ -102,7 +102,7 @@ class Evidence:
     features: npt.NDArray[np.float32]
     labels: tuple[str, ...]
     queries: Pictures
-    found: Pictures
+    neighbours: Pictures
     captions: tuple[tuple[str, ...], ...]
     panel: Panel
 
@@ -118,7 +118,7 @@ class _Labels:
 
 
 def untrained(task: PretextTask, encoder: EncoderSpec, seed: int) -> TaskModel:
-    """The model with the very weights that a run with this seed starts from."""
+    """The model with exactly the weights that a run with this seed starts from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return task.build(encoder.build)
@@ -138,7 +138,7 @@ def evaluate(
 
     train, test: labelled corpora. Without `test`, train may be any corpus and only label-free measures are taken.
     device: the GPU if there is one, else the CPU.
-    factors: of the samples of both splits; each is read out of every layer.
+    factors: of the samples of both splits; each is read from every layer.
 
     Raises:
         InputError: the labelled corpora cannot be used: too few classes, or classes that only the test split has.
@@ -190,9 +190,9 @@ def _read(task: PretextTask, split: Split, ids: Ids, settings: Settings, device:
 def _choose(
     train: Split, test: Split | None, settings: Settings, device: torch.device
 ) -> tuple[tuple[Split, Split], tuple[Ids, Ids], _Labels | None]:
-    """Splits, ids and labels. Without a test split, half of a sample of `train` is searched and half is measured."""
+    """Splits, ids and labels. Without a test split, a random subset of `train` is halved into both parts."""
     if test is None:
-        chosen = some(np.arange(len(train.shards), dtype=np.int64), min(settings.most, 20_000), settings.seed)
+        chosen = random_subset(np.arange(len(train.shards), dtype=np.int64), min(settings.most, 20_000), settings.seed)
         return (train, train), (chosen[::2], chosen[1::2] if len(chosen) > 1 else chosen), None
     (train_ids, train_labels), (test_ids, test_labels) = (
         labelled(split, settings.most, settings.seed) for split in (train, test)
@@ -214,18 +214,18 @@ def _check_labels(names: tuple[str, ...], test_labels: list[str]) -> None:
         )
     if not test_labels:
         raise InputError("The labelled test corpus has no labelled sample; ingest it with labels.")
-    strange = sorted(set(test_labels) - set(names))
-    if strange:
+    unknown = sorted(set(test_labels) - set(names))
+    if unknown:
         raise InputError(
-            f"The labelled test corpus has the class {strange[0]!r} ({len(strange)} such), which the training "
-            "corpus has not, so nothing could answer it; add samples of it to the training corpus or leave it out."
+            f"The labelled test corpus has the class {unknown[0]!r} ({len(unknown)} such), which the training corpus "
+            "lacks, so no probe can predict it; add samples of it to the training corpus or leave it out."
         )
 
 
 def _rows(
     train: Mapping[str, Features], test: Mapping[str, Features], labels: _Labels | None, settings: Settings
 ) -> tuple[list[Row], dict[str, dict[str, Tensor]]]:
-    """All rows, and for the encoder's layers which test samples each probe got right: layer -> probe -> [draws, m]."""
+    """All rows, and which test samples each probe classified rightly: the encoder's layer -> probe -> [draws, m]."""
     rows, right = [], {}
     for source in train:
         for layer, x in train[source].layers.items():
@@ -285,7 +285,7 @@ def _pretext(
 ) -> tuple[dict[str, Pretext], Panel]:
     """The task's own metrics on samples of the test split, in whole batches, and a panel of the first batch."""
     rng = torch.Generator(device).manual_seed(settings.seed)
-    ids = some(ids, settings.views, settings.seed)
+    ids = random_subset(ids, settings.views, settings.seed)
     size = min(_PRETEXT_BATCH, len(ids))
     values: dict[str, list[Tensor]] = {}
     panel = None
@@ -304,9 +304,9 @@ def _pretext(
 
 
 def _comparable(task: PretextTask, splits: tuple[Split, Split]) -> bool:
-    """Whether an answer means on the test split what it meant in training.
+    """Whether an answer of the task means the same on the test split as in training.
 
-    The number of a sample does not. That of a class does where both splits have the same ones, as many as the task.
+    The number of a sample does not. That of a class does if both splits have the same classes, as many as the task.
     """
     kinds = {field.modality: field.limit for field in task.sample.values()}
     if "label" in kinds:
@@ -316,7 +316,7 @@ def _comparable(task: PretextTask, splits: tuple[Split, Split]) -> bool:
 
 
 def evaluation_set(train: Split, test: Split | None, settings: Settings, factors: FactorTable | None = None) -> str:
-    """Hash of what the figures depend on beside the encoder."""
+    """Hash of all that the scores depend on, apart from the encoder."""
     splits = (train, test or train)
     fixed = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
     known = [factors.digest] if factors else []
@@ -345,20 +345,20 @@ def _evidence(
         for row, near in zip(rows.tolist(), zip(found.ids.tolist(), found.similarity.tolist()))
     ]
     pictures = read_images(splits[0], task.sample, ids[0][found.ids.flatten().cpu().numpy()].tolist())
-    shown = some(np.arange(len(x), dtype=np.int64), 1000, 0)
+    shown = random_subset(np.arange(len(x), dtype=np.int64), 1000, 0)
     return Evidence(
         layer=best,
         features=x[torch.from_numpy(shown).to(x.device)].cpu().numpy(),
         labels=tuple(names[i] for i in shown) if labels else (),
         queries=read_images(splits[1], task.sample, ids[1][rows.cpu().numpy()].tolist()),
-        found=pictures.reshape(*found.ids.shape, *pictures.shape[1:]),
+        neighbours=pictures.reshape(*found.ids.shape, *pictures.shape[1:]),
         captions=tuple(captions),
         panel=panel,
     )
 
 
 def _spread_over_classes(labels: Tensor | None, n: int, most: int = 8) -> Tensor:
-    """Rows to show: the first test sample of each of the first classes; without labels rows at equal distances."""
+    """Rows to show: the first test sample of each of the first classes; without labels, rows at equal distances."""
     if labels is None:
         return torch.linspace(0, n - 1, min(n, most)).long()
     firsts = [torch.nonzero(labels == label)[0, 0] for label in sorted(set(labels.tolist()))[:most]]

@@ -3,9 +3,9 @@
     columns file | part | shape | hue | ...  -> FactorTable;  with the URIs of the evaluated samples -> FactorTargets
     FactorTargets + features of every layer -> scores of each row and, for each source, of its best layer for a factor
 
-`file` is the end of a sample's URI, by whole names: "train/arrow/000001.png" is .../shapes/train/arrow/000001.png, and
-a member of .../shapes.tar. All columns but `file` and `part` are factors: text and switches are names, numbers are
-quantities, and numbers of a field with the metadata "period" are places on a circle, such as {"period": "360"}.
+`file` is the end of a sample's URI, by whole names: "train/arrow/000001.png" is .../shapes/train/arrow/000001.png, or
+a member of .../shapes.tar. All columns but `file` and `part` are factors: text and booleans are names, numbers are
+quantities, and numbers in a field with the metadata "period", such as {"period": "360"}, are points on a circle.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ssl_core.errors import InputError
 from ssl_core.probes.factors import best_layers, on_circle, read_out
 
 FILE, PART = "file", "part"
-"""Columns that are no factors."""
+"""Columns that are not factors."""
 FEWEST = {"training": 4, "test": 2}
-"""Samples of each part: a half of the one fits and a half chooses, and the other has a spread."""
+"""Fewest samples of each part: half of the training part fits and half chooses; the test part needs a variance."""
 
 
 class FactorsError(InputError):
@@ -47,7 +47,7 @@ class FactorTable:
     Attributes:
         uri: of the file.
         digest: SHA-256 of its bytes.
-        table: its rows; column `file` is there and its values are unique.
+        table: its rows; it has a column `file`, whose values are unique.
     """
 
     uri: str
@@ -60,21 +60,21 @@ class FactorTable:
 
         Raises:
             StorageError: it cannot be read.
-            FactorsError: it is not there, no Parquet file, or not of the form that is described above.
+            FactorsError: it does not exist, or is not a Parquet file of the form described above.
         """
         uri = absolute(uri)
         data = read(uri)
         if data is None:
-            raise FactorsError(f"{uri}: there is no such file of factors; `evaluate.factors` says where it should be")
+            raise FactorsError(f"{uri}: there is no such file of factors; `evaluate.factors` names its place")
         try:
             table = pq.read_table(pa.BufferReader(data))
         except (pa.ArrowInvalid, OSError) as error:
-            raise FactorsError(f"{uri} is not a Parquet file, so no factors can be read from it") from error
+            raise FactorsError(f"{uri} is not a Parquet file, so it has no factors; name one that is") from error
         _check(uri, table)
         return cls(uri, hashlib.sha256(data).hexdigest(), table)
 
     def names(self) -> tuple[str, ...]:
-        """Of the factors, in the order of the columns."""
+        """Names of the factors, in the order of the columns."""
         return tuple(_factors(self.table))
 
     @cached_property
@@ -85,7 +85,7 @@ class FactorTable:
         """The row of each sample.
 
         Raises:
-            FactorsError: samples have none.
+            FactorsError: samples have no row.
         """
         found = [self._row(uri) for uri in uris]
         lost = [uri for uri, row in zip(uris, found) if row is None]
@@ -97,15 +97,15 @@ class FactorTable:
         return [row for row in found if row is not None]
 
     def _row(self, uri: str) -> int | None:
-        """That of the longest ending which is a row's file."""
+        """The row whose file is the longest end of the URI; None if there is none."""
         starts = (0, *(match.end() for match in re.finditer("[/!]", uri)))
         return next((self._places[uri[start:]] for start in starts if uri[start:] in self._places), None)
 
 
 def _check(uri: str, table: pa.Table) -> None:
     if FILE not in table.column_names:
-        held = ", ".join(table.column_names)
-        raise FactorsError(f"{uri} has no column `{FILE}` that says which sample a row is about; it has {held}")
+        columns = ", ".join(table.column_names)
+        raise FactorsError(f"{uri} has no column `{FILE}` that names the sample of each row; it has {columns}")
     if not _is_text(table.schema.field(FILE).type) or table[FILE].null_count:
         raise FactorsError(f"{uri}: column `{FILE}` is not text in every row; write the end of a sample's URI")
     if len(table) < 2:
@@ -124,7 +124,7 @@ def _check(uri: str, table: pa.Table) -> None:
 
 
 def _factors(table: pa.Table) -> list[str]:
-    """Names of the columns that are factors; pandas' nameless index is none."""
+    """Names of the columns that are factors; pandas' unnamed index is not one."""
     return [name for name in table.column_names if name not in (FILE, PART) and not name.startswith("__index_level_")]
 
 
@@ -134,20 +134,20 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def kind_of(uri: str, field: pa.Field) -> tuple[Kind, float]:
-    """What a column of the file at `uri` is, and the period of a circle, else 0."""
+    """The kind of a column of the file at `uri`, and its period if it is a circle, else 0."""
     if _is_text(field.type) or pa.types.is_boolean(field.type):
         return "name", 0.0
     if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)):
         raise FactorsError(f"{uri}: the factor {field.name!r} is neither text nor numbers but {field.type}")
-    told = (field.metadata or {}).get(b"period")
-    if told is None:
+    text = (field.metadata or {}).get(b"period")
+    if text is None:
         return "quantity", 0.0
     try:
-        period = float(told)
+        period = float(text)
     except ValueError:
         period = math.nan
     if not 0 < period < math.inf:
-        raise FactorsError(f"{uri}: the period of {field.name!r} is {told.decode()!r}; write a number above 0")
+        raise FactorsError(f"{uri}: the period of {field.name!r} is {text.decode()!r}; write a number above 0")
     return "circle", period
 
 
@@ -158,8 +158,8 @@ class FactorTargets:
     Attributes:
         kinds: factor -> "name", "quantity" or "circle".
         chance: factor -> the chance level.
-        train: factor -> numbers of names [n], or quantities [n, k].
-        test: the same of the test part; -1 for a name that the training part has not.
+        train: factor -> class indices of names [n], or quantities [n, k].
+        test: the same for the test part; -1 for a name that the training part lacks.
     """
 
     kinds: Mapping[str, Kind]
@@ -196,7 +196,7 @@ def match_factors(table: FactorTable, train: Sequence[str], test: Sequence[str])
 
 
 def _check_apart(table: FactorTable, uris: Sequence[str], rows: Sequence[int]) -> None:
-    """A row whose file is too short an ending would give one sample the factors of another."""
+    """Raises FactorsError if a row matches several samples: its file is too short an end of a URI."""
     owner: dict[int, str] = {}
     for uri, row in zip(uris, rows):
         if owner.setdefault(row, uri) != uri:
@@ -207,7 +207,7 @@ def _check_apart(table: FactorTable, uris: Sequence[str], rows: Sequence[int]) -
 
 
 def _values(table: FactorTable, name: str, rows: Sequence[int]) -> list[Any]:
-    """Of one factor; every one is there, and a number is finite."""
+    """The values of one factor; raises FactorsError if one is missing or not finite."""
     values: list[Any] = table.table[name].take(pa.array(rows)).to_pylist()
     for row, value in zip(rows, values):
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
@@ -217,7 +217,7 @@ def _values(table: FactorTable, name: str, rows: Sequence[int]) -> list[Any]:
 
 
 def _check_varied(uri: str, name: str, kind: Kind, values: Sequence[Sequence[Any]]) -> None:
-    """Of a name the training part must show two; R² needs some on the test part too."""
+    """Raises FactorsError if a factor is constant: a name on the training part, a quantity on either part."""
     parts = zip(("training", "test"), values[:1] if kind == "name" else values)
     for part, found in parts:
         if len(set(found)) < 2:
@@ -234,9 +234,9 @@ def _quantity(values: Tensor, period: float) -> Tensor:
 def score_factors(
     rows: Sequence[Row], train: Mapping[str, Features], test: Mapping[str, Features], targets: FactorTargets, seed: int
 ) -> tuple[list[Row], dict[str, Factor]]:
-    """The rows with their scores of each factor, and who knows what: what `Evaluation` holds.
+    """The rows with their score for each factor, and the factors with what each source knows, as in `Evaluation`.
 
-    train, test: source, as in `Row` -> features of both parts.
+    train, test: source, as in `Row` -> features of that part.
     """
     scores, known = {}, {}
     for source in train:

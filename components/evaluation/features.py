@@ -1,6 +1,6 @@
 """From a corpus to what the probes work on: features of every layer, labels, and the few images that figures show.
 
-Split (shards, digest) -> sample ids (labelled, at most so many) -> batches as the reader would cut them -> Features
+Split (shards, digest) -> sample ids (labelled, up to a limit) -> batches, cropped as the reader does it -> Features
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Features:
-    """What one network makes of some samples: layer name -> [n, d] float32 on the device, shallow to deep."""
+    """The features that one network computes: layer name -> [n, d] float32 on the device, shallow to deep."""
 
     layers: Mapping[str, Tensor]
     """Of the samples as they are."""
@@ -48,28 +48,28 @@ class Features:
 
 
 def labelled(split: Split, most: int, seed: int) -> tuple[Ids, list[str]]:
-    """Ids and labels of the split's labelled samples, a random `most` of them where there are more; in order of id."""
+    """Ids and labels of the split's labelled samples, a random `most` of them if there are more; in order of id."""
     labels = split.shards.labels
     ids = np.flatnonzero([label is not None for label in labels]).astype(np.int64)
-    ids = some(ids, most, seed)
+    ids = random_subset(ids, most, seed)
     return ids, [str(label) for label in labels[ids]]
 
 
-def some(ids: Ids, most: int, seed: int) -> Ids:
-    """A random `most` of the ids, in order; all of them where there are no more."""
+def random_subset(ids: Ids, most: int, seed: int) -> Ids:
+    """A random `most` of the ids, in order; all of them if there are no more."""
     if len(ids) <= most:
         return ids
     return np.sort(np.random.default_rng(seed).choice(ids, most, replace=False))
 
 
 def uris(split: Split, ids: Ids) -> list[str]:
-    """Where the samples came from."""
-    found: list[str] = split.shards.column("uri").take(ids).to_pylist()
-    return found
+    """The URIs that the samples came from."""
+    values: list[str] = split.shards.column("uri").take(ids).to_pylist()
+    return values
 
 
 def batches(split: Split, sample: Mapping[str, Field], ids: Ids, size: int, device: torch.device) -> Iterator[Raw]:
-    """The samples `ids`, cut centrally as the reader does in evaluation; the last batch may be smaller."""
+    """The samples `ids`, centre-cropped as the reader does in evaluation; the last batch may be smaller."""
     for start in range(0, len(ids), size):
         chosen = ids[start : start + size]
         raw = {}
@@ -103,7 +103,7 @@ def represent(
 
 
 def encoder_layers(model: TaskModel) -> Callable[[Raw], Mapping[str, Tensor]]:
-    """The model's layers, in eval mode, under a function that `represent` takes."""
+    """The function that computes the model's layers, as `represent` takes it; puts the model into eval mode."""
     model.eval()
     return model.represent
 
@@ -117,7 +117,7 @@ def pixels(raw: Raw) -> dict[str, Tensor]:
 
 
 def without_copies(train: Features, test: Features) -> tuple[Features, Features]:
-    """Drops the second and third channel of `pixels` where they repeat the first on the training part, as in grey."""
+    """Drops the second and third channel of `pixels` if they repeat the first on the training part (grey images)."""
     first, second, third = train.layers[""].chunk(3, 1)
     if not (torch.equal(first, second) and torch.equal(first, third)):
         return train, test
@@ -130,10 +130,10 @@ def _first_channel(part: Features) -> Features:
 
 
 def mild_view(raw: Raw, sample: Mapping[str, Field], seed: int) -> Raw | None:
-    """A second view for `alignment`: a crop of at least 80 % of each image and up to 15 % more or less light.
+    """A second view for `alignment`: a crop of at least 80 % of each image, up to 15 % brighter or darker.
 
     The same for all tasks and never a task's own views: otherwise weaker augmentations would count as better alignment.
-    None where a field is no image.
+    None if a field is not an image.
     """
     if any(field.modality != "image" for field in sample.values()):
         return None

@@ -1,7 +1,7 @@
 """What an evaluation measures: every probe, measure and pretext metric once, with its titles, unit and digits.
 
-Tables, Markdown notes, pages and figures write a number as its metric says. Which probes there are, an evaluation says:
-`evaluate.shots: [10]` gives it "10-shot", and that is shown everywhere.
+Tables, Markdown notes, pages and figures format a number as its metric defines. An evaluation decides which probes
+there are: `evaluate.shots: [10]` adds "10-shot" to all of them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that an evaluation gives, and how it is written.
+    """A number in an evaluation, and how it is written.
 
     Attributes:
         key: in results, in files and in a tracker's metric names.
         column: its name in tables and in sentences.
         title: its name on figures and pages.
-        unit: "%" for a share that is written in per cent, else none.
+        unit: "%" for a share that is written in per cent, else empty.
         digits: after the decimal point.
     """
 
@@ -35,7 +35,7 @@ class Metric:
 
     @property
     def scale(self) -> int:
-        """From the stored value to the one that is shown."""
+        """Factor from the stored value to the one that is shown."""
         return 100 if self.unit else 1
 
     @property
@@ -44,27 +44,27 @@ class Metric:
         return f"{self.column} in {self.unit}" if self.unit else self.column
 
     def number(self, value: float, digits: int | None = None) -> str:
-        """Without the unit, such as "90.4"; what rounds to zero has no sign."""
+        """The value without its unit, such as "90.4"; a value that rounds to zero has no sign."""
         return f"{self.scale * value:z.{self.digits if digits is None else digits}f}"
 
     def text(self, value: float) -> str:
-        """With the unit, such as "90.4 %"."""
+        """The value with its unit, such as "90.4 %"."""
         return f"{self.number(value)} {self.unit}".rstrip()
 
     def bounds(self, score: Interval) -> str:
-        """Of the 95 % interval, such as "87.4 – 92.8"."""
+        """The bounds of the 95 % interval, such as "87.4 – 92.8"."""
         return f"{self.number(score.low)} – {self.number(score.high)}"
 
     def bracketed(self, score: Interval) -> str:
-        """With the bounds of the interval, such as "90.4 [87.4, 92.8]"."""
+        """The mean with the bounds of the interval, such as "90.4 [87.4, 92.8]"."""
         return f"{self.number(score.mean)} [{self.number(score.low)}, {self.number(score.high)}]"
 
     def plus_minus(self, score: Interval) -> str:
-        """With half the width of the interval, such as "90.4 ±2.7"."""
+        """The mean with half the width of the interval, such as "90.4 ±2.7"."""
         return f"{self.number(score.mean)} ±{self.number((score.high - score.low) / 2)}"
 
     def scaled(self, score: Interval) -> tuple[float, float, float]:
-        """Mean, low and high as they are drawn."""
+        """Mean, low and high on the scale of the figures."""
         return self.scale * score.mean, self.scale * score.low, self.scale * score.high
 
     def record(self, name: str, score: Interval) -> dict[str, float]:
@@ -76,7 +76,7 @@ ACCURACY = Metric("accuracy", "accuracy", "Accuracy", "%", 1)
 R2 = Metric("r2", "R²", "R²", "%", 1)
 LOSS = Metric("loss", "loss", "Loss")
 PRETEXT = (ACCURACY, R2, LOSS)
-"""Metrics of pretext tasks; the first of these that a task has is its headline."""
+"""Metrics of pretext tasks; a task's headline is the first one of these that it has."""
 FACTOR_SCORES = f"{ACCURACY.column} for names, {R2.column} for quantities, in %"
 """What the score of a factor is."""
 
@@ -85,7 +85,7 @@ KNN = Metric("knn", "kNN", "kNN", "%", 1)
 
 
 def k_shot(shots: int) -> Metric:
-    """The probe that sees `shots` labels per class."""
+    """The probe that is fitted on `shots` labels per class."""
     return Metric(f"{shots}-shot", f"{shots}-shot", f"{shots}-shot probe", "%", 1)
 
 
@@ -98,23 +98,23 @@ MEASURES = (RANK_ME, ALIGNMENT, UNIFORMITY)
 
 def probes(keys: Iterable[str]) -> tuple[Metric, ...]:
     """The probes of these keys, each once: linear, kNN, k-shot with k rising, then any others by name."""
-    held = set(keys)
-    shots = {key: int(found[1]) for key in held if (found := re.fullmatch(r"([1-9]\d*)-shot", key))}
-    others = held - {LINEAR.key, KNN.key} - shots.keys()
+    present = set(keys)
+    shots = {key: int(match[1]) for key in present if (match := re.fullmatch(r"([1-9]\d*)-shot", key))}
+    others = present - {LINEAR.key, KNN.key} - shots.keys()
     return (
-        *(metric for metric in (LINEAR, KNN) if metric.key in held),
+        *(metric for metric in (LINEAR, KNN) if metric.key in present),
         *map(k_shot, sorted(shots.values())),
         *(Metric(key, key, key, "%", 1) for key in sorted(others)),
     )
 
 
 def pretext_metric(key: str) -> Metric:
-    """That of a task's own metric; one that only some tasks have goes by its key."""
+    """The metric of a pretext task with this key; one that is not in `PRETEXT` is titled by its key."""
     named = key.replace("_", " ")
     return next((metric for metric in PRETEXT if metric.key == key), Metric(key, named, named.capitalize()))
 
 
 def headline(keys: Iterable[str]) -> Metric | None:
-    """The one metric to show of a pretext task that has these; None where none of `PRETEXT` is among them."""
-    held = set(keys)
-    return next((metric for metric in PRETEXT if metric.key in held), None)
+    """The one metric to show of a pretext task that has these; None if none of `PRETEXT` is among them."""
+    present = set(keys)
+    return next((metric for metric in PRETEXT if metric.key in present), None)

@@ -14,7 +14,7 @@ _NEAR_CHANCE = 1.08
 def notes(
     rows: Sequence[Row], pretext: Mapping[str, Pretext], factors: Mapping[str, Factor], has_labels: bool
 ) -> Iterator[str]:
-    """Of what `Evaluation` holds under these names."""
+    """The notes on an evaluation; the arguments are as in `Evaluation`."""
     accuracy = pretext.get(ACCURACY.key)
     if accuracy and accuracy.chance is not None and accuracy.low <= accuracy.chance * _NEAR_CHANCE:
         yield (
@@ -37,7 +37,7 @@ def notes(
 
 
 def lost_factors(factors: Mapping[str, Factor]) -> Iterator[str]:
-    """What the encoder knows significantly less of, for each reference that knows more."""
+    """A sentence for each reference that knows some factors significantly better than the encoder."""
     for source in dict.fromkeys(source for factor in factors.values() for source in factor.known if source != ENCODER):
         lost = [
             name

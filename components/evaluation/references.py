@@ -1,6 +1,6 @@
 """What an encoder is compared with: each reference once, with the modalities that it is defined for.
 
-A raw input for a further modality, such as MFCCs of audio, is one entry here with the function that makes its features.
+The raw input of a new modality, such as MFCCs of audio, is one entry here with the function that computes its features.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from components.evaluation.features import Features, pixels, without_copies
 from ssl_core.types import Field, Modality, Raw, media
 
 ENCODER, RANDOM, PIXELS, SUPERVISED = "encoder", "random init", "raw pixels", "supervised"
-"""Names of sources, as results and metric names hold them."""
+"""Names of sources, as they are written in results and metric names."""
 Role = Literal["encoder", "untrained", "raw input", "supervised"]
 """What a source is: the encoder itself, or a kind of reference; it decides how the source is drawn."""
 
@@ -25,7 +25,7 @@ class Reference:
     """What an encoder is compared with.
 
     Attributes:
-        name: as results and metric names hold it.
+        name: as it is written in results and metric names.
         role: "untrained" for the encoder's network as it started; "raw input" for what the network is given;
             "supervised" for the same encoder trained on labels.
         phrase: its name in a sentence about the encoder.
@@ -44,11 +44,11 @@ def _as_they_are(train: Features, test: Features) -> tuple[Features, Features]:
 
 @dataclass(frozen=True, kw_only=True)
 class RawInput(Reference):
-    """What the network is given, itself taken as features.
+    """The input of the network, used as features itself.
 
     Attributes:
         features: what the reader delivers -> {"": [n, d]}.
-        condense: drops what is redundant in the features of the training part, and the same in the test part's.
+        condense: drops features that are redundant on the training part, from both parts.
     """
 
     features: Callable[[Raw], Mapping[str, Tensor]]
@@ -83,7 +83,7 @@ def reference(name: str) -> Reference:
 
 
 def role_of(source: str) -> Role:
-    """Of the encoder or a reference, by its name.
+    """The role of the encoder or a reference, by its name.
 
     Raises:
         ValueError: it is neither.
@@ -92,7 +92,7 @@ def role_of(source: str) -> Role:
 
 
 def raw_input(sample: Mapping[str, Field]) -> RawInput | None:
-    """The raw input that a task with this sample is compared with; None where none is defined for its modalities."""
+    """The raw input that a task with this sample is compared with; None if none is defined for its modalities."""
     modalities = {field.modality for field in media(sample).values()}
     fitting = (one for one in REFERENCES if one.modalities is None or modalities <= one.modalities)
     return next((one for one in fitting if isinstance(one, RawInput)), None)

@@ -1,4 +1,4 @@
-"""What an evaluation says of an encoder: plain data that goes to JSON and back, and the paired comparison of two.
+"""The result of an evaluation: plain data, to JSON and back, and the paired comparison of two results.
 
 Row (layer of the encoder | a reference) x (probes, measures) -> Evaluation
 Factor (shape, hue, ...) x (the encoder | a reference) -> how well each knows it, where factors are known
@@ -24,7 +24,7 @@ from ssl_core.probes.intervals import Interval, paired_bootstrap
 from ssl_core.types import CorpusVersion
 
 Kind = Literal["name", "quantity", "circle"]
-"""Of a factor."""
+"""Kind of a factor."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Row:
         source: the encoder or a reference, by its name in `references`.
         layer: name of the layer; empty for a raw input.
         dim: numbers per sample.
-        scores: key of a probe in `metrics` -> accuracy in [0, 1] with its 95 % interval; no labels, none.
-        measures: key of a measure -> value; one that cannot be measured is left out.
+        scores: key of a probe in `metrics` -> accuracy in [0, 1] with its 95 % interval; empty without labels.
+        measures: key of a measure -> value; a measure that cannot be taken is left out.
         train_knn: leave-one-out kNN accuracy on the training part, by which the best layer is chosen.
         factors: factor -> how well it can be read from this layer on the test part; empty where no factors are known.
     """
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pretext:
-    """A metric of the pretext task on the test part, beside what an ignorant model shows."""
+    """A metric of the pretext task on the test part, with its chance level."""
 
     mean: float
     low: float
@@ -70,7 +70,7 @@ class Known:
     """How well a factor can be read from a source.
 
     Attributes:
-        layer: from which it is read best on a held-out half of the training part; empty for a raw input.
+        layer: the best one for it on a held-out half of the training part; empty for a raw input.
         score: of that layer on the test part.
     """
 
@@ -83,8 +83,7 @@ class Factor:
     """A factor, and how well each source knows it.
 
     Attributes:
-        kind: a name is scored by accuracy; a quantity, and a circle (such as an angle, as a point on it), by R²,
-            1 at best.
+        kind: a name is scored by accuracy; a quantity, or a point on a circle (such as an angle), by R², at best 1.
         chance: the chance level: 1 / classes of a name, 0 of a quantity.
         known: source, as in `Row` -> how well the factor can be read from it.
     """
@@ -95,7 +94,7 @@ class Factor:
 
     @property
     def metric(self) -> Metric:
-        """By which it is scored."""
+        """The metric by which it is scored."""
         return ACCURACY if self.kind == "name" else R2
 
 
@@ -134,13 +133,13 @@ class Evaluation:
         classes: names of the classes; empty without labels.
         evaluation_set: hash of both corpora's contents, the seed and the probes; equal hashes may be compared.
         settings: of the probes.
-        pretext: metric of the pretext task -> its value on the test part; without labels on training samples.
-        collapse: why the representation is useless, in one sentence; empty when it is not.
+        pretext: metric of the pretext task -> its value on the test part; without labels, on training samples.
+        collapse: why the representation counts as collapsed, in one sentence; empty if it does not.
         notes: what a reader should know, a sentence each.
         correct: probe -> per-sample correctness of the best layer, for the paired comparison of two encoders.
         factors: name of a factor -> what each source knows of it; empty where the recipe names no factors.
-        corpora: "train" and "test" -> the corpus version that the samples of that part were taken from; "train" alone
-            without a labelled set, and none in a file of an older version.
+        corpora: "train" and "test" -> the corpus version that the samples of that part were taken from; only "train"
+            without a labelled set, and empty in a file of an older version.
     """
 
     rows: tuple[Row, ...]
@@ -158,12 +157,12 @@ class Evaluation:
 
     @property
     def probes(self) -> tuple[Metric, ...]:
-        """Those that were run, in the order of all tables; none without labels."""
+        """The probes that were run, in the order of all tables; none without labels."""
         return probes(key for row in self.rows for key in row.scores)
 
     @property
     def measures(self) -> tuple[Metric, ...]:
-        """Those that were taken."""
+        """The label-free measures that were taken."""
         return tuple(metric for metric in MEASURES if any(metric.key in row.measures for row in self.rows))
 
     @property
@@ -173,7 +172,7 @@ class Evaluation:
 
     @property
     def pretext_samples(self) -> str:
-        """In words, what the pretext task was tried on."""
+        """The samples that the pretext task was tried on, in words."""
         return pretext_samples(bool(self.classes))
 
     def row(self, source: str, layer: str = "") -> Row | None:
@@ -231,10 +230,10 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
-        """Inverse of `to_json`; what older versions wrote is read, too, with its keys of that time.
+        """Inverse of `to_json`; also reads what older versions wrote, with the keys of that time.
 
         Raises:
-            InputError: the text is no evaluation, or one of a version of pretext that this one does not know.
+            InputError: the text is no evaluation, or one of an unknown version of pretext.
         """
         try:
             data = json.loads(text)
@@ -242,8 +241,8 @@ class Evaluation:
             if not rows:
                 raise ValueError("it has no rows")
             factors = {name: _factor(value) for name, value in data.pop("factors", {}).items()}
-            pretext = {_today(name): Pretext(**value) for name, value in data.pop("pretext").items()}
-            correct = {_today(name): Correct(**value) for name, value in data.pop("correct").items()}
+            pretext = {_current_key(name): Pretext(**value) for name, value in data.pop("pretext").items()}
+            correct = {_current_key(name): Correct(**value) for name, value in data.pop("correct").items()}
             corpora = {part: CorpusVersion(**value) for part, value in data.pop("corpora", {}).items()}
             tuples: dict[str, Any] = {name: tuple(data.pop(name)) for name in ("classes", "notes")}
             data["settings"]["shots"] = tuple(data["settings"]["shots"])
@@ -257,7 +256,7 @@ class Evaluation:
 
 
 def best_row(rows: Sequence[Row], source: str) -> Row | None:
-    """The row of a source with the best leave-one-out kNN on the training part; of equals the deepest."""
+    """The row of a source with the best leave-one-out kNN on the training part; of equal ones, the deepest."""
     mine = [row for row in rows if row.source == source]
     return max(reversed(mine), key=lambda row: row.train_knn or 0.0, default=None)
 
@@ -265,7 +264,7 @@ def best_row(rows: Sequence[Row], source: str) -> Row | None:
 def paired_gain(candidate: Evaluation, champion: Evaluation, probe: str = LINEAR.key) -> Interval:
     """Candidate's accuracy minus champion's in percentage points, each at its best layer, on the same test samples.
 
-    The 95 % interval is a paired bootstrap over test samples: what both get right or wrong cancels.
+    The 95 % interval is a paired bootstrap over test samples: samples that both get right or wrong cancel out.
 
     Raises:
         InputError: they were evaluated on different evaluation sets, or one has no such probe.
@@ -285,7 +284,7 @@ def paired_gain(candidate: Evaluation, champion: Evaluation, probe: str = LINEAR
 
 
 def difference(one: Evaluation, other: Evaluation) -> str:
-    """How two evaluation sets differ, as a clause: in which corpora versions, else in their probes or factors."""
+    """How two evaluation sets differ, as a clause: in their corpus versions, else in their probes or factors."""
     parts = [part for part in ("train", "test") if part in one.corpora or part in other.corpora]
     pairs = [(part, one.corpora.get(part), other.corpora.get(part)) for part in parts]
     unlike = [
@@ -301,7 +300,7 @@ def difference(one: Evaluation, other: Evaluation) -> str:
 
 
 def pretext_samples(has_labels: bool) -> str:
-    """What the pretext task is tried on: without a labelled set, samples of what the encoder was trained on."""
+    """The samples that the pretext task is tried on; without a labelled set, those of the encoder's own corpus."""
     return "held-out samples" if has_labels else "samples of its own corpus"
 
 
@@ -317,8 +316,8 @@ def _flat(prefix: str, row: Row) -> dict[str, float]:
     }
 
 
-def _today(key: str) -> str:
-    """The key of a probe or pretext metric in this version, given that of an older one: "5-label" and "explained"."""
+def _current_key(key: str) -> str:
+    """The key of a probe or pretext metric in this version, given one of an older version: "5-label", "explained"."""
     return {"explained": R2.key}.get(key, re.sub(r"^(\d+)-label$", r"\1-shot", key))
 
 
@@ -327,7 +326,7 @@ def _intervals(scores: Mapping[str, list[float]]) -> dict[str, Interval]:
 
 
 def _row(data: dict[str, Any]) -> Row:
-    scores = {_today(name): score for name, score in _intervals(data["scores"]).items()}
+    scores = {_current_key(name): score for name, score in _intervals(data["scores"]).items()}
     return Row(**data | {"scores": scores, "factors": _intervals(data.get("factors", {}))})
 
 

@@ -1,4 +1,4 @@
-"""Making written files part of the corpus: exactly once, also beside another ingest that commits the same contents."""
+"""Commits written files to the corpus: exactly once, even while another ingest commits the same contents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from components.corpus import delta
 from components.corpus.corpus import FORMAT, QUARANTINE
 from components.corpus.delta import DataFile
 from components.ingest.stages import IngestJob, write_quarantine, write_rows
-from components.storage.files import StorageError, join, naming, open_file, remove
+from components.storage.files import StorageError, join, open_file, remove, storage_errors
 from components.storage.lease import Lease, is_held
 from ssl_core.data.shards import SCHEMA
 
@@ -26,7 +26,7 @@ Strip = Callable[[DataFile], DataFile | None]
 
 
 class Appender:
-    """Appends one ingest's files to one table, and tells the index what others append meanwhile."""
+    """Appends one ingest's files to one table, and loads into the index what others append meanwhile."""
 
     def __init__(self, root: str, schema: pa.Schema, columns: tuple[str, ...], job: IngestJob, lease: Lease) -> None:
         self.root, self.rows = root, 0
@@ -35,17 +35,17 @@ class Appender:
         self._others = False
 
     def load_known(self) -> None:
-        """Load the index with what the table holds and was not loaded yet."""
+        """Load into the index what the table holds and the index lacks."""
         table = delta.open_table(self.root)
         if table is not None:
             self._load_new(table)
-        self._others = False  # what was there before is dropped before it is read
+        self._others = False  # files that were there before are dropped before they are read
 
     def append(self, files: list[DataFile], strip: Strip, info: Mapping[str, Any]) -> None:
-        """Commit `files`, without rows that others have committed; a repetition changes nothing.
+        """Commit `files`, without rows that others have committed; committing them again changes nothing.
 
         Raises:
-            StorageError: the storage refuses, or this ingest was taken for dead.
+            StorageError: the table cannot be written, or another ingest took this one for dead.
         """
         table = delta.open_table(self.root) or delta.create_table(self.root, self._schema, {"pretext": FORMAT})
         while True:
@@ -68,7 +68,7 @@ class Appender:
                 table.update_incremental()
 
     def _load_new(self, table: Any) -> set[str]:
-        """Paths of this ingest's own files in the log; what is not its own goes into the index."""
+        """Paths of this ingest's own files in the log; those of others are loaded into the index."""
         files = delta.data_files(table)
         own = {file.path for file in files if file.path.startswith(f"{self._job.folder}/")}
         for file in files:
@@ -80,7 +80,7 @@ class Appender:
 
 
 class Committer:
-    """Gathers what the tasks wrote and commits it every few seconds: a stopped ingest keeps what it had committed."""
+    """Collects what the tasks wrote and commits it every few seconds; a stopped ingest keeps what it has committed."""
 
     def __init__(self, job: IngestJob, lease: Lease, info: Mapping[str, Any], seconds: float) -> None:
         self.shards = Appender(job.corpus, SCHEMA, CONTENTS, job, lease)
@@ -100,29 +100,29 @@ class Committer:
         return self.refused.rows
 
     def load_known(self, quarantine: bool) -> None:
-        """Load the index with what is known; without the quarantine, its files are read again."""
+        """Load the known files into the index; files in quarantine are read again unless `quarantine` is set."""
         self.shards.load_known()
         if quarantine:
             self.refused.load_known()
 
     def add(self, written: Mapping[str, Any]) -> None:
-        """A row of `WRITTEN`; commits when it is time."""
+        """Add a row of `WRITTEN`, and commit if the last commit is long enough ago."""
         file = DataFile(written["path"], written["rows"], written["size"])
         self._waiting[written["kind"]].append(file)
         if time.monotonic() - self._last >= self._seconds:
             self.commit()
 
     def commit(self) -> None:
-        """Commit what waits: the samples first, so that a quarantined container never hides samples that were lost."""
+        """Commit all that waits: samples first, because a quarantined container is not read again for lost samples."""
         shards, refused = self._waiting["shard"], self._waiting["quarantine"]
         if shards:
-            self.shards.append(shards, self._without_held, self._info)
+            self.shards.append(shards, self._without_duplicates, self._info)
         if refused:
             self.refused.append(refused, self._without_known, self._info)
         self._waiting = {"shard": [], "quarantine": []}
         self._last = time.monotonic()
 
-    def _without_held(self, file: DataFile) -> DataFile | None:
+    def _without_duplicates(self, file: DataFile) -> DataFile | None:
         rows = _table(join(self._job.corpus, file.path), ["hash"])
         held = self._job.call_index("holds", rows["hash"].to_pylist())
         if not any(held):
@@ -145,5 +145,5 @@ class Committer:
 
 
 def _table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    with naming(uri), open_file(uri) as file:
+    with storage_errors(uri), open_file(uri) as file:
         return pq.read_table(file, columns=columns)

@@ -1,6 +1,6 @@
-"""Tars and columns of Parquet files as sources, read in one pass and never unpacked to disk. They may be hostile too.
+"""Tars and columns of Parquet files as sources, read in one pass and never unpacked to disk. They may be hostile, too.
 
-A container that is damaged is refused as a whole file; what was read from it before the damage counts.
+A damaged container is put into quarantine as one file; what was read from it before the damage is kept.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from components.ingest.sources import (
     Fresh,
     Part,
     Skipped,
-    Taking,
+    SourceOptions,
     hidden,
     label_of,
     refusal,
     sidecar,
     stretches,
 )
-from components.storage.files import StorageError, naming, open_file, text
+from components.storage.files import StorageError, open_file, storage_errors, text
 from ssl_core.data.decode import Reason
 from ssl_core.errors import InputError
 
 HEADER_BYTES = 1 << 20
 """Longest extended header of a tar member: names and times need a few hundred bytes."""
 EXPANSION = 100
-"""A compressed tar may grow to so many times its size: media hardly compress."""
+"""A compressed tar may unpack to this many times its size: media hardly compress."""
 EXPANSION_FREE = 1 << 30
-"""Bytes to which any compressed tar may grow."""
+"""Bytes to which any compressed tar may unpack."""
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class NoPicturesError(ColumnError):
 
 
 class _Hostile(Exception):
-    """The container is not worth reading on."""
+    """The rest of the container must not be read."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
-        """tarfile takes a broken header after the first for the end of the tar; here it is damage."""
+        """tarfile treats a broken header after the first as the end of the tar; here it counts as damage."""
         try:
             return super().fromtarfile(archive)
         except tarfile.TruncatedHeaderError as error:  # type: ignore[attr-defined]
@@ -89,11 +89,11 @@ class _Named:
         self.closed = False
 
     def read(self, size: int = -1) -> bytes:
-        with naming(self._uri):
+        with storage_errors(self._uri):
             return self._file.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        with naming(self._uri):
+        with storage_errors(self._uri):
             return self._file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -115,8 +115,8 @@ class _Named:
         self.closed = True
 
 
-class _Gauge:
-    """A stream that stops at a limit."""
+class _LimitedStream:
+    """A stream that raises `_Hostile` beyond a limit."""
 
     def __init__(self, file: IO[bytes], limit: int) -> None:
         self._file, self._left, self._limit = file, limit, limit
@@ -129,15 +129,15 @@ class _Gauge:
         return data
 
 
-class _Held(NamedTuple):
-    """A member between its header and the answer whether it is wanted."""
+class _Candidate(NamedTuple):
+    """A member whose header was read, before it is known whether the member is fresh."""
 
     listed: Listed
     member: tarfile.TarInfo
     data: bytes | None
 
 
-def tar_members(part: Part, taking: Taking, fresh: Fresh, skipped: Skipped) -> Iterator[pa.Table]:
+def tar_members(part: Part, options: SourceOptions, fresh: Fresh, skipped: Skipped) -> Iterator[pa.Table]:
     """The tar's fresh files; a member's uri is <tar>!<name>, its mtime the tar's.
 
     Raises:
@@ -147,24 +147,24 @@ def tar_members(part: Part, taking: Taking, fresh: Fresh, skipped: Skipped) -> I
     with _opened(part.uri) as file:
         archive = _archive(part, file, damage)
         if archive is not None:
-            held = _until_damaged(_members(part, archive, taking, skipped), damage)
-            for stretch in stretches(held, lambda one: len(one.data or b"")):
+            candidates = _until_damaged(_members(part, archive, options, skipped), damage)
+            for stretch in stretches(candidates, lambda one: len(one.data or b"")):
                 wanted = fresh([one.listed for one in stretch])
-                rows = (_member_row(archive, one, taking) for one, take in zip(stretch, wanted) if take)
+                rows = (_member_row(archive, one, options) for one, take in zip(stretch, wanted) if take)
                 yield from _tables(_until_damaged(rows, damage))
     yield from _refusal(part, damage, fresh)
 
 
 @contextmanager
 def _opened(uri: str) -> Iterator[IO[bytes]]:
-    with naming(uri):
+    with storage_errors(uri):
         file = open_file(uri)
     with file:
         yield cast("IO[bytes]", _Named(uri, file))
 
 
 def _until_damaged(items: Iterable[T], damage: list[Exception]) -> Iterator[T]:
-    """`items` up to the first that cannot be had; why, goes into `damage`."""
+    """`items` up to the first that cannot be read; the error is appended to `damage`."""
     try:
         yield from items
     except (StorageError, ColumnError):
@@ -179,14 +179,14 @@ def _archive(part: Part, file: IO[bytes], damage: list[Exception]) -> tarfile.Ta
             yield tarfile.TarFile.open(fileobj=file, mode="r:", tarinfo=_Member)
         else:
             limit = max(EXPANSION_FREE, EXPANSION * part.size)
-            stream = _Gauge(cast("IO[bytes]", gzip.GzipFile(fileobj=file, mode="rb")), limit)
+            stream = _LimitedStream(cast("IO[bytes]", gzip.GzipFile(fileobj=file, mode="rb")), limit)
             yield tarfile.TarFile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_Member)
 
     return next(_until_damaged(opened(), damage), None)
 
 
-def _members(part: Part, archive: tarfile.TarFile, taking: Taking, skipped: Skipped) -> Iterator[_Held]:
-    """The headers of files, with the bytes where the tar cannot be gone back in."""
+def _members(part: Part, archive: tarfile.TarFile, options: SourceOptions, skipped: Skipped) -> Iterator[_Candidate]:
+    """The headers of files, with their bytes where the tar is compressed and cannot be rewound."""
     packed = not part.uri.lower().endswith(".tar")
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
@@ -199,21 +199,22 @@ def _members(part: Part, archive: tarfile.TarFile, taking: Taking, skipped: Skip
             skipped(f"{part.uri}!{member.name}")
             continue
         listed = (f"{text(part.uri)}!{text(member.name)}", member.offset_data, member.size, part.mtime)
-        yield _Held(listed, member, _bytes(archive, member, taking) if packed else None)
+        yield _Candidate(listed, member, _bytes(archive, member, options) if packed else None)
 
 
-def _bytes(archive: tarfile.TarFile, member: tarfile.TarInfo, taking: Taking) -> bytes | None:
-    if member.size > taking.limits.max_bytes:
+def _bytes(archive: tarfile.TarFile, member: tarfile.TarInfo, options: SourceOptions) -> bytes | None:
+    if member.size > options.limits.max_bytes:
         return None
     file = archive.extractfile(member)
     return b"" if file is None else file.read()
 
 
-def _member_row(archive: tarfile.TarFile, held: _Held, taking: Taking) -> Row:
-    uri, place, size, mtime = held.listed
-    data = _bytes(archive, held.member, taking) if held.data is None else held.data
+def _member_row(archive: tarfile.TarFile, candidate: _Candidate, options: SourceOptions) -> Row:
+    uri, place, size, mtime = candidate.listed
+    data = _bytes(archive, candidate.member, options) if candidate.data is None else candidate.data
     row: Row = {"uri": uri, "place": place, "data": data, "size": size, "mtime": mtime}
-    return row | {"label": label_of(held.member.name, taking.labels)} | refusal(held.member.size, taking.limits)
+    label = label_of(candidate.member.name, options.labels)
+    return row | {"label": label} | refusal(candidate.member.size, options.limits)
 
 
 def _tables(rows: Iterable[Row]) -> Iterator[pa.Table]:
@@ -222,19 +223,19 @@ def _tables(rows: Iterable[Row]) -> Iterator[pa.Table]:
 
 
 def _refusal(part: Part, damage: list[Exception], fresh: Fresh) -> Iterator[pa.Table]:
-    """The container as one refused file, unless that is known of it."""
+    """The damaged container as one refused file, unless it is known already."""
     if not damage or not fresh([(text(part.uri), 0, part.size, part.mtime)])[0]:
         return
     error = damage[0]
-    said = " ".join(str(error).split())[:300] or type(error).__name__
-    short = isinstance(error, EOFError) or "unexpected end" in said or "truncated" in said
+    text_of_error = " ".join(str(error).split())[:300] or type(error).__name__
+    short = isinstance(error, EOFError) or "unexpected end" in text_of_error or "truncated" in text_of_error
     reason = error.reason if isinstance(error, _Hostile) else Reason.TRUNCATED if short else Reason.CORRUPT
     row = {"uri": text(part.uri), "place": 0, "size": part.size, "mtime": part.mtime, "reason": reason}
-    message = f"The {part.kind} cannot be read on from here, what came before counts: {said}"
+    message = f"The {part.kind} cannot be read beyond this point; what came before is kept: {text_of_error}"
     yield pa.Table.from_pylist([row | {"message": message}], schema=FOUND)
 
 
-def parquet_rows(part: Part, taking: Taking, fresh: Fresh) -> Iterator[pa.Table]:
+def parquet_rows(part: Part, options: SourceOptions, fresh: Fresh) -> Iterator[pa.Table]:
     """The fresh values of the column of bytes; a row's uri is <file>!<row>, its mtime the file's.
 
     Raises:
@@ -243,13 +244,13 @@ def parquet_rows(part: Part, taking: Taking, fresh: Fresh) -> Iterator[pa.Table]
     """
     damage: list[Exception] = []
     with _opened(part.uri) as file:
-        yield from _until_damaged(_parquet_tables(part, file, taking, fresh), damage)
+        yield from _until_damaged(_parquet_tables(part, file, options, fresh), damage)
     yield from _refusal(part, damage, fresh)
 
 
-def _parquet_tables(part: Part, file: IO[bytes], taking: Taking, fresh: Fresh) -> Iterator[pa.Table]:
+def _parquet_tables(part: Part, file: IO[bytes], options: SourceOptions, fresh: Fresh) -> Iterator[pa.Table]:
     with pq.ParquetFile(pa.PythonFile(file, mode="r")) as parquet:
-        column = _column(part.uri, parquet.schema_arrow, taking.column)
+        column = _column(part.uri, parquet.schema_arrow, options.column)
         first = 0
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
@@ -262,34 +263,32 @@ def _parquet_tables(part: Part, file: IO[bytes], taking: Taking, fresh: Fresh) -
                 batches = parquet.iter_batches(at_once, row_groups=[group], columns=[column])
                 values = (value for batch in batches for value in batch.column(0))
                 rows = zip(listed, values, wanted)
-                yield from _tables(_value_row(one, value, taking) for one, value, take in rows if take)
+                yield from _tables(_value_row(one, value, options) for one, value, take in rows if take)
 
 
-def _value_row(listed: Listed, value: pa.Scalar, taking: Taking) -> Row:
-    said = value.as_py()
-    data, path = (said.get("bytes"), said.get("path")) if isinstance(said, dict) else (said, None)
+def _value_row(listed: Listed, value: pa.Scalar, options: SourceOptions) -> Row:
+    cell = value.as_py()
+    data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     row: Row = {"uri": listed[0], "place": 0, "data": data or b"", "size": len(data or b""), "mtime": listed[3]}
-    refused = refusal(len(data or b""), taking.limits)
+    refused = refusal(len(data or b""), options.limits)
     if refused:
         row["data"] = None
-    return row | {"label": label_of(path or "", taking.labels)} | refused
+    return row | {"label": label_of(path or "", options.labels)} | refused
 
 
-def _column(uri: str, schema: pa.Schema, asked: str | None) -> str:
+def _column(uri: str, schema: pa.Schema, name: str | None) -> str:
     able = [field.name for field in schema if _holds_bytes(field.type)]
-    if asked in able:
-        return str(asked)
-    if asked is None and len(able) == 1:
+    if name in able:
+        return str(name)
+    if name is None and len(able) == 1:
         return str(able[0])
-    wants = (
-        "has several columns of bytes" if asked is None and able else f"has no column of bytes {asked or ''}".rstrip()
-    )
+    fault = "has several columns of bytes" if name is None and able else f"has no column of bytes {name or ''}".rstrip()
     choice = f"choose one of {', '.join(able)} with --column" if able else f"its columns are {', '.join(schema.names)}"
-    raise (ColumnError if able else NoPicturesError)(f"{uri} {wants}; {choice}.")
+    raise (ColumnError if able else NoPicturesError)(f"{uri} {fault}; {choice}.")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    """Bytes, or the struct of bytes and path in which Hugging Face keeps an image."""
+    """Whether it is bytes, or the struct of bytes and path in which Hugging Face stores an image."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))

@@ -1,6 +1,6 @@
-"""What a corpus already holds and what this ingest has met: an index on disk, so that its size costs no memory.
+"""What a corpus already holds and what this ingest has seen: an index on disk, so that its size costs no memory.
 
-One process holds it (a Ray actor in an ingest). Every question may be asked again with the same answer, because Ray
+It lives in one process (a Ray actor in an ingest). Every call may be repeated and returns the same answer, because Ray
 repeats a task whose worker died.
 """
 
@@ -36,7 +36,7 @@ class DedupIndex:
     """Files known by (uri, size, mtime), contents known by hash, and contents claimed by a file of this ingest."""
 
     def __init__(self) -> None:
-        # "": a temporary file of SQLite's, which is gone with the process, however that ends
+        # "": a temporary file of SQLite's, which disappears with the process, however that ends
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.executescript(_TABLES)
         self._tally: Counter[str] = Counter()
@@ -47,7 +47,7 @@ class DedupIndex:
         self._db.close()
 
     def load(self, rows: Sequence[tuple[str, int, int, str | None]]) -> None:
-        """Learn committed rows: (uri, size, mtime, hash); rows without a hash stand for files, not for contents."""
+        """Load committed rows (uri, size, mtime, hash); a row without a hash makes the file known, but no content."""
         self._db.execute("BEGIN")
         files = ((_key(uri, mtime), size) for uri, size, mtime, _ in rows if mtime)
         self._db.executemany("INSERT OR IGNORE INTO files VALUES (?, ?)", files)
@@ -64,7 +64,7 @@ class DedupIndex:
             self.load(list(zip(*values)))
 
     def fresh(self, part: int, files: Sequence[Listed]) -> list[bool]:
-        """Which files are to be read: not known, and not listed by another part of the sources before."""
+        """Which files are to be read: those not known, and not already listed by another part of the sources."""
         self._db.execute("BEGIN")
         answers = [
             self._list(part, uri, place) and not self._known(uri, size, mtime) for uri, place, size, mtime in files
@@ -73,7 +73,7 @@ class DedupIndex:
         return answers
 
     def holds(self, hashes: Iterable[str]) -> list[bool]:
-        """Which contents the corpus holds by commits other than this ingest's."""
+        """Which contents the corpus holds from commits other than this ingest's."""
         return [self._holds(digest) for digest in hashes]
 
     def settled(self, claims: Iterable[Claim]) -> list[bool]:
@@ -88,20 +88,20 @@ class DedupIndex:
         return [self._known(uri, size, mtime) for uri, _, size, mtime in files]
 
     def claim(self, claims: Iterable[Claim]) -> list[bool]:
-        """Whether each file stands for its content in this ingest. The first to ask does, and may ask again."""
+        """Whether each file stands for its content in this ingest: the first that claims it does, also on a repeat."""
         return [self._claim(digest, _key(uri, place)) for digest, uri, place in claims]
 
     def tally(self, **counts: int) -> None:
         """Count for the display of progress; repeated tasks count twice."""
         self._tally.update(counts)
 
-    def note(self, kind: str, uri: str) -> None:
-        """Count a file under `kind`, once, however often the task that tells of it is repeated."""
+    def count_once(self, kind: str, uri: str) -> None:
+        """Count a file under `kind`, once, however often the task that reports it is repeated."""
         key = _key(f"{kind} {uri}", 0)
         self._tally[kind] += self._db.execute("INSERT OR IGNORE INTO noted VALUES (?)", (key,)).rowcount
 
     def counts(self) -> dict[str, int]:
-        """What was tallied and noted, and `seen`: distinct files listed."""
+        """The counts of `tally` and `count_once`, and `seen`: distinct files listed."""
         return dict(self._tally)
 
     def fail(self, error: PretextError) -> None:

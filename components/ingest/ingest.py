@@ -1,9 +1,8 @@
 """Media in, a new version of a corpus out: list -> drop what is known -> decode -> write shards -> commit, on Ray Data.
 
-It streams: what is in memory is bounded by blocks and shards, not by the corpus. Order is kept, so the same sources
-(without copies, of which either may be taken) make the same shards. Nothing counts until a commit names it, and a
-commit is repeated without harm; so an ingest may be killed at any moment, and the next one takes up what was not
-committed.
+It streams: memory is bounded by blocks and shards, not by the corpus. Order is kept, so the same sources make the same
+shards (unless they contain copies, of which either may be used). Nothing counts until a commit names it, and a commit
+can be repeated without harm; so an ingest may be killed at any moment, and the next one ingests what was not committed.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from components.corpus.corpus import Corpus
 from components.ingest.commits import Committer
 from components.ingest.dedup import DedupIndex
 from components.ingest.precheck import nothing_new
-from components.ingest.sources import Part, Taking, parts
-from components.ingest.stages import IngestJob, decoded, listed, written
+from components.ingest.sources import Part, SourceOptions, parts
+from components.ingest.stages import IngestJob, decode_files, list_parts, write_files
 from components.ingest.vacuum import folder_of, ingest_lease, vacuum
 from ssl_core.data.decode import SampleFormat
 from ssl_core.data.shards import SHARD_BYTES
 from ssl_core.errors import PretextError
 
 FILES_PER_TASK = 64
-"""Files that one decoding task takes: some tenths of a second of work."""
+"""Files that one decoding task gets: some tenths of a second of work."""
 LISTING_TASKS = 128
 ROWS_PER_SHARD = 32_768
-"""Rows of a shard of small pictures: a killed ingest loses the work on at most so many for each writer."""
+"""Most rows of a shard of small pictures: a killed ingest loses the work on at most this many for each writer."""
 STORE_BYTES = 6 * SHARD_BYTES
 """What Ray Data may hold in the object store: the shards being filled and the blocks on their way to them."""
 COMMIT_SECONDS = 20.0
 PROGRESS_SECONDS = 0.5
-SOURCES_TOLD = 20
+SOURCES_NAMED = 20
 """Sources that each commit names: a shell writes out what its wildcards match, and every commit would repeat it."""
 
 
@@ -72,13 +71,13 @@ class IngestReport:
 
     Attributes:
         version: of the corpus, afterwards.
-        seen: files in the sources, those of a kind that is no media left out.
+        seen: files in the sources, without the skipped ones.
         added: samples added.
         known: files whose content the corpus, or another file of these sources, already had.
         quarantined: files newly refused.
-        skipped: files not looked at because their name says that they accompany media.
-        vanished: files that went away between listing and reading.
-        seconds: it took.
+        skipped: files not read because their name shows that they only accompany media.
+        vanished: files that disappeared between listing and reading.
+        seconds: duration.
     """
 
     version: int
@@ -96,7 +95,7 @@ def ingest(
     corpus: str,
     *,
     sample_format: SampleFormat,
-    taking: Taking | None = None,
+    options: SourceOptions | None = None,
     retry_quarantined: bool = False,
     progress: Callable[[Progress], None] | None = None,
     rows_per_shard: int | None = None,
@@ -107,34 +106,34 @@ def ingest(
     Args:
         sources: folders, files, globs, tars, Parquet files, as paths or URIs.
         corpus: name, path or URI.
-        sample_format: form of the samples; an existing corpus must have the same.
-        taking: how files are taken out of the sources: labels, the column of Parquet files, what a file may cost.
-        retry_quarantined: read files again that are in quarantine and have not changed.
+        sample_format: of the samples; an existing corpus must have the same.
+        options: how files are taken from the sources: labels, the column of Parquet files, limits for each file.
+        retry_quarantined: read unchanged files in quarantine again.
         progress: called about twice a second, from another thread.
-        rows_per_shard: for tests; the size of a shard in bytes decides otherwise.
+        rows_per_shard: for tests; by default it follows from the size of a shard in bytes.
         commit_seconds: time between commits.
 
     Raises:
         StorageError: a source or the corpus cannot be read or written; what was committed stays.
-        CorpusError: the corpus holds samples of another form.
+        CorpusError: the corpus has another sample format.
         ColumnError: a Parquet source has no such column.
     """
     began = time.monotonic()
     cut = parts(sources)
     store = Corpus.create(corpus, sample_format)
-    taking = taking or Taking()
+    options = options or SourceOptions()
     with ingest_lease(store.uri) as lease:
         vacuum(lease, [store.uri, store.quarantine_uri])
-        if not retry_quarantined and (counts := nothing_new(cut, store, taking)) is not None:
+        if not retry_quarantined and (counts := nothing_new(cut, store, options)) is not None:
             return _report(store.uri, counts, 0, 0, began)
         with connect(), _index() as index:
             batch = Corpus.open(store.uri).version + 1
             job = IngestJob(
-                store.uri, store.quarantine_uri, folder_of(lease), batch, store.sample_format, taking, index
+                store.uri, store.quarantine_uri, folder_of(lease), batch, store.sample_format, options, index
             )
             info = {"pretext.ingest": lease.id, "pretext.sources": _shown_sources(sources)}
             committer = Committer(job, lease, info, commit_seconds)
-            with _clear_errors(job), _ticking(job, progress, began):
+            with _unwrapped_errors(job), _reporting_progress(job, progress, began):
                 committer.load_known(quarantine=not retry_quarantined)
                 for row in _pipeline(cut, job, rows_per_shard or _rows_per_shard(sample_format)):
                     committer.add(row)
@@ -143,8 +142,8 @@ def ingest(
 
 
 def _shown_sources(sources: Sequence[str]) -> list[str]:
-    more = len(sources) - SOURCES_TOLD
-    return [*sources[:SOURCES_TOLD], *([f"… and {more:,} more"] if more > 0 else [])]
+    more = len(sources) - SOURCES_NAMED
+    return [*sources[:SOURCES_NAMED], *([f"… and {more:,} more"] if more > 0 else [])]
 
 
 def _report(uri: str, counts: Mapping[str, int], added: int, refused: int, began: float) -> IngestReport:
@@ -155,7 +154,7 @@ def _report(uri: str, counts: Mapping[str, int], added: int, refused: int, began
 
 
 def _rows_per_shard(sample_format: SampleFormat) -> int:
-    """By the size of a picture of the usual aspect."""
+    """How many pictures of the usual aspect ratio (4:3) fill a shard."""
     picture = sample_format.size * sample_format.size * 3 * 4 // 3
     stored = picture if sample_format.payload == "raw" else max(1, picture // 8)
     return max(1, min(ROWS_PER_SHARD, SHARD_BYTES // stored))
@@ -163,7 +162,7 @@ def _rows_per_shard(sample_format: SampleFormat) -> int:
 
 @contextmanager
 def _index() -> Iterator[Any]:
-    """The actor that holds what is known; it takes no CPU away from decoding."""
+    """The actor with the index of what is known; it reserves no CPU, so that decoding has all of them."""
     import ray
 
     actor: Any = ray.remote(num_cpus=0)(DedupIndex)
@@ -176,7 +175,7 @@ def _index() -> Iterator[Any]:
 
 
 def _pipeline(cut: Sequence[Part], job: IngestJob, rows_per_shard: int) -> Iterator[Mapping[str, Any]]:
-    """Rows of `WRITTEN`, as the files come to lie."""
+    """Rows of `WRITTEN`, as the files are written."""
     import ray
 
     table = pa.table({"number": range(len(cut)), "part": [json.dumps(asdict(part)) for part in cut]})
@@ -187,18 +186,18 @@ def _pipeline(cut: Sequence[Part], job: IngestJob, rows_per_shard: int) -> Itera
         source: Any = ray.data.from_arrow(table)
         dataset = (
             source.repartition(tasks)
-            .map_batches(listed, fn_args=(job,), num_cpus=0.25, **plain)
+            .map_batches(list_parts, fn_args=(job,), num_cpus=0.25, **plain)
             .repartition(target_num_rows_per_block=FILES_PER_TASK)
-            .map_batches(decoded, fn_args=(job,), num_cpus=0.75, **plain)
+            .map_batches(decode_files, fn_args=(job,), num_cpus=0.75, **plain)
             .repartition(target_num_rows_per_block=rows_per_shard, strict=True)
-            .map_batches(written, fn_args=(job,), num_cpus=0.25, **plain)
+            .map_batches(write_files, fn_args=(job,), num_cpus=0.25, **plain)
         )
         yield from dataset.iter_rows()
 
 
 @contextmanager
 def _quiet_streaming() -> Iterator[None]:
-    """Ray Data's settings for one ingest; the caller's own are put back."""
+    """Ray Data's settings for one ingest; the caller's own are restored afterwards."""
     from ray.data import DataContext, ExecutionResources
 
     context = DataContext.get_current()
@@ -212,7 +211,7 @@ def _quiet_streaming() -> Iterator[None]:
     before = [(holder, name, getattr(holder, name)) for holder, name, _ in ours]
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # errors come to the user as one sentence
+    logger.setLevel(logging.CRITICAL)  # errors reach the user as one sentence
     try:
         for holder, name, value in ours:
             setattr(holder, name, value)
@@ -224,8 +223,8 @@ def _quiet_streaming() -> Iterator[None]:
 
 
 @contextmanager
-def _clear_errors(job: IngestJob) -> Iterator[None]:
-    """Raise what a worker told of an error as what it was, without Ray's wrapping."""
+def _unwrapped_errors(job: IngestJob) -> Iterator[None]:
+    """Raise the error that a worker recorded in the index, without Ray's wrapping."""
     from ray.exceptions import RayError
 
     try:
@@ -238,7 +237,7 @@ def _clear_errors(job: IngestJob) -> Iterator[None]:
 
 
 @contextmanager
-def _ticking(job: IngestJob, progress: Callable[[Progress], None] | None, began: float) -> Iterator[None]:
+def _reporting_progress(job: IngestJob, progress: Callable[[Progress], None] | None, began: float) -> Iterator[None]:
     """Call `progress` while the block runs, and once at its end."""
     if progress is None:
         yield

@@ -1,11 +1,11 @@
 """What a user may ingest from: folders, globs, tars, Parquet columns of bytes, here or behind a URI.
 
-A source becomes parts, and a part is listed by one task (listing.py). A glob is the folder where its wildcards
-begin, with what is left of the pattern; it is matched while that folder is listed, so a million matches cost no memory.
+A source becomes parts, and a part is listed by one task (listing.py). A glob becomes the folder where its wildcards
+begin, with the rest of the pattern; it is matched while that folder is listed, so a million matches cost no memory.
 
-Hidden files and folders (a leading dot) and Mac archives' shadows (__MACOSX) are not looked at unless a pattern spells
-the dot; files whose name says that they accompany media (`SIDECARS`) are counted as skipped; everything else is tried,
-whatever it is called, and so is whatever the user names to the letter.
+Hidden files and folders (a leading dot) and the __MACOSX folders of Mac archives are ignored, unless a pattern spells
+the dot; files whose name shows that they only accompany media (`SIDECARS`) are counted as skipped; everything else is
+tried, whatever its name, and so is every file that the user names in full.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ FOUND = pa.schema(
         pa.field("message", pa.string()),
     ]
 )
-"""One row is one media file. `locator`: where to read it, as the bytes of its path; null with `data`.
-`reason` and `message`: already refused, unread."""
+"""One row is one media file. `locator`: where to read it, as the bytes of its path; null where `data` is set.
+`reason` and `message`: set where it was refused unread."""
 
 SIDECARS = frozenset(
     "txt md rst pdf html htm xml json jsonl yaml yml toml csv tsv log py ipynb sh mat npy npz pkl pt pth h5 "  # noqa: SIM905
     "db sqlite ini sha1 sha256 md5 lock zip 7z rar".split()
 )
-"""Extensions of files that lie beside media and are none."""
+"""Extensions of files that accompany media and are not media."""
 
 FILES_AT_ONCE = 1024
 BYTES_AT_ONCE = 16 << 20
 
-MOST_HELD = 2048
-"""Folders and containers of one folder that become parts of their own; more of them are cut into `SHARES` parts."""
+MOST_PARTS = 2048
+"""Up to this many folders and containers in a folder become parts of their own; more are split into `SHARES` parts."""
 SHARES = 64
 EVERYTHING = ("**/*",)
 
 T = TypeVar("T")
 Fresh = Callable[[Sequence[Listed]], Sequence[bool]]
 Skipped = Callable[[str], None]
-"""Told the URI of each file that is passed over for its name."""
+"""Called with the URI of each file that is skipped for its name."""
 Visit = tuple[tuple[int, int], tuple[str, ...]]
-"""A local folder's identity, and what was looked for in it."""
+"""A local folder's identity, and the patterns that were matched in it."""
 Kind = Literal["folder", "file", "tar", "parquet"]
 
 
@@ -76,9 +76,9 @@ class Part:
         deep: for a folder, whether the folders and containers in it belong to this part.
         size: bytes of the file.
         mtime: of the file, ns.
-        named: whether the user named it, and it did not turn up in a folder.
-        patterns: for a folder, globs relative to it: what is taken; "**" stands for any number of folders, also none.
-        share: (k, n) of a deep folder: the k-th of n parts of its folders and containers; the files are with the 0-th.
+        named: whether the user named it, rather than a folder that contains it.
+        patterns: for a folder, globs relative to it of what is taken; "**" stands for any number of folders, also none.
+        share: (k, n) of a deep folder: the k-th of n parts of its folders and containers; files belong to the 0-th.
     """
 
     uri: str
@@ -92,12 +92,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Taking:
-    """How to take files out of sources.
+class SourceOptions:
+    """How files are taken from the sources.
 
     Attributes:
-        labels: "parent" labels a file with the name of the folder that holds it.
-        column: of Parquet sources; None finds the only column of bytes.
+        labels: "parent" labels a file with the name of the folder that it lies in.
+        column: of Parquet sources; None: the only column of bytes.
         limits: files above max_bytes are refused unread.
     """
 
@@ -107,7 +107,7 @@ class Taking:
 
 
 def parts(sources: Sequence[str], enough: int = 64) -> list[Part]:
-    """The sources cut into parts, folders down to where there are `enough` of them.
+    """The sources cut into parts; folders are split into their own folders until there are `enough` parts.
 
     Raises:
         StorageError: a source does not exist or cannot be read.
@@ -120,18 +120,18 @@ def parts(sources: Sequence[str], enough: int = 64) -> list[Part]:
         if part.kind != "folder" or len(cut) + len(waiting) >= enough:
             cut.append(part)
             continue
-        held = list(islice(contents(part, visited, files=False), MOST_HELD + 1))
-        if len(held) > MOST_HELD:
+        inner = list(islice(contents(part, visited, files=False), MOST_PARTS + 1))
+        if len(inner) > MOST_PARTS:
             cut.extend(replace(part, share=(k, SHARES)) for k in range(SHARES))
         else:
             cut.append(replace(part, deep=False))
-            waiting.extend(held)
+            waiting.extend(inner)
     return cut
 
 
 def _named(source: str) -> Part:
-    """The source itself, or what its pattern matches."""
-    if not source:  # as of an unset variable: not the folder one happens to be in
+    """The part for a source that the user named: a file, a folder or a glob."""
+    if not source:  # from an unset variable, say; it must not mean the current folder
         raise StorageError("a source is empty; name a folder, file, glob or URI ('.' is the folder you are in)")
     uri = absolute(source)
     entry = stat(uri)
@@ -139,7 +139,7 @@ def _named(source: str) -> Part:
         return replace(part_of(entry), named=True)
     if glob.has_magic(uri):
         return _glob(uri)
-    raise StorageError(f"{uri}: there is no such file or folder, or it is neither")
+    raise StorageError(f"{uri}: there is no such file or folder; check the path (pipes and devices are not read)")
 
 
 def _glob(pattern: str) -> Part:
@@ -148,14 +148,14 @@ def _glob(pattern: str) -> Part:
     first = next(i for i, name in enumerate(names) if glob.has_magic(name))
     folder = scheme + mark + "/".join(names[:first]) or "/"
     entry = stat(folder)
-    if entry is None or not entry.folder:  # no match is nothing to do, no folder is a mistake
-        raise StorageError(f"{folder}: there is no such folder to look for {pattern} in")
+    if entry is None or not entry.folder:  # a pattern without a match is no mistake, but a missing folder is
+        raise StorageError(f"{folder}: there is no such folder, so nothing can match {pattern}; check the path")
     rest = [*names[first:], *(["*"] if names[-1] == "**" else [])]
     return Part(folder, "folder", patterns=("/".join(rest),))
 
 
 def part_of(entry: Entry) -> Part:
-    """What an entry is to a listing, by its name."""
+    """The part for an entry of a folder; its name decides the kind."""
     return Part(entry.uri, "folder" if entry.folder else _kind(entry.uri), True, entry.size, entry.mtime)
 
 
@@ -167,12 +167,12 @@ def _kind(uri: str) -> Kind:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is not meant to be seen."""
+    """Whether a file or folder of this name is hidden."""
     return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
 
 
 def contents(part: Part, visited: set[Visit], files: bool = True) -> Iterator[Part]:
-    """What lies in a folder and belongs to its part, no folder twice; without `files` folders and containers only."""
+    """The entries of a folder that belong to its part, no folder twice; without `files`, folders and containers."""
 
     def wanted(name: str, folder: bool) -> bool:
         left = _left(part.patterns, name)
@@ -194,7 +194,7 @@ def _inner(part: Part, entry: Entry) -> Part:
 
 
 def _left(patterns: Sequence[str], name: str) -> set[str]:
-    """What of the patterns is left below an entry of this name; "" means the entry itself."""
+    """What remains of the patterns below an entry of this name; "" means that the entry itself matches."""
     return {rest for pattern in patterns for rest in _rests(pattern, name)}
 
 
@@ -212,13 +212,13 @@ def _in_share(part: Part, name: str) -> bool:
 
 
 def itself(part: Part) -> set[Visit]:
-    """The local folder a walk begins at: a link back to it is not followed."""
+    """The visit of the local folder where a walk begins, so that a link back to it is not followed."""
     entry = stat(part.uri) if part.kind == "folder" and not is_remote(part.uri) else None
     return {(entry.identity, tuple(part.patterns))} if entry and entry.identity else set()
 
 
 def _first_visit(folder: Entry, part: Part, visited: set[Visit]) -> bool:
-    """Whether a folder was not visited under another name: so links that form a loop end."""
+    """Whether a folder was not yet visited under another name; this ends a loop of links."""
     if folder.identity is None:
         return True
     visit = (folder.identity, tuple(part.patterns))
@@ -233,14 +233,14 @@ def sidecar(name: str) -> bool:
 
 
 def label_of(path: str, labels: Literal["parent"] | None) -> str | None:
-    """The label a file gets from where it lies; None without a folder."""
+    """The label of a file, from the folder that it lies in; None without a folder."""
     if labels is None:
         return None
     return text(posixpath.basename(posixpath.dirname(path))) or None
 
 
 def refusal(size: int, limits: Limits) -> dict[str, Any]:
-    """`reason` and `message` for a file that is too large to be read at all; nothing for others."""
+    """`reason` and `message` for a file that is too large to be read; empty for others."""
     if size <= limits.max_bytes:
         return {}
     return {"reason": Reason.TOO_LARGE, "message": f"The file has {size:,} bytes; max_bytes is {limits.max_bytes:,}."}

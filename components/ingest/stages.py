@@ -1,4 +1,4 @@
-"""What the tasks of an ingest do, stage by stage: list, decode, write. Ray may repeat each, with the same outcome."""
+"""What the tasks of an ingest do, stage by stage: list, decode, write. Ray may repeat each, with the same result."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from components.corpus.delta import DataFile
 from components.decoding.sandbox import Sandbox
 from components.ingest.dedup import Listed
 from components.ingest.listing import list_files
-from components.ingest.sources import Part, Taking, stretches
-from components.storage.files import StorageError, is_remote, join, naming, open_file, replacing, stat
+from components.ingest.sources import Part, SourceOptions, stretches
+from components.storage.files import StorageError, is_remote, join, open_file, replacing, stat, storage_errors
 from ssl_core.data.decode import Limits, Rejected, SampleFormat
 from ssl_core.data.shards import SCHEMA, SHARD_BYTES, write_shard
 from ssl_core.errors import PretextError, told
@@ -35,7 +35,7 @@ DECODED = pa.schema(
         pa.field("message", pa.string()),
     ]
 )
-"""Rows of `SCHEMA`, or where `reason` is set, of what could not be used."""
+"""Rows of `SCHEMA`, or, where `reason` is set, files that could not be used."""
 
 WRITTEN = pa.schema(
     [
@@ -55,16 +55,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class IngestJob:
-    """What every task of one ingest knows.
+    """What every task of one ingest is given.
 
     Attributes:
         corpus: URI of the corpus.
         quarantine: URI of its quarantine table.
         folder: of this ingest, in both.
         batch: ordinal of the ingest: the first version that may hold its rows.
-        sample_format: form of the samples.
-        taking: how files are taken out of the sources.
-        index: handle of the actor that holds the index.
+        sample_format: of the samples.
+        options: how files are taken from the sources.
+        index: handle of the index's actor.
     """
 
     corpus: str
@@ -72,26 +72,26 @@ class IngestJob:
     folder: str
     batch: int
     sample_format: SampleFormat
-    taking: Taking
+    options: SourceOptions
     index: Any
 
-    def call_index(self, question: str, *values: Any) -> Any:
-        """The answer of the index."""
+    def call_index(self, method: str, *values: Any) -> Any:
+        """What a method of the index returns."""
         import ray
 
-        return ray.get(getattr(self.index, question).remote(*values))
+        return ray.get(getattr(self.index, method).remote(*values))
 
     def count(self, **counts: int) -> None:
         """Count for the display of progress; repeated tasks count twice."""
         self.index.tally.remote(**counts)
 
-    def note(self, kind: str, uri: str) -> None:
+    def count_once(self, kind: str, uri: str) -> None:
         """Count a file for the report, once."""
-        self.index.note.remote(kind, uri)
+        self.index.count_once.remote(kind, uri)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Tell the driver in clear what the user has to mend; Ray would hand it a stack trace."""
+        """Record in the index an error that the user can mend; Ray would give the driver a stack trace instead."""
         try:
             yield
         except Exception as error:
@@ -100,16 +100,17 @@ class IngestJob:
             raise
 
 
-def listed(batch: pa.Table, job: IngestJob) -> Iterator[pa.Table]:
+def list_parts(batch: pa.Table, job: IngestJob) -> Iterator[pa.Table]:
     """Parts (column `number`, and `part` as JSON) -> rows of `FOUND`."""
     with job.reporting():
-        for number, said in zip(batch["number"].to_pylist(), batch["part"].to_pylist()):
+        skipped = functools.partial(job.count_once, "skipped")
+        for number, part in zip(batch["number"].to_pylist(), batch["part"].to_pylist()):
             fresh: Callable[[Sequence[Listed]], Sequence[bool]] = functools.partial(job.call_index, "fresh", number)
-            yield from list_files(Part(**json.loads(said)), job.taking, fresh, functools.partial(job.note, "skipped"))
+            yield from list_files(Part(**json.loads(part)), job.options, fresh, skipped)
 
 
-def decoded(batch: pa.Table, job: IngestJob) -> Iterator[pa.Table]:
-    """Rows of `FOUND` -> rows of `DECODED`, without contents that are settled already."""
+def decode_files(batch: pa.Table, job: IngestJob) -> Iterator[pa.Table]:
+    """Rows of `FOUND` -> rows of `DECODED`, without contents that need no decoding (`DedupIndex.settled`)."""
     with job.reporting():
         for stretch in stretches(_opened(batch, job), lambda file: len(file.data or b""), FILES_AT_ONCE, BYTES_AT_ONCE):
             rows = _canonical(stretch, job)
@@ -119,7 +120,7 @@ def decoded(batch: pa.Table, job: IngestJob) -> Iterator[pa.Table]:
 
 
 class _File(NamedTuple):
-    """A file that was read; `data` is None where it was refused before."""
+    """A file that was read; `data` is None where it was refused unread."""
 
     row: Row
     data: bytes | None
@@ -131,22 +132,22 @@ def _opened(batch: pa.Table, job: IngestJob) -> Iterator[_File]:
         row = batch.slice(i, 1).to_pylist()[0]
         data = row.pop("data")
         if row["reason"] is None and data is None:
-            data = read_source(os.fsdecode(row["locator"]), job.taking.limits)
+            data = read_source(os.fsdecode(row["locator"]), job.options.limits)
             if data is None:
-                job.note("vanished", row["uri"])
+                job.count_once("vanished", row["uri"])
                 continue
             row["size"] = len(data)
-        whole = data is not None and len(data) <= job.taking.limits.max_bytes
+        whole = data is not None and len(data) <= job.options.limits.max_bytes
         yield _File(row, data, hashlib.sha256(data).hexdigest() if whole else None)
 
 
 def read_source(uri: str, limits: Limits) -> bytes | None:
-    """The file up to one byte above the limit; None where it went away since it was listed, but its folder did not.
+    """The file up to one byte above the limit; None where it has disappeared since it was listed, but not its folder.
 
-    Whoever moves files while they are ingested loses nothing: the next ingest finds them where they are. A folder
-    that is gone with them is a storage that is gone.
+    A file that is moved during an ingest is not lost: the next ingest finds it at its new place. If its folder is gone
+    too, the storage may be, so that is an error.
     """
-    with naming(uri):
+    with storage_errors(uri):
         try:
             with open_file(uri) as file:
                 return file.read(limits.max_bytes + 1)
@@ -154,12 +155,12 @@ def read_source(uri: str, limits: Limits) -> bytes | None:
             scheme, _, rest = uri.partition("://")
             holder = f"{scheme}://{rest.split('/')[0]}" if is_remote(uri) else os.path.dirname(uri)
             if stat(holder) is None:
-                raise StorageError(f"{holder}: gone while it was read") from None
+                raise StorageError(f"{holder}: gone while it was read; ingest again once it is back") from None
             return None
 
 
 def _canonical(stretch: Sequence[_File], job: IngestJob) -> list[Row]:
-    """A file stands for its content only once it decoded, so of two equal bad files both are put into quarantine."""
+    """A file stands for its content only after it was decoded, so two equal bad files are both put into quarantine."""
     hashed = [(f.hash, f.row["uri"], f.row["place"]) for f in stretch if f.hash]
     settled = {claim for claim, done in zip(hashed, job.call_index("settled", hashed)) if done}
     rows = [_decode(f, job) for f in stretch if (f.hash, f.row["uri"], f.row["place"]) not in settled]
@@ -176,7 +177,7 @@ def _decode(file: _File, job: IngestJob) -> Row:
     if file.data is None:
         return row | {"reason": found["reason"], "message": found["message"]}
     try:
-        image = _sandbox(job.taking.limits, job.sample_format).decode(file.data)
+        image = _sandbox(job.options.limits, job.sample_format).decode(file.data)
     except Rejected as refused:
         return row | {"reason": str(refused.reason), "message": refused.message}
     return row | asdict(image) | {"reason": None, "message": None}
@@ -184,11 +185,11 @@ def _decode(file: _File, job: IngestJob) -> Row:
 
 @functools.lru_cache(maxsize=1)
 def _sandbox(limits: Limits, sample_format: SampleFormat) -> Sandbox:
-    """One for each worker process, kept between tasks; its child ends with it."""
+    """One for each worker process, kept between tasks; its child ends with that process."""
     return Sandbox(limits, sample_format)
 
 
-def written(batch: pa.Table, job: IngestJob) -> pa.Table:
+def write_files(batch: pa.Table, job: IngestJob) -> pa.Table:
     """Rows of `DECODED` -> the files they were written to (`WRITTEN`)."""
     refused = pc.is_valid(batch["reason"])
     good = batch.filter(pc.invert(refused)).select(SCHEMA.names).cast(SCHEMA)
@@ -201,7 +202,7 @@ def written(batch: pa.Table, job: IngestJob) -> pa.Table:
 
 
 def _shard_sized(rows: pa.Table) -> Iterator[pa.Table]:
-    """Cut where the payloads exceed a shard: long pictures are larger than the estimate that sized the batch."""
+    """Split where the payloads exceed a shard: long pictures are larger than the estimate that sized the batch."""
     ends = np.cumsum(pc.binary_length(rows["payload"]).to_numpy().astype(np.int64))
     shards = (ends - 1) // (SHARD_BYTES * 3 // 2)
     cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(rows)]
@@ -209,7 +210,7 @@ def _shard_sized(rows: pa.Table) -> Iterator[pa.Table]:
 
 
 def write_rows(rows: pa.Table, job: IngestJob) -> DataFile:
-    """Write one shard, named by what is in it, into this ingest's folder."""
+    """Write one shard, named by its content, into this ingest's folder."""
     content = hashlib.sha256(json.dumps(asdict(job.sample_format), sort_keys=True).encode())
     for digest, label in zip(rows["hash"].to_pylist(), rows["label"].to_pylist()):
         content.update(f"{digest} {label!r}\n".encode())

@@ -1,9 +1,9 @@
-"""What dead ingests left in a corpus, and how it goes.
+"""Removes what dead ingests left in a corpus.
 
-An ingest writes its shards below `ingest-<id>/` of a table, and they count only once a commit names them. Before the
-first shard it leaves a record in `_ingests/` (storage/lease.py). Whoever finds a dead one takes away its record, then,
-if it may only be asleep, commits nothing but a turn (which overtakes it, so that it looks at its record before it
-commits), then deletes what no version names.
+An ingest writes its shards below `ingest-<id>/` of a table, and they count only once a commit names them. Before its
+first shard it leaves a record in `_ingests/` (storage/lease.py). The ingest that finds a dead one removes its record;
+if that one may only be asleep, makes an empty commit (which overtakes it, so that it checks its record before it
+commits again); and then deletes the files that no version names.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def vacuum(lease: Lease, tables: Iterable[str]) -> None:
 
 
 def _overtake(table: str) -> None:
-    while (found := delta.open_table(table)) is not None:
+    while (newest := delta.open_table(table)) is not None:
         try:
-            delta.append(found, [], {"pretext.ingest": "sweep"})
+            delta.append(newest, [], {"pretext.ingest": "sweep"})
             return
         except delta.OvertakenError:
             continue
@@ -53,7 +53,7 @@ def _overtake(table: str) -> None:
 
 def _sweep_table(table: str, records: str, living: set[str]) -> None:
     folders = [e for e in _listed(table) if e.folder and e.uri.rsplit("/", 1)[1].startswith(PREFIX)]
-    # An ingest that ended well between the listing and here has no record either: look at the log after that.
+    # An ingest that ended well since the listing has no record either, so the log must be read after the records.
     dead = [f for f in folders if not _lives(f, records, living)]
     if not dead:
         return
@@ -69,13 +69,13 @@ def _sweep_table(table: str, records: str, living: set[str]) -> None:
 
 
 def _lives(folder: Entry, records: str, living: set[str]) -> bool:
-    """A folder that is younger than the list of records has a record of its own by now: it is written first."""
+    """Also true for a folder younger than the list of living ingests: an ingest writes its record before its folder."""
     ingest = folder.uri.rsplit("/", 1)[1].removeprefix(PREFIX)
     return ingest in living or is_held(record_of(records, ingest))
 
 
 def _sweep_log(table: str) -> None:
-    """Half-written log files, once nobody is left who may be writing one."""
+    """Remove half-written log files; only when no other ingest is alive that may be writing one."""
     for file in _listed(join(table, "_delta_log")):
         name = file.uri.rsplit("/", 1)[1]
         if not file.folder and not name.removesuffix(".json").isdigit() and (".tmp" in name or "#" in name):

@@ -1,4 +1,4 @@
-"""What this machine can do, found by doing it once: the probes behind `pretext doctor`."""
+"""What this machine can do, tested by doing it once: the probes behind `pretext doctor`."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def ray_answers() -> str:
 
 
 def tracking_answers() -> str:
-    """Asks the tracking server for an experiment; an embedded one is made if missing."""
-    from components.tracking.errors import answering, shown
+    """Searches for an experiment on the tracking server; an embedded database is made if missing."""
+    from components.tracking.errors import tracking_errors, without_secrets
     from components.tracking.store import connect_tracking
 
     client, where = connect_tracking()
-    with answering(where):
+    with tracking_errors(where):
         client.search_experiments(max_results=1)
-    return f"{shown(where)} answers"
+    return f"{without_secrets(where)} answers"

@@ -1,9 +1,9 @@
-"""The alias `champion`, moved by compare-and-set although MLflow's own write of an alias is a blind one.
+"""The alias `champion`, moved by compare-and-set, although MLflow itself overwrites an alias blindly.
 
-A promoter may write only while it holds the model's lock and still finds the champion it was evaluated against;
-afterwards it reads the alias back. The lock is a file beside an embedded database. On a server it is a registered
-model named <name>.promotion: creating it succeeds for one client only, and it carries the time at which others may
-take it away.
+A promoter may write only while it holds the model's lock and the champion is still the one that it was evaluated
+against; afterwards it reads the alias back. The lock is a file beside an embedded database. On a server it is a
+registered model named <name>.promotion: creating it succeeds for one client only, and its tag has the time after which
+others may delete it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from components.storage.locks import Busy, exclusive
 CHAMPION = "champion"
 LEASE_SECONDS = 60.0
 LEASE = "pretext.lease"
-TAKEN = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
+ALREADY_EXISTS = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 ATTEMPTS = 5
 
 
 def champion_of(client: MlflowClient, name: str) -> int | None:
-    """Version that is the champion; None where there is none, or no such model."""
+    """The version that is the champion; None if there is none, or no such model."""
     try:
         aliases = client.get_registered_model(name).aliases
     except MlflowException as error:
@@ -41,7 +41,7 @@ def champion_of(client: MlflowClient, name: str) -> int | None:
 
 
 def set_champion(client: MlflowClient, uri: str, name: str, version: int, expected: int | None) -> bool:
-    """Makes `version` the champion if `expected` still is. False: another promoter was quicker, nothing has changed."""
+    """Makes `version` the champion if `expected` still is; False if another promoter was faster: nothing is changed."""
     with model_lock(client, uri, name):
         if champion_of(client, name) != expected:
             return False
@@ -59,9 +59,9 @@ def promote(
     margin: float = 0.0,
     collapse: str = "",
 ) -> Promotion:
-    """Decides by `components.registry.promotion` and acts on it; evaluated again where the champion changes meanwhile.
+    """Decides by `components.registry.promotion` and acts on it; decides again if the champion changes meanwhile.
 
-    `gain_over(champion)`: the gain of `version` over that version; None where nobody has measured it.
+    `gain_over(champion)`: the gain of `version` over that version; None if it was not measured.
     """
     for _ in range(ATTEMPTS):
         champion = champion_of(client, name)
@@ -81,28 +81,28 @@ def model_lock(
 ) -> Iterator[None]:
     """One writer of the model's versions and aliases at a time; raises Busy after `wait` seconds.
 
-    `lease`: seconds after which others may think this holder dead (on a server; a file lock knows).
+    `lease`: seconds after which others may take this holder for dead (only on a server; a file lock is released).
     """
     if uri.startswith("sqlite"):
         database = Path(uri.split(":///", 1)[1])
         with exclusive(database.with_name(f"{database.name}.{name.replace('/', '_')}.lock"), wait):
             yield
         return
-    owner = _take_lease(client, f"{name}.promotion", wait, lease)
+    owner = _acquire_lease(client, f"{name}.promotion", wait, lease)
     try:
         yield
     finally:
         _release(client, f"{name}.promotion", owner)
 
 
-def _take_lease(client: MlflowClient, lease: str, wait: float, seconds: float) -> str:
+def _acquire_lease(client: MlflowClient, lease: str, wait: float, seconds: float) -> str:
     owner, deadline = uuid.uuid4().hex, time.monotonic() + wait
     while time.monotonic() < deadline:
         try:
             client.create_registered_model(lease, tags={LEASE: f"{owner} {time.time() + seconds:.0f}"})
             return owner
         except MlflowException as error:
-            if error.error_code not in TAKEN:
+            if error.error_code not in ALREADY_EXISTS:
                 raise
         if _holder(client, lease)[1] < time.time():  # its holder died
             _delete(client, lease)
@@ -113,7 +113,7 @@ def _take_lease(client: MlflowClient, lease: str, wait: float, seconds: float) -
 
 
 def _holder(client: MlflowClient, lease: str) -> tuple[str, float]:
-    """Owner and end of a lease; one that has just gone never ends, so that its taker is not disturbed."""
+    """Owner and end of a lease; one that has just disappeared never ends, so that its successor's is not deleted."""
     try:
         owner, _, until = str(client.get_registered_model(lease).tags.get(LEASE, " 0")).partition(" ")
     except MlflowException:

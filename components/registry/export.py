@@ -1,12 +1,12 @@
-"""An encoder as a folder that needs nobody's pickle: for our code, for MLflow, and for torch alone.
+"""An encoder as a folder without pickle: for our code, for MLflow, and for torch alone.
 
-    pretext/     config.json, model.safetensors, COMPLETE: the truth; `load_artifact` rebuilds the task's model from it
+    pretext/     config.json, model.safetensors, COMPLETE: `load_artifact` rebuilds the task's model from these
     data/        model.pt2: torch.export of uint8 [n, 3, h, w] -> float [n, d], n free; torch.export.load runs it
     MLmodel      signature and flavours, so that mlflow.pytorch.load_model and mlflow.pyfunc.load_model find data/
-    about.json   layer, input and what its evaluation said;  evaluation.json  all that it said
+    about.json   layer, input and the evaluation's main figures;  evaluation.json  the whole evaluation
 
 What torch.export.save writes is a zip of raw tensors, JSON and one pickle: the sample inputs, through torch.save. They
-are left out here, and torch.export.load does not miss them. (MLflow's extra check under
+are left out here, and torch.export.load does not need them. (MLflow's extra check under
 MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false refuses the empty record; torch.export.load on the same file works there.)
 """
 
@@ -54,9 +54,9 @@ class Loaded:
     Attributes:
         task: as it was trained.
         model: in eval mode.
-        layer: the layer that is delivered by default.
+        layer: the layer that is returned by default.
         layers: name -> dimension of all layers, from shallow to deep.
-        about: what about.json says; empty for a bare model folder.
+        about: content of about.json; empty for a model folder without one.
     """
 
     task: PretextTask
@@ -83,7 +83,7 @@ def load_artifact(folder: Path, device: str | torch.device = "cpu", layer: str |
 
 
 def input_of(task: PretextTask) -> tuple[str, Field]:
-    """Name and shape of the one image that the task takes.
+    """Name and field of the one image that the task takes.
 
     Raises:
         InputError: the task takes several inputs or none that is an image.
@@ -137,10 +137,10 @@ def _probe(task: PretextTask, model: TaskModel, device: str | torch.device) -> d
 
 @torch.no_grad()
 def _write_pt2(embedder: Embedder, shape: tuple[int, ...], path: Path) -> None:
-    """Exports with a free batch dimension. ValueError where the exported network computes other values."""
+    """Exports with a free batch dimension. Raises ValueError if the exported network computes other values."""
     pictures = torch.from_numpy(example(shape, 3))
     batch = torch.export.Dim("n", min=1, max=1 << 20)
-    with _quiet_export():  # strict: there len(x) leaves the batch free, too
+    with _quiet_export():  # strict, since only then len(x) leaves the batch free
         program = torch.export.export(embedder, (pictures[:2],), dynamic_shapes=({0: batch},), strict=True)
         program.example_inputs = None  # the one record that would be a pickle
         torch.export.save(program, path)
@@ -152,7 +152,7 @@ def _write_pt2(embedder: Embedder, shape: tuple[int, ...], path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet_export() -> Iterator[None]:
-    """torch.export warns of its own internals, and through logging too."""
+    """Silences warnings of torch.export about its own internals, which also go through logging."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -179,7 +179,7 @@ def _write_mlmodel(out: Path, shape: tuple[int, ...], dim: int, run_id: str | No
     model = Model(run_id=run_id, model_id=model_id, signature=signature)
     picture = example(shape).tolist()
     (out / "input_example.json").write_text(json.dumps(picture))
-    (out / "serving_input_example.json").write_text(json.dumps({"inputs": picture}))  # what a scoring server is sent
+    (out / "serving_input_example.json").write_text(json.dumps({"inputs": picture}))  # what a scoring server receives
     examples = {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json"}
     model.saved_input_example_info = {**examples, "type": "ndarray"}
     model.add_flavor("pytorch", model_data="data", pytorch_version=str(torch.__version__), code=None)

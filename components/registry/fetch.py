@@ -22,7 +22,7 @@ def locate(client: MlflowClient, model_uri: str, uri: str) -> str:
     """Where the files of models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID and runs:/RUN/encoder lie.
 
     Raises:
-        TrackingError: there is no such model, version, alias or run, or the tracker cannot be asked.
+        TrackingError: there is no such model, version, alias or run, or the tracker cannot be reached.
         InputError: the run has no encoder of that name.
     """
     kind, _, rest = model_uri.partition(":/")
@@ -35,7 +35,7 @@ def locate(client: MlflowClient, model_uri: str, uri: str) -> str:
         if kind == "runs" and (found := output_of(client, name, number)):
             return str(found.artifact_location)
         if kind == "runs":
-            raise InputError(f"{model_uri}: the run has no such encoder; try runs:/{name}/{LOGGED}")
+            raise InputError(f"{model_uri}: the run has no encoder of that name; try runs:/{name}/{LOGGED}")
         if not alias and not number:
             return str(client.get_logged_model(name).artifact_location)
         number = client.get_model_version_by_alias(name, alias).version if alias else number
@@ -45,7 +45,7 @@ def locate(client: MlflowClient, model_uri: str, uri: str) -> str:
 
 
 def fetch(model_uri: str, into: Path, uri: str | None = None) -> Path:
-    """The folder of a registered or local model; files that are not on this machine are put into `into`.
+    """The folder of a registered or local model; files that are not on this machine are downloaded to `into`.
 
     Raises:
         TrackingError: there is no such model, or it cannot be fetched.

@@ -23,8 +23,8 @@ class Promotion:
     """Whether a version becomes the champion.
 
     Attributes:
-        verdict: "promote"; "keep" leaves the champion; "evaluate" asks for a paired evaluation against it first.
-        reason: one sentence for the person who asks why.
+        verdict: "promote"; "keep": the champion stays; "evaluate": a paired evaluation against it must come first.
+        reason: one sentence for the user.
     """
 
     verdict: Literal["promote", "keep", "evaluate"]
@@ -38,9 +38,9 @@ class Promotion:
 def promotion(
     candidate: int, champion: int | None, gain: Gain | None, margin: float = 0.0, collapse: str = ""
 ) -> Promotion:
-    """The first version is the champion; a later one where even the lower bound of its gain exceeds the margin.
+    """The first version becomes champion; a later one only if the lower bound of its gain exceeds the margin.
 
-    `collapse`: why the candidate's representation is useless; such a one is never promoted.
+    `collapse`: why the candidate's representation has collapsed; if it is set, the candidate is never promoted.
     """
     if champion == candidate:
         return Promotion("keep", "is the champion already")

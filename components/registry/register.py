@@ -1,4 +1,4 @@
-"""From a trained, evaluated model to a version in MLflow's registry, and to the alias `champion` if it earned it.
+"""From a trained, evaluated model to a version in MLflow's registry, and to the alias `champion` if it is better.
 
     model folder + evaluation -> artifact (export.py) -> logged model of the run -> version -> promotion
 
@@ -22,18 +22,18 @@ from mlflow.exceptions import MlflowException
 
 from components.evaluation.metrics import LINEAR
 from components.evaluation.result import Evaluation, paired_gain
-from components.registry.champion import CHAMPION, TAKEN, champion_of, model_lock, promote
+from components.registry.champion import ALREADY_EXISTS, CHAMPION, champion_of, model_lock, promote
 from components.registry.export import ABOUT, EVALUATION, PRETEXT, write_artifact
 from components.registry.fetch import LOGGED, fetch, output_of
 from components.registry.promotion import Gain, Promotion
 from components.tracking.delivery import RUN_KEY
-from components.tracking.errors import answering
+from components.tracking.errors import tracking_errors
 from components.tracking.store import connect_tracking
 from ssl_core.errors import InputError
 
 UPLOAD_SECONDS = 900.0
 GATE = LINEAR.key
-"""The probe whose gain makes a champion."""
+"""The probe whose gain decides about the champion."""
 
 log = logging.getLogger("pretext.register")
 
@@ -45,9 +45,9 @@ class Registered:
     Attributes:
         name: of the model.
         version: its number.
-        created: whether this call made it; False where the run key had one.
+        created: whether this call made it; False if the run key had one already.
         promotion: whether it became the champion, and why.
-        champion: version that is the champion now.
+        champion: the version that is the champion now.
         uri: what to give to `pretext embed --model` and mlflow.pytorch.load_model.
     """
 
@@ -65,10 +65,10 @@ class Candidate:
 
     Attributes:
         model: folder (`ssl_core.train.checkpoint.save_model`).
-        evaluation: what it said; the encoder delivers the layer that was best.
+        evaluation: of that model; the registered encoder returns its best layer.
         run_key: of the run that trained it; a model name has at most one version of each.
         run_id: MLflow's, of the same run.
-        size: short side of the corpus' samples, from which the task cut its squares; files are embedded at that size.
+        size: short side of the corpus' samples, from which the task cropped its squares; files are embedded at it.
         tags: of the version, such as the corpus and its digest.
     """
 
@@ -79,8 +79,8 @@ class Candidate:
     size: int | None = None
     tags: Mapping[str, Any] = field(default_factory=dict)
 
-    def described(self) -> dict[str, Any]:
-        """Where it comes from: the tags, and the size where it is known."""
+    def origin(self) -> dict[str, Any]:
+        """Where it comes from: the tags, and the size if it is known."""
         return {**self.tags, **({"size": self.size} if self.size else {})}
 
     def headline(self) -> dict[str, float]:
@@ -98,24 +98,25 @@ def register(
     margin: float = 0.0,
     reevaluate: Callable[[Path], Evaluation] | None = None,
 ) -> Registered:
-    """Registers the encoder of a run under `name`, and makes it the champion if it earned it.
+    """Registers the encoder of a run under `name`, and makes it the champion if it is significantly better.
 
     uri: of the MLflow server; default as in a recipe.
     margin: percentage points that the lower bound of the gain must exceed for a promotion.
-    reevaluate: evaluates the champion, given its model folder, where the two were evaluated on different sets.
+    reevaluate: evaluates the champion, given its model folder, if the two were evaluated on different sets.
 
     Raises:
-        InputError: the name is none, or the encoder cannot be exported.  DamagedError: the model folder is not whole.
-        TrackingError: the tracking server does not take it; calling again goes on from there.
+        InputError: the name is not valid, or the encoder cannot be exported.
+        DamagedError: the model folder is damaged.
+        TrackingError: the tracking server does not accept it; another call continues from there.
     """
     client, uri = connect_tracking(uri)
     if not name or any(letter in name for letter in "/:%'"):
-        raise InputError(f"model name {name!r}: give a name without / : % and quotes")
+        raise InputError(f"model name {name!r} is not valid; give a name without / : % and quotes")
 
     def gain_over(champion: int) -> Gain | None:
         return _gain(uri, name, champion, candidate.evaluation, reevaluate)
 
-    with answering(uri):
+    with tracking_errors(uri):
         with model_lock(client, uri, name, lease=UPLOAD_SECONDS):
             found = version_of_run(client, name, candidate.run_key)
             version = found or _create(client, name, candidate)
@@ -131,34 +132,34 @@ def register(
 
 
 def version_of_run(client: MlflowClient, name: str, run_key: str) -> ModelVersion | None:
-    """The version of `name` that this run made, if it has."""
+    """The version of `name` that this run made; None if it made none."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{RUN_KEY}` = '{run_key}'")
     return min(found, key=lambda version: int(version.version), default=None)
 
 
 def _create(client: MlflowClient, name: str, candidate: Candidate) -> ModelVersion:
     metrics = candidate.headline()
-    about = {"run_key": candidate.run_key, "run_id": candidate.run_id, **candidate.described(), "metrics": metrics}
+    about = {"run_key": candidate.run_key, "run_id": candidate.run_id, **candidate.origin(), "metrics": metrics}
     tags = {RUN_KEY: candidate.run_key, **{f"metric.{key}": f"{value:.4f}" for key, value in metrics.items()}}
-    tags |= {f"pretext.{key}": str(value) for key, value in candidate.described().items()}
+    tags |= {f"pretext.{key}": str(value) for key, value in candidate.origin().items()}
     tags["pretext.evaluation_set"] = candidate.evaluation.evaluation_set
     logged = _logged_model(client, candidate, about)
     try:
         client.create_registered_model(name, description="Encoder trained without labels by pretext.")
     except MlflowException as error:
-        if error.error_code not in TAKEN:
+        if error.error_code not in ALREADY_EXISTS:
             raise
     how, model_id = _how_to_load(name), logged.model_id
     version = client.create_model_version(
         name, logged.artifact_location, candidate.run_id, tags, description=how, model_id=model_id
     )
     shown = json.dumps([{"name": name, "version": int(version.version)}])
-    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": shown})  # the run's page links to the version by it
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": shown})  # links the run's page to the version
     return version
 
 
 def _logged_model(client: MlflowClient, candidate: Candidate, about: Mapping[str, Any]) -> LoggedModel:
-    """The encoder among the run's outputs, files uploaded; one that an earlier attempt finished is taken as it is."""
+    """The encoder among the run's outputs, its files uploaded; one that an earlier attempt finished is reused."""
     run_id = candidate.run_id
     experiment = client.get_run(run_id).info.experiment_id
     if ready := output_of(client, run_id, LOGGED):
@@ -187,7 +188,7 @@ def _gain(
     evaluation: Evaluation,
     reevaluate: Callable[[Path], Evaluation] | None,
 ) -> Gain | None:
-    """Paired gain over the champion; None where the two cannot be compared."""
+    """Paired gain over the champion; None if the two cannot be compared."""
     if GATE not in evaluation.correct:
         return None
     with tempfile.TemporaryDirectory(prefix="pretext-champion-") as folder:
@@ -202,5 +203,5 @@ def _gain(
 def _how_to_load(name: str) -> str:
     return (
         f'mlflow.pytorch.load_model("models:/{name}@{CHAMPION}") takes uint8 [n, 3, h, w] and returns float32 [n, d]; '
-        f"data/model.pt2 is the same for torch.export.load; pretext/ holds safetensors and JSON; {ABOUT} says the rest."
+        f"data/model.pt2 is the same for torch.export.load; pretext/ holds safetensors and JSON; {ABOUT} has more."
     )

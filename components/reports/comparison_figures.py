@@ -1,4 +1,4 @@
-"""The pictures of a comparison: encoders on every probe beside their untrained networks, and who knows which factor."""
+"""The figures of a comparison: encoders on every probe beside their untrained networks, and what each encoder knows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssl_core.probes.intervals import Interval
 
 
 def draw(comparison: Comparison) -> dict[str, bytes]:
-    """All figures: name -> PNG. What there is no data for is left out."""
+    """All figures: name -> PNG. A figure without data is left out."""
     figures: dict[str, bytes] = {}
     if comparison.evaluated and comparison.probes:
         figures["probes"] = probes(comparison)
@@ -72,7 +72,7 @@ def _dots(axes: Axes, probe: Metric, scores: Sequence[Interval | None], role: Ro
 
 
 def factors(comparison: Comparison) -> bytes:
-    """Rows encoders, columns factors: how well each can be read, from the chance level (white) to perfectly (blue)."""
+    """How well each factor (column) can be read from each encoder (row): white is the chance level, blue perfect."""
     lines = [line for line in comparison.lines() if line.factors]
     names = list(comparison.factors)
     with house_figure(max(7.0, 2.6 + 0.85 * len(names)), 0.9 + 0.28 * len(lines)) as (figure, png):
@@ -92,7 +92,7 @@ def factors(comparison: Comparison) -> bytes:
 
 
 def _share(line: Line, name: str, chance: float) -> float:
-    """Of the way from the chance level to perfection."""
+    """The score as a share of the way from the chance level to a perfect score."""
     score = line.score(name)
     return max(0.0, (score.mean - chance) / (1 - chance)) if score else 0.0
 

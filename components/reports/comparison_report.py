@@ -1,4 +1,4 @@
-"""The comparison as one HTML file, like the report of a run: no request leaves it, and all from outside is escaped."""
+"""A comparison as one HTML file, like the report of a run: it sends no request, and escapes all text from outside."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The pictures of a run, as PNG bytes, in one style whose colours the colour-blind tell apart too (Okabe & Ito 2008).
+"""The figures of a run, as PNG bytes, in one style with colours for colour-blind readers (Okabe & Ito 2008).
 
-Evidence -> what the task saw and said, nearest neighbours, embedding map;  Evaluation -> layers;  points -> curves
+Evidence -> what the task saw and answered, nearest neighbours, embedding map;  Evaluation -> layers;  points -> curves
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CLASSES = (
     *("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677"),
     *("#aa4499", "#44aa99", "#999933", "#882255", "#d55e00"),
 )
-"""Tol's muted palette; the map also writes each class's name at its place, as ten colours are too many for anyone."""
+"""Tol's muted palette; the map also writes each class's name at its place, as ten colours are hard to tell apart."""
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.dpi": 144,
@@ -81,7 +81,7 @@ Scaled: TypeAlias = tuple[float, float, float]
 
 
 def draw(evaluation: Evaluation, evidence: Evidence, points: Sequence[Logged] = ()) -> dict[str, bytes]:
-    """All figures of a run: name -> PNG, in the order of a report. What there is no data for is left out."""
+    """All figures of a run: name -> PNG, in the order of a report. A figure without data is left out."""
     figures = {
         "layers": layers(evaluation) if evaluation.classes else None,
         "factors": factors(evaluation) if evaluation.factors else None,
@@ -129,7 +129,7 @@ def _layer_axes(axes: Axes, evaluation: Evaluation, probe: Metric) -> None:
 
 
 def band(axes: Axes, scaled: Scaled, label: str, upright: bool) -> None:
-    """A score without layers, as of a raw input: a dashed line in the band of its interval."""
+    """A score without layers, such as a raw input's: a dashed line in the band of its interval."""
     mean, low, high = scaled
     colour = LOOKS["raw input"].colour
     span, line = (axes.axvspan, axes.axvline) if upright else (axes.axhspan, axes.axhline)
@@ -192,14 +192,14 @@ def factors(evaluation: Evaluation) -> bytes:
 
 
 def dots_across(axes: Axes, scores: Sequence[tuple[float, Scaled]], label: str, style: Mapping[str, Any]) -> None:
-    """Scores at their heights, with their intervals; none, nothing. `style`: of `Axes.errorbar`."""
+    """Draws scores at their heights, with their intervals. `style`: arguments of `Axes.errorbar`."""
     if scores:
         mean, spread = _bars([score for _, score in scores])
         axes.errorbar(mean, [y for y, _ in scores], xerr=spread, label=label, mec="white", **style)
 
 
 def answers(panel: Panel) -> bytes:
-    """What the task showed the model, and what the model said: one block of pictures per example."""
+    """What the task showed the model, and what the model answered: one block of pictures per example."""
     columns = list(panel.columns.items())
     n = min(_MOST_ROWS, len(panel.captions))
     side, gap, words, top = 1.0, 0.08, 0.34, 0.25 if len(columns) > 1 else 0.05
@@ -221,7 +221,7 @@ def answers(panel: Panel) -> bytes:
 
 def nearest(evidence: Evidence) -> bytes:
     """Test pictures, each with the training pictures that the encoder finds most alike."""
-    n, found = evidence.found.shape[:2]
+    n, found = evidence.neighbours.shape[:2]
     side, gap, words, top, apart = 0.78, 0.08, 0.26, 0.32, 0.2
     wide = 2 if n > 4 else 1
     rows = -(-n // wide)
@@ -236,12 +236,12 @@ def nearest(evidence: Evidence) -> bytes:
             _picture(_place(figure, x, y, side), evidence.queries[i], evidence.captions[i][0], INK)
             for j in range(found):
                 axes = _place(figure, x + (j + 1) * (side + gap) + apart, y, side)
-                _picture(axes, evidence.found[i, j], *_verdict(evidence, i, j))
+                _picture(axes, evidence.neighbours[i, j], *_verdict(evidence, i, j))
     return png.getvalue()
 
 
 def _verdict(evidence: Evidence, query: int, rank: int) -> tuple[str, str]:
-    """Caption and colour of a neighbour: right, wrong, or only how near where there are no labels."""
+    """Caption and colour of a neighbour: right or wrong, or without labels only how near it is."""
     own, *others = evidence.captions[query]
     if not evidence.labels:
         return others[rank], FAINT
@@ -278,7 +278,7 @@ def _picture(axes: Axes, image: npt.NDArray[Any], caption: str = "", colour: str
 
 
 def embedding_map(evidence: Evidence) -> bytes | None:
-    """Test samples laid out by likeness (t-SNE of the best layer), coloured by label; None for fewer than 10."""
+    """Test samples laid out by similarity (t-SNE of the best layer), coloured by label; None for fewer than 10."""
     if len(evidence.features) < 10:
         return None
     places = _lay_out(evidence.features)
@@ -322,7 +322,7 @@ def _scatter_classes(axes: Axes, places: npt.NDArray[np.float32], labels: npt.ND
 
 
 def curves(points: Sequence[Logged]) -> bytes | None:
-    """Loss, accuracy or R², learning rate and effective rank over the steps; None for fewer than two points of each."""
+    """Loss, accuracy or R², learning rate and effective rank over the steps; None if all have fewer than two points."""
     wanted = {LOSS.key: LOSS.title, **{metric.key: f"Pretext {metric.axis}" for metric in (ACCURACY, R2)}}
     wanted |= {"lr": "Learning rate", "effective_rank": "Effective rank"}
     scales = {metric.key: metric.scale for metric in (ACCURACY, R2)}
@@ -352,7 +352,7 @@ def _series(points: Sequence[Logged], name: str, scale: int) -> tuple[list[int],
 def house_figure(
     width: float, height: float, layout: Literal["constrained"] | None = "constrained"
 ) -> Iterator[tuple[Figure, io.BytesIO]]:
-    """A figure in our style; on leaving the block its PNG is in the buffer. No pyplot: nothing global, no display."""
+    """A figure in our style; after the block its PNG is in the buffer. Without pyplot: no global state, no display."""
     png = io.BytesIO()
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout=layout)

@@ -1,4 +1,4 @@
-"""The run as one HTML file: no request leaves it, and all that comes from outside is escaped.
+"""A run as one HTML file: it sends no request, and escapes all text from outside.
 
 Evaluation + figures (PNG) + About (what was run) -> templates/report.html -> the page
 """
@@ -62,7 +62,7 @@ class About:
         corpus: name of the corpus.
         version: of the corpus.
         digest: of the version's contents.
-        samples: that were trained on.
+        samples: number of samples in it.
         recipe: the whole recipe as YAML.
         model: how to load the encoder: a URI such as models:/digits@champion, or the folder of the model; may be empty.
         facts: anything else for the head, name -> text: task, encoder, code version, date, duration.
@@ -80,7 +80,7 @@ class About:
 
 
 def write_report(evaluation: Evaluation, figures: Mapping[str, bytes], about: About) -> str:
-    """The page, about as large as its pictures. `figures`: name -> PNG, as `figures.draw` returns them."""
+    """The page; its size is about that of its figures. `figures`: name -> PNG, as `figures.draw` returns them."""
     known = [name for name in FIGURES if name in figures]
     return template("report.html").render(
         title=about.title,
@@ -99,7 +99,7 @@ def write_report(evaluation: Evaluation, figures: Mapping[str, bytes], about: Ab
 
 
 def template(name: str) -> Template:
-    """One of ours, which escapes whatever is put into it."""
+    """A template from `templates/`, which escapes whatever is put into it."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -116,7 +116,7 @@ def data_uri(png: bytes) -> str:
 
 
 def _table(evaluation: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
-    """Column titles and rows of cells; a cell is (text, interval, is it the column's best)."""
+    """Column titles and rows of cells; a cell is (text, interval, whether it is the column's best)."""
     probes = evaluation.probes
     measures = [measure for measure in evaluation.measures if any(measure.key in row.measures for row in rows)]
     top = {probe.key: max(row.scores[probe.key].mean for row in rows) for probe in probes}
@@ -133,12 +133,12 @@ def _table(evaluation: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _css(source: str) -> str:
-    """Its class in style.css."""
+    """The source's class in style.css."""
     return role_of(source).replace(" ", "-")
 
 
 def _factors(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """A row for each factor: (text, interval, layer, is it the row's best) by source, and the chance level."""
+    """A row for each factor: by source (text, interval, layer, whether it is the row's best), and the chance level."""
     rows = []
     for name, factor in evaluation.factors.items():
         metric, best = factor.metric, max(known.score.mean for known in factor.known.values())
@@ -151,7 +151,7 @@ def _factors(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Per probe the encoder's accuracy large, and small tracks of it and its references with their intervals."""
+    """A card for each probe: the encoder's accuracy, and small tracks of it and its references with intervals."""
     rows = evaluation.headline()
     cards = []
     for probe in evaluation.probes:
@@ -163,21 +163,21 @@ def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _track(source: str, probe: Metric, score: Interval) -> dict[str, Any]:
-    """Places in per cent of the track's width, which is accuracy from 0 to 100."""
+    """A track; its width is accuracy from 0 to 100 %, so positions are in per cent."""
     mean, low, high = (round(place, 2) for place in probe.scaled(score))
     places = {"mean": mean, "low": low, "width": round(high - low, 2)}
     return places | {"source": source, "role": _css(source), "value": probe.number(score.mean)}
 
 
 def _verdict(evaluation: Evaluation) -> tuple[str, str]:
-    """One sentence on top, and its tone: good, mixed, bad or plain."""
+    """The sentence at the top of the page, and its tone: good, mixed, bad or plain."""
     if evaluation.collapse:
         return "The representation has collapsed. " + evaluation.collapse, "bad"
     ours, *others = evaluation.headline()
     probes = evaluation.probes
     if not probes:
         return (
-            "Evaluated without labels: the representation has not collapsed; nothing is known of its accuracy.",
+            "Evaluated without labels: the representation has not collapsed; its accuracy is not known.",
             "plain",
         )
     better = [
@@ -195,7 +195,7 @@ def _verdict(evaluation: Evaluation) -> tuple[str, str]:
 
 
 def _pretext(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
-    """Metric, value, interval and chance level."""
+    """Rows of metric, value, interval and chance level."""
     lines = []
     for key, value in evaluation.pretext.items():
         metric, score = pretext_metric(key), Interval(value.mean, value.low, value.high)

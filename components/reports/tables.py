@@ -1,4 +1,4 @@
-"""Evaluations and comparisons as tables of texts: what the terminal prints, and as Markdown the notes in MLflow.
+"""Evaluations and comparisons as tables of text, for the terminal, and as Markdown for the notes in MLflow.
 
 Evaluation -> scores, factors;  Comparison -> scores of all encoders, factors;  Table -> Markdown
 """
@@ -19,8 +19,8 @@ class Cell:
 
     Attributes:
         text: on one line.
-        large: on a page, where the cell has two lines, the upper one; by default the text.
-        small: the lower one.
+        large: the upper line on a page, where a cell may have two lines; the text if it is empty.
+        small: the lower line on a page.
         standing: as `Line.standing` says.
     """
 
@@ -88,7 +88,7 @@ def evaluation_note(evaluation: Evaluation) -> str:
 
 
 def comparison_tables(comparison: Comparison) -> Iterator[Table]:
-    """The table of encoders, and where factors are known, theirs."""
+    """The table of the encoders' scores, and one of their factors if any are known."""
     lines = comparison.lines()
     columns = [metric.column for metric in (*comparison.probes, RANK_ME)]
     evaluated = comparison.evaluations
@@ -110,7 +110,7 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table]:
 
 
 def comparison_note(comparison: Comparison) -> str:
-    """All tables as Markdown, what makes scores incomparable, and what failed."""
+    """All tables as Markdown, with notes on scores that cannot be compared and on runs that failed."""
     failed = [f"{one.recipe} failed: {one.failure}\n" for one in comparison.contenders if one.failure]
     notes = [f"{note}\n" for note in comparison.notes]
     return "\n".join([*(table.markdown() for table in comparison_tables(comparison)), *notes, *failed])
@@ -147,6 +147,6 @@ def _pretext(line: Line) -> Cell:
 
 
 def _factor(line: Line, name: str, comparison: Comparison) -> Cell:
-    """A score in whole per cent, since there are many."""
+    """A score in whole per cent, since there are many factors."""
     score, metric = line.score(name), comparison.factors[name].metric
     return Cell(metric.number(score.mean, 0), standing=line.standing(name)) if score else Cell("")

@@ -18,7 +18,7 @@ from components.samples.png import write_png
 def write_digits(root: Path, seed: int = 0) -> dict[str, int]:
     """Write the digits as PNG files: `unlabelled/` to pretrain on; `train/<digit>/`, `test/<digit>/` to evaluate with.
 
-    `unlabelled` holds the 1,347 images of `train` under names that tell nothing; the 450 of `test` are never trained
+    `unlabelled` holds the 1,347 images of `train` under names without a label; the 450 of `test` are never trained
     on. Files that are already there are kept, so that ingesting again finds nothing new.
 
     Args:

@@ -32,8 +32,8 @@ def write_photos(root: Path, counts: Mapping[str, int] = COUNTS, side: int = 64,
     Args:
         root: folder to write into; made if missing.
         counts: part -> number of crops; "unlabelled", "train", "test".
-        side: of a crop in px; between half a px and three px of the photo go into one.
-        seed: another one gives other crops.
+        side: of a crop in px; each px covers half a px to three px of the photo.
+        seed: decides the crops.
 
     Returns:
         Part -> number of crops.

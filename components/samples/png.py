@@ -12,8 +12,8 @@ from ssl_core.atomic import replacing
 
 
 def write_png(path: Path, picture: NDArray[Any]) -> None:
-    """Bytes [h, w] or [h, w, 3] as a file, all at once; a file that is there is kept."""
+    """Write bytes [h, w] or [h, w, 3] as a file, whole or not at all; an existing file is kept."""
     if path.exists():
         return
-    with replacing(path, durable=False) as temporary:  # drawn again at once
+    with replacing(path, durable=False) as temporary:  # it is quickly drawn again
         Image.fromarray(picture).save(temporary, format="PNG")

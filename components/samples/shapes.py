@@ -1,12 +1,12 @@
-"""Pictures whose factors are known: a figure on a patterned ground, to ask what encoders know and are blind to.
+"""Pictures whose factors are known: a figure on a patterned ground, to measure what encoders know and what they miss.
 
     draw(seed, chunk) -> the factors, and what else varies;  render(drawn, side) -> RGB bytes
     write_shapes(root) -> unlabelled/*.png, train/<shape>/*.png, test/<shape>/*.png, factors.parquet
 
 The factors are independent of each other: shape, place, angle, scale and hue of the figure, texture of the ground. What
-else varies is told nowhere: which of figure and ground is the brighter, how pure their colours are, and the pattern's
-place, direction and width. As in photographs colours follow from things: each texture has a tint of its own, more or
-less, and a figure's hue shows a little in how light it is.
+else varies is not recorded: whether figure or ground is brighter, how pure their colours are, and the pattern's place,
+direction and width. As in photographs, colours depend on things: each texture has roughly its own tint, and a figure's
+hue has some influence on how light it is.
 
 A figure is a signed distance in pixels, made of discs, boxes and half-planes, so that its edges are smooth.
 """
@@ -32,7 +32,7 @@ CHUNK = 256
 """Pictures that are drawn together; each depends on the seed and its number alone."""
 
 FACTORS = ("shape", "x", "y", "angle", "scale", "hue", "texture")
-"""What `factors.parquet` tells of each picture."""
+"""What `factors.parquet` records of each picture."""
 
 _TEXTS = ("file", "part", "shape", "texture")
 _PERIODS = {"angle": {"period": "360"}, "hue": {"period": "1"}}
@@ -42,7 +42,7 @@ _SCHEMA = pa.schema(
         for name in ("file", "part", *FACTORS)
     ]
 )
-"""Of `factors.parquet`: what comes round again has its period with it, as `components.evaluation.factors` reads it."""
+"""Of `factors.parquet`: a periodic factor carries its period, as `components.evaluation.factors` reads it."""
 
 COUNTS: Mapping[str, int] = {"unlabelled": 6000, "train": 2000, "test": 1000}
 
@@ -113,7 +113,7 @@ SHAPES: Mapping[str, Shape] = {
     "triangle": _triangle,
     "wedge": _wedge,
 }
-"""None of them looks the same turned."""
+"""None of them looks the same after a turn."""
 
 
 def _wave(each: Mapping[str, Tensor], place: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ TEXTURES: Mapping[str, Texture] = {
 
 
 def draw(seed: int, chunk: int) -> dict[str, NDArray[Any]]:
-    """The factors of pictures CHUNK chunk, CHUNK chunk + 1 and so on, and what varies besides: each [CHUNK].
+    """The factors of pictures CHUNK * chunk, CHUNK * chunk + 1 and so on, and what else varies: each [CHUNK].
 
     shape, texture: names. x, y: the figure's middle, from the upper left, as shares of the side, 0.35 to 0.65. angle:
     degrees clockwise. scale: radius of the circle around the figure, as a share of the side, 0.22 to 0.36. hue: turns
@@ -255,7 +255,7 @@ def write_shapes(root: Path, counts: Mapping[str, int] = COUNTS, side: int = 64,
         root: folder to write into; made if missing.
         counts: part -> number of pictures; "unlabelled", "train", "test".
         side: of a picture in px.
-        seed: another one gives other pictures.
+        seed: decides the pictures.
 
     Returns:
         Part -> number of pictures.

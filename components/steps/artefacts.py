@@ -1,4 +1,4 @@
-"""What a run's task needs before it trains, such as a vocabulary: found in the run's folder, or made."""
+"""The artefacts that a run's task needs before it trains, such as a vocabulary: read from the run's folder, or made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ssl_core.artefact import digests
 
 
 def artefacts(context: RunContext, lease: ExclusiveLease) -> dict[str, str]:
-    """Field of the task -> digest of its artefact; empty where the task needs none.
+    """Field of the task -> digest of its artefact; empty if the task needs none.
 
     Raises:
         ArtefactError, MissingArtefactError, ValueError: one cannot be made; see `components.training.artefacts`.

@@ -1,6 +1,6 @@
 """What a run is, for every step: the recipe as plain values, and those values pinned to versions of its corpora.
 
-RunSpec (what is asked for) -> resolve -> RunContext (what exactly is done, and where it lies) -> every step
+RunSpec (what a recipe requests) -> resolve -> RunContext (what exactly is done, and where it lies) -> every step
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class CorpusSpec:
 
     Attributes:
         name: of the corpus, its path or URI.
-        sources: what is ingested into it first; none where it is there already.
-        version: that is meant; None is the newest.
-        labels: "parent" where a sample's label is the name of the folder that holds its file.
+        sources: what is ingested into it first; empty if it exists already.
+        version: the version to use; None for the newest.
+        labels: "parent" if a sample's label is the name of the folder with its file.
         column: of image bytes in Parquet sources.
     """
 
@@ -49,7 +49,7 @@ class CorpusSpec:
 
 @dataclass(frozen=True)
 class Registration:
-    """The registered model: its name, and the gain in percentage points that a new champion's lower bound exceeds."""
+    """The registered model: its name, and the margin in percentage points that a new champion's gain must exceed."""
 
     model: str
     margin: float = 0.0
@@ -65,7 +65,7 @@ class Tracking:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a recipe asks for, as plain values.
+    """What a recipe requests, as plain values.
 
     Attributes:
         name: of the recipe.
@@ -75,11 +75,11 @@ class RunSpec:
         probe_train: labelled, fits the probes; None without labels.
         probe_test: labelled, scores the probes; None without labels.
         sample_format: how a new corpus stores its samples.
-        limits: what one media file may cost.
+        limits: on the bytes, pixels, memory and time of one media file.
         settings: of the evaluation.
-        factors: Parquet file of what is known of the evaluated samples, a path or URI; None where nothing is.
+        factors: Parquet file with known factors of the evaluated samples, a path or URI; None if there is none.
         cluster: where and how wide.
-        registration: None where nothing is to be registered.
+        registration: None if nothing is to be registered.
         tracking: where the run is recorded.
         recipe: the whole recipe as JSON data, without secrets, for the record.
         recipe_text: the same as its user would write it, for the report.
@@ -103,12 +103,12 @@ class RunSpec:
 
     @property
     def corpora(self) -> tuple[CorpusSpec, ...]:
-        """All that there are, the unlabelled one first."""
+        """All corpora of the recipe, the unlabelled one first."""
         return tuple(corpus for corpus in (self.corpus, self.probe_train, self.probe_test) if corpus is not None)
 
     @property
     def learning(self) -> dict[str, Any]:
-        """What of it decides the weights."""
+        """The part of the recipe that decides the weights."""
         return learning(self.run, self.cluster.workers, self.cluster.gpus)
 
     @property
@@ -119,18 +119,18 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class RunContext:
-    """One run: what every step of it is told.
+    """One run, as every step of it gets it.
 
     Attributes:
-        spec: what was asked for.
-        key: hash of all that decides the weights; the same key goes on where it stands, another one never does.
+        spec: what the recipe requests.
+        key: hash of all that decides the weights; a run is resumed only by the same key.
         name: recipe name and key; names the run in MLflow, on Ray and in storage. A renamed recipe keeps its run.
         code: digest of the code that decides the weights.
         corpus: the version that is trained on.
-        probe_train: the version that fits the probes; None without labels, or while that corpus is not there yet.
+        probe_train: the version that fits the probes; None without labels, or while that corpus does not exist.
         probe_test: the version that scores them; None likewise.
         folder: all that the run leaves.
-        progress: hears what the steps say.
+        progress: gets the messages and the progress of the steps.
     """
 
     spec: RunSpec
@@ -155,7 +155,7 @@ class RunContext:
         return self.folder.holds(MODEL)
 
     def require_model(self) -> None:
-        """Asked before a run's record is opened, so that a step out of order leaves no trace in it.
+        """To be called before a run's record is opened, so that a step out of order leaves no trace in it.
 
         Raises:
             StepError: the run has no model yet.
@@ -167,7 +167,7 @@ class RunContext:
             )
 
     def trained_otherwise(self) -> str:
-        """A sentence on a run of the same recipe that has a model and another key; empty where there is none."""
+        """A sentence on a run of the same recipe that has a model and another key; empty if there is none."""
         pattern = rf"{re.escape(self.spec.name)}-[0-9a-f]{{10}}"
         names = [name for name in _folders_in(self.folder.storage) if re.fullmatch(pattern, name) and name != self.name]
         others = (RunFolder(self.folder.storage, name) for name in names)
@@ -204,7 +204,7 @@ def resolve(spec: RunSpec, progress: Progress | None = None) -> RunContext:
 
 
 def _name_of_run(spec: RunSpec, key: str) -> str:
-    """Recipe name and key; where the recipe was renamed since, the name that the run has."""
+    """Recipe name and key; if the recipe was renamed meanwhile, the name that the run has."""
     own, suffix = f"{spec.name}-{key[:10]}", f"-{key[:10]}"
     names = [name for name in _folders_in(spec.storage) if name.endswith(suffix)]
     return own if own in names or not names else min(names)
@@ -216,7 +216,7 @@ def _folders_in(storage: str) -> list[str]:
 
 
 def _pinned_if_there(probe: CorpusSpec | None) -> CorpusVersion | None:
-    """Training needs no labelled corpus; `evaluate` says what is missing."""
+    """None if the corpus does not exist: training needs no labelled corpus, and `evaluate` reports a missing one."""
     try:
         return Corpus.open(probe.name, probe.version).pinned() if probe else None
     except CorpusError:

@@ -1,4 +1,4 @@
-"""The trained encoder evaluated beside its untrained self and raw input; the results and the report go to the run."""
+"""The trained encoder, evaluated beside its untrained network and the raw input; results and report go to the run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def evaluate(context: RunContext, tracker: Tracker, anew: bool = True) -> Evaluation:
-    """The evaluation of the run's encoder; it, its figures and the report lie in the run's folder and in MLflow.
+    """The evaluation of the run's encoder; it, its figures and the report are put into the run's folder and MLflow.
 
-    anew: False takes the run's last evaluation where the same probes were run on the same samples.
+    anew: False reuses the run's last evaluation if the same probes were run on the same samples.
 
     Raises:
         StepError: the run has no model.
-        CorpusError, StorageError, FactorsError: what it is evaluated with cannot be read.
+        CorpusError, StorageError, FactorsError: the evaluation data cannot be read.
         ValueError: the labelled corpora cannot be used.
     """
     from components.evaluation.evaluate import evaluate as run_probes
@@ -47,7 +47,7 @@ def evaluate(context: RunContext, tracker: Tracker, anew: bool = True) -> Evalua
 
 
 def _last(context: RunContext) -> Evaluation | None:
-    """The run's last evaluation, if there is one that can be read."""
+    """The run's last evaluation; None if there is none that can be read."""
     written = context.folder.read(EVALUATION)
     try:
         return Evaluation.from_json(written.decode()) if written else None
@@ -56,7 +56,7 @@ def _last(context: RunContext) -> Evaluation | None:
 
 
 def _record(context: RunContext, tracker: Tracker, evaluation: Evaluation, evidence: Evidence) -> None:
-    """Into the run's folder and its MLflow run; one unlike the last is the next step of the evaluation's curves."""
+    """Writes to the run's folder and MLflow; a result unlike the last is the next step of the evaluation's curves."""
     from components.reports.figures import draw
     from components.reports.report import write_report
     from components.reports.tables import evaluation_note

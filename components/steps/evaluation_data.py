@@ -1,4 +1,4 @@
-"""What a run's encoder is evaluated with: versions of the labelled corpora, settings of the probes, known factors."""
+"""The data for evaluating a run's encoder: versions of the labelled corpora, settings of the probes, known factors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluated_with(context: RunContext) -> dict[str, Any]:
 
 
 def factors_of(uri: str | None) -> FactorTable | None:
-    """What is known of the evaluated samples, where the recipe names a file of it."""
+    """The known factors of the evaluated samples; None if the recipe names no file of factors."""
     return FactorTable.read(uri) if uri else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from components.ingest.ingest import IngestReport, ingest
 from components.ingest.ingest import Progress as Ingested
-from components.ingest.sources import Taking
+from components.ingest.sources import SourceOptions
 from components.steps.context import CorpusSpec, RunSpec, StepError
 from components.steps.progress import Advance, Progress, duration
 from components.storage.home import pretext_home
@@ -16,7 +16,7 @@ from ssl_core.data.decode import Limits, SampleFormat
 
 
 def ingest_corpora(spec: RunSpec, progress: Progress) -> dict[str, IngestReport]:
-    """All corpora of a recipe that name sources, the unlabelled one first: corpus -> what was taken in.
+    """All corpora of a recipe that name sources, the unlabelled one first: corpus -> report of its ingest.
 
     Raises:
         StepError: a sample corpus has not been written yet.
@@ -33,7 +33,7 @@ def ingest_corpus(
     progress: Progress,
     retry_quarantined: bool = False,
 ) -> IngestReport:
-    """One corpus. Raises what `ingest_corpora` raises."""
+    """Ingest one corpus. Raises what `ingest_corpora` raises."""
     _require_samples(corpus.sources)
 
     def show(now: Ingested) -> None:
@@ -44,7 +44,7 @@ def ingest_corpus(
         corpus.sources,
         corpus.name,
         sample_format=sample_format,
-        taking=Taking(corpus.labels, corpus.column, limits),
+        options=SourceOptions(corpus.labels, corpus.column, limits),
         retry_quarantined=retry_quarantined,
         progress=show,
     )
@@ -56,7 +56,7 @@ def ingest_corpus(
 
 
 def _require_samples(sources: Sequence[str]) -> None:
-    """A sample corpus that was not written yet is told with the command that writes it."""
+    """Raises StepError for a sample corpus that was not written yet, with the command that writes it."""
     samples = pretext_home() / "samples"
     for source in sources:
         made = re.match(rf"{re.escape(str(samples))}/(digits|shapes|photos)(?=/|$)", source)

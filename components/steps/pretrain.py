@@ -1,4 +1,4 @@
-"""Training on Ray, or going on where the run stands, or nothing where its model is there."""
+"""Trains on Ray, or resumes the run, or does nothing if its model exists."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def pretrain(context: RunContext, tracker: Tracker, lease: ExclusiveLease) -> Outcome | None:
-    """How the training ended, FINISHED; None where the run has its model already. Lacking artefacts are made first.
+    """How the training ended, FINISHED; None if the run has its model already. Missing artefacts are made first.
 
-    Each point of the curves goes to the tracker once. What the tracker holds is persisted before each checkpoint, so
-    that whoever goes on from it, here or on another machine, has the points that lead up to it.
+    Each point of the curves goes to the tracker once. The tracker is persisted before each checkpoint, so that a
+    process that resumes from the checkpoint, here or on another machine, has all points up to it.
 
     Raises:
         StepError: it failed; the message says why, as does a tag of the MLflow run.
-        Stopped: by a signal; a checkpoint is written, and the same call goes on.
+        Stopped: a signal stopped it; a checkpoint is written, and the same call resumes.
         TakenOver: another process has taken the run over.
         ArtefactError, MissingArtefactError: see `components.training.artefacts.prepare`.
     """

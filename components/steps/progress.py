@@ -1,4 +1,4 @@
-"""What a step says while it works: sentences, and how far it is. Whoever calls a step decides what becomes of them."""
+"""What a step reports while it works: messages, and how far it is. The caller of a step decides where they go."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Advance:
     Attributes:
         step: what is being done, such as "pretrain" or "ingest digits".
         done: of `total`, in the step's own unit.
-        total: None where it is not known.
+        total: None if it is not known.
         figures: name -> newest value: "loss", "accuracy", "samples_per_s", "seconds_left", "added", "quarantined".
     """
 
@@ -25,7 +25,7 @@ class Advance:
 
 
 class Progress(Protocol):
-    """A sink for what a step says; a terminal, a file, or nobody."""
+    """A sink for what a step reports: a terminal, a file, or nothing (`Silent`)."""
 
     def say(self, sentence: str) -> None:
         """A sentence for a person, without a full stop."""
@@ -37,7 +37,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Nobody listens."""
+    """A sink that drops everything."""
 
     def say(self, sentence: str) -> None:
         pass
@@ -47,7 +47,7 @@ class Silent:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8 s, 3 min 20 s, 2 h 05 min."""
+    """Seconds in the usual units: 8 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def publish_comparison(
     comparison: Comparison, answers: Mapping[str, bytes], folder: RunFolder, tracker: Tracker
 ) -> None:
-    """answers: run -> PNG of what its task saw and answered.
+    """Publish a comparison. answers: run -> PNG of what its task saw and answered.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -32,7 +32,7 @@ def publish_comparison(
         folder.write(f"{name}.png", png)
     tracker.records("comparison", comparison.records())
     before, metrics = tracker.points(), comparison.metrics()
-    if not before or before[-1].metrics != metrics:  # a step that is there keeps its values
+    if not before or before[-1].metrics != metrics:  # a step that was logged keeps its values
         tracker.point(len(before), time.time_ns() // 1_000_000, metrics)
     tracker.tag({"mlflow.note.content": table})
     page = write_comparison(comparison, figures, answers)

@@ -1,4 +1,4 @@
-"""The evaluated encoder registered: a version, and champion only where it is significantly better."""
+"""Registers the evaluated encoder as a version, and as the champion only if it is significantly better."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def require_evaluation(context: RunContext) -> Evaluation:
 
 
 def register(context: RunContext, tracker: Tracker, evaluation: Evaluation) -> Registered:
-    """The version, made or found; it becomes champion only where it is significantly better on the same samples.
+    """The version, made if missing; it becomes champion only if it is significantly better on the same samples.
 
     Raises:
         StepError: the recipe registers nothing, the run has no model, or the tracker does not answer.

@@ -4,10 +4,11 @@
     the code that a run executes                  code_digest(code_of(run))        ->  run_key(...)
     the corpus version, the parent encoder        digests of their content
 
-Same key, same weights: so the same key resumes or is done already, and another task, corpus or code never does. Not in
-it, since no bit of the weights depends on them: the recipe's name, `runtime`, evaluation, registration, tracking, and
-where the cluster and its storage are. The machine and the versions of libraries are not in it either, though they may
-change last bits: nobody chooses them in a recipe, and a run has to go on after a move to another node.
+Same key, same weights: so a run with the same key is resumed, or done already, and another task, corpus or code is
+another run. Not in the key, since no bit of the weights depends on them: the recipe's name, `runtime`, evaluation,
+registration, tracking, and where the cluster and its storage are. The machine and the versions of libraries are not in
+it either, though they may change the last bits: no recipe chooses them, and a run must resume after a move to another
+node.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ TRAINING = (f"{PACKAGE}.train.loop", f"{PACKAGE}.data.reader")
 """Modules that every training executes, with all that they import."""
 
 REGISTRIES = (PACKAGE, f"{PACKAGE}.tasks", f"{PACKAGE}.nn.encoders.architectures")
-"""Modules that only list what there is to choose from: public names, tasks, encoders. An import of one task or encoder
-executes them and with them all others, of which none takes part. So they are not followed: `code_of` names what the run
+"""Modules that only list what can be chosen: public names, tasks, encoders. An import of one task or encoder executes
+them, and with them all the others, which do not affect the run. So they are not followed: `code_of` names what the run
 has chosen."""
 
 
 def learning(run: Run, workers: int, gpus: bool) -> dict[str, Any]:
-    """What of a run decides its weights, as plain values.
+    """The part of a run that decides its weights, as plain values.
 
-    Workers count, since each normalises and contrasts its own part of a batch; so does whether GPUs compute, since
-    their kernels add in another order and other precision: a run that changed sides half-way would be neither.
+    The number of workers counts, since each normalises and contrasts its own part of a batch; so does the use of GPUs,
+    whose kernels add in another order and precision: a run that switched half-way would match neither.
     """
     return {
         "task": {"name": task_name(run.task), **asdict(cast(Any, run.task))},
@@ -61,19 +62,19 @@ def run_key(learning: Mapping[str, Any], *, corpus: str, code: str, parent: str 
     """32 hex digits.
 
     Args:
-        learning: see there.
+        learning: see `learning`.
         corpus: digest of the corpus version.
         code: see `code_digest`.
-        parent: digest of the encoder that training starts from; None where it starts from random weights.
+        parent: digest of the encoder that training starts from; None for random weights.
     """
     parts = {"learning": learning, "corpus": corpus, "code": code, "parent": parent}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def code_of(run: Run) -> tuple[str, ...]:
-    """The modules that a run executes; what they import comes on top, see `code_digest`.
+    """The modules that a run executes; `code_digest` adds what they import.
 
-    A task that names a saved model may meet any encoder in it.
+    A task that names a saved model may load any encoder from it.
     """
     own = (ARCHITECTURES[run.encoder.name],)
     encoders = ARCHITECTURES.values() if any(artefact.saved_models(run.task).values()) else own
@@ -106,7 +107,7 @@ def import_closure(modules: Iterable[str], root: Path = ROOT) -> dict[str, Path]
     waiting = list(modules)
     for name in waiting:
         if _file(name, root) is None:
-            raise ValueError(f"{name} is no module below {root}, so what it does to the weights cannot be hashed.")
+            raise ValueError(f"{name} is no module below {root}, so its part in the weights cannot be hashed.")
     while waiting:
         name = waiting.pop()
         file = None if name in found or name in REGISTRIES else _file(name, root)
@@ -118,7 +119,7 @@ def import_closure(modules: Iterable[str], root: Path = ROOT) -> dict[str, Path]
 
 
 def _file(module: str, root: Path) -> Path | None:
-    """The module's file; None for what is no module of the package, such as a class of one."""
+    """The module's file; None for a name that is no module of the package, such as a class in one."""
     if module.partition(".")[0] != PACKAGE:
         return None
     path = root.joinpath(*module.split("."))
@@ -147,8 +148,8 @@ def _syntax(source: bytes) -> str:
 
 
 def _plain(node: Any) -> Any:
-    """A syntax tree as lists, without places and bare strings, and without fields that are empty: later versions of
-    Python have more of these."""
+    """A syntax tree as lists, without line numbers, bare strings and empty fields: later versions of Python have more
+    of these fields."""
     if isinstance(node, list):
         return [_plain(item) for item in node if not _is_bare_string(item)]
     if not isinstance(node, ast.AST):
@@ -158,5 +159,5 @@ def _plain(node: Any) -> Any:
 
 
 def _is_bare_string(node: Any) -> bool:
-    """A docstring, of whatever it is."""
+    """Whether it is a string on its own, such as a docstring."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

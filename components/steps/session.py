@@ -1,4 +1,4 @@
-"""What surrounds the steps of a run: one process at a time that writes, and an MLflow run that is always closed.
+"""What surrounds the steps of a run: only one process writes at a time, and the MLflow run is always closed.
 
 with at_work(context) as (tracker, lease):
     pretrain(context, tracker, lease); evaluate(context, tracker); ...
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def at_work(context: RunContext, parent: str | None = None) -> Iterator[tuple[Tracker, ExclusiveLease]]:
     """The run's MLflow record and the right to write into its folder.
 
-    `parent`: id of the MLflow run that this one is shown below.
+    `parent`: id of the MLflow run below which this one is shown.
 
     Raises:
         StepError: another process is at work on the run.
@@ -43,10 +43,10 @@ def at_work(context: RunContext, parent: str | None = None) -> Iterator[tuple[Tr
 
 @contextmanager
 def exclusively(what: str, folder: RunFolder) -> Iterator[ExclusiveLease]:
-    """One process at a time writes into a folder: of this machine, by a lock in its home; of all, by a lease there.
+    """One process at a time writes into a folder: a lock in the home excludes this machine's, a lease there all others.
 
     Raises:
-        StepError: another one does; `what` names the work.
+        StepError: another process writes there; `what` names the work.
     """
     with ExitStack() as stack:
         try:
@@ -73,9 +73,9 @@ def not_taken_over(lease: ExclusiveLease) -> Iterator[None]:
 
 @contextmanager
 def recorded(context: RunContext, attempt: bool, parent: str | None = None) -> Iterator[Tracker]:
-    """The run's MLflow record, open for the block and closed with how the block ended.
+    """The run's MLflow record, open for the block, and closed with the status in which the block ended.
 
-    `attempt`: at the training; the status of a run that is trained is not for a later step to spoil.
+    `attempt`: whether this is an attempt at the training; a later step must not spoil the status of a trained run.
     """
     from components.tracking.tracker import Tracker
 
@@ -98,7 +98,7 @@ def recorded(context: RunContext, attempt: bool, parent: str | None = None) -> I
 
 
 def close_dead_runs(uri: str | None, progress: Progress) -> None:
-    """Runs of ours that say RUNNING but show no sign of life become KILLED; where the tracker is away, next time."""
+    """Closes as KILLED our RUNNING runs without a sign of life; does nothing if the tracker is away."""
     from components.tracking.errors import TrackingError
     from components.tracking.tracker import close_stale_runs
 

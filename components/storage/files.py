@@ -1,7 +1,7 @@
-"""Files wherever they are: local paths by the operating system, what has a scheme by fsspec; errors name the URI.
+"""Local and remote files: paths through the operating system, URIs with a scheme through fsspec; errors name the URI.
 
-A local file's URI is its absolute path as it stands, so '#', '%', '?' and blanks mean themselves; only what a user
-writes as file://… is percent-decoded, as RFC 8089 says. Credentials and endpoints come from the environment
+A local file's URI is its absolute path as it stands, so '#', '%', '?' and blanks have no special meaning; only a URI
+that the user writes as file://… is percent-decoded (RFC 8089). Credentials and endpoints come from the environment
 (AWS_ENDPOINT_URL, …).
 """
 
@@ -25,7 +25,7 @@ from ssl_core import atomic
 from ssl_core.errors import ENVIRONMENT, PretextError
 
 SORTED_AT_ONCE = 65_536
-"""Names of one folder that are sorted together; a larger folder comes in sorted stretches, so memory stays bounded."""
+"""Names of one folder that are sorted together; a larger folder is listed in sorted parts, so memory stays bounded."""
 
 
 class StorageError(PretextError):
@@ -40,8 +40,8 @@ class Entry:
         uri: absolute path, or URI with scheme.
         folder: whether it holds entries of its own.
         size: bytes.
-        mtime: last change, ns since 1970; 0 where the storage does not tell.
-        identity: (device, inode) of a local folder, by which a loop of links is seen.
+        mtime: last change, ns since 1970; 0 where the storage does not report it.
+        identity: (device, inode) of a local folder, which reveals a loop of links.
     """
 
     uri: str
@@ -52,7 +52,7 @@ class Entry:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether fsspec serves it."""
+    """Whether fsspec handles it."""
     return "://" in uri and not uri.startswith("file://")
 
 
@@ -70,13 +70,13 @@ def join(folder: str, *names: str) -> str:
 
 
 def text(uri: str) -> str:
-    """The URI as valid Unicode: a file name of other bytes shows them as \\x…."""
+    """The URI as valid Unicode: bytes of a file name that are not UTF-8 become \\x…."""
     return uri.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 @contextmanager
-def naming(uri: str) -> Iterator[None]:
-    """Turn whatever a storage raises inside the block into a StorageError that says which URI and why."""
+def storage_errors(uri: str) -> Iterator[None]:
+    """Turn whatever a storage raises inside the block into a StorageError that gives the URI and the reason."""
     try:
         yield
     except PretextError:
@@ -102,13 +102,13 @@ def remote(uri: str) -> tuple[Any, str]:
     """The fsspec file system of a URI, without its listing cache (which would hide new files), and the path in it."""
     import fsspec
 
-    with naming(uri):
+    with storage_errors(uri):
         return cast("tuple[Any, str]", fsspec.core.url_to_fs(uri, use_listings_cache=False))
 
 
 def stat(uri: str) -> Entry | None:
     """The entry at `uri`, links followed; None where there is none, or neither file nor folder (a pipe, a device)."""
-    with naming(uri):
+    with storage_errors(uri):
         if not is_remote(uri):
             try:
                 return _local_entry(uri, os.stat(uri))
@@ -126,40 +126,40 @@ def stat(uri: str) -> Entry | None:
 
 
 def entries(uri: str, wanted: Callable[[str, bool], bool] = lambda name, folder: True) -> Iterator[Entry]:
-    """What a folder holds, links followed, by name; raises StorageError where it cannot be read.
+    """The entries of a folder, links followed, by name; raises StorageError where it cannot be read.
 
     Args:
         uri: of the folder.
-        wanted: asked with the name, and whether it is a folder's, before anything else is done about an entry.
+        wanted: whether to keep an entry, from its name and whether it is a folder; called before anything else.
     """
-    with naming(uri):
+    with storage_errors(uri):
         if is_remote(uri):
             fs, path = remote(uri)
             for page in _pages(fs, path.rstrip("/")):
-                held = (_remote_entry(fs, info) for info in sorted(page, key=lambda info: info["name"]))
-                yield from (entry for entry in held if wanted(posixpath.basename(entry.uri), entry.folder))
+                listed = (_remote_entry(fs, info) for info in sorted(page, key=lambda info: info["name"]))
+                yield from (entry for entry in listed if wanted(posixpath.basename(entry.uri), entry.folder))
             return
-        with os.scandir(uri) as found:
-            chosen = (entry.path for entry in found if wanted(entry.name, _leads_to_folder(entry)))
+        with os.scandir(uri) as scanned:
+            chosen = (entry.path for entry in scanned if wanted(entry.name, _leads_to_folder(entry)))
             while stretch := list(islice(chosen, SORTED_AT_ONCE)):
                 yield from filter(None, map(stat, sorted(stretch)))
 
 
 def _pages(fs: Any, path: str) -> Iterator[list[dict[str, Any]]]:
-    """Infos of what a remote folder holds, a thousand at a time where the storage is S3, else at once."""
+    """The entries of a remote folder as fsspec describes them: a thousand at a time from S3, else all at once."""
     bucket, key, _ = fs.split_path(path) if hasattr(fs, "call_s3") else ("", "", None)
     if not bucket:
         yield [info for info in fs.ls(path or "/", detail=True) if info["name"].rstrip("/") != path]
         return
-    asked = {**fs.req_kw, "Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
+    request = {**fs.req_kw, "Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
     while True:
-        page = fs.call_s3("list_objects_v2", **asked)
-        held = [{"Key": one["Prefix"].rstrip("/"), "type": "directory"} for one in page.get("CommonPrefixes", [])]
-        held += [{**one, "type": "file", "size": one["Size"]} for one in page.get("Contents", [])]
-        yield [{**one, "name": f"{bucket}/{one['Key']}"} for one in held if one["Key"] != asked["Prefix"]]
+        page = fs.call_s3("list_objects_v2", **request)
+        infos = [{"Key": one["Prefix"].rstrip("/"), "type": "directory"} for one in page.get("CommonPrefixes", [])]
+        infos += [{**one, "type": "file", "size": one["Size"]} for one in page.get("Contents", [])]
+        yield [{**one, "name": f"{bucket}/{one['Key']}"} for one in infos if one["Key"] != request["Prefix"]]
         if not page.get("IsTruncated"):
             return
-        asked["ContinuationToken"] = page["NextContinuationToken"]
+        request["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
@@ -183,7 +183,7 @@ def _remote_entry(fs: Any, info: dict[str, Any]) -> Entry:
 
 
 def _mtime(info: dict[str, Any]) -> int:
-    """Each storage has its own name and type for it."""
+    """ns since 1970, or 0; each storage reports it under a name and type of its own."""
     for key in ("LastModified", "mtime", "updated", "last_modified"):
         value = info.get(key)
         if isinstance(value, str):
@@ -196,7 +196,7 @@ def _mtime(info: dict[str, Any]) -> int:
 
 
 def open_file(uri: str) -> IO[bytes]:
-    """The file for reading; FileNotFoundError passes as it is, for the caller to evaluate."""
+    """The file for reading; FileNotFoundError is not converted, because the caller knows what it means."""
     if not is_remote(uri):
         return open(uri, "rb")
     fs, path = remote(uri)
@@ -204,8 +204,8 @@ def open_file(uri: str) -> IO[bytes]:
 
 
 def read(uri: str) -> bytes | None:
-    """The whole file, without asking for its type; None where there is none."""
-    with naming(uri):
+    """The whole file, without a look-up of its type first; None where there is none."""
+    with storage_errors(uri):
         try:
             with open_file(uri) as file:
                 return file.read()
@@ -215,7 +215,7 @@ def read(uri: str) -> bytes | None:
 
 def write(uri: str, data: bytes, *, durable: bool = True) -> None:
     """A small file, whole or not at all; `durable` as in `ssl_core.atomic`, for local ones."""
-    with naming(uri):
+    with storage_errors(uri):
         if is_remote(uri):
             fs, path = remote(uri)
             fs.pipe_file(path, data)
@@ -227,27 +227,27 @@ def write(uri: str, data: bytes, *, durable: bool = True) -> None:
 def replacing(uri: str) -> Iterator[Path]:
     """A local path to write a file at; at the end of the block it is at `uri`, durable and whole, or not at all."""
     if not is_remote(uri):
-        with naming(uri), atomic.replacing(Path(uri)) as temporary:
+        with storage_errors(uri), atomic.replacing(Path(uri)) as temporary:
             yield temporary
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / uri.rsplit("/", 1)[1]
-        yield path  # what the writer raises is not the remote storage's
-        with naming(uri):
+        yield path  # outside `storage_errors`: an error of the writer is not one of the remote storage
+        with storage_errors(uri):
             fs, target = remote(uri)
             fs.put_file(str(path), target)
 
 
 def download(uri: str, path: Path) -> None:
     """Copy a remote file to `path`, whole or not at all; not durable, since it can be fetched again."""
-    with naming(uri), atomic.replacing(path, durable=False) as temporary:
+    with storage_errors(uri), atomic.replacing(path, durable=False) as temporary:
         fs, source = remote(uri)
         fs.get_file(source, str(temporary))
 
 
 def remove(uri: str) -> None:
     """Delete a file or an empty local folder; nothing there is fine."""
-    with naming(uri):
+    with storage_errors(uri):
         if is_remote(uri):
             fs, path = remote(uri)
             try:

@@ -1,4 +1,4 @@
-"""The pretext home: where everything lies that is not named otherwise."""
+"""The pretext home: the folder for everything that the user names no place for."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 
 
 def pretext_home() -> Path:
-    """Where everything lives that is not named otherwise: PRETEXT_HOME, else ./.pretext."""
+    """The folder for everything that the user names no place for: PRETEXT_HOME, else ./.pretext."""
     return Path(os.environ.get("PRETEXT_HOME") or ".pretext").absolute()
 
 
 def at_home(text: str) -> str:
-    """A recipe's location, with the pretext home where it says {home}."""
+    """A location from a recipe, with {home} replaced by the pretext home."""
     return text.replace("{home}", str(pretext_home()))
 
 
 def cache_folder(kind: str, uri: str) -> Path:
-    """Where this machine keeps what belongs to something that lies at `uri`; deleting it loses nothing but time."""
+    """This machine's cache for something that lies at `uri`; deleting it costs nothing but time."""
     return pretext_home() / "cache" / kind / f"{uri.rstrip('/').rsplit('/', 1)[-1]}-{_short(uri)}"
 
 
 def lock_file(kind: str, uri: str) -> Path:
-    """The file by which the processes of this machine take turns at something that lies at `uri`."""
+    """The lock file through which processes of this machine take turns on something that lies at `uri`."""
     return pretext_home() / "locks" / f"{kind}-{_short(uri)}.lock"
 
 

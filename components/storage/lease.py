@@ -1,11 +1,12 @@
 """Who is at work in a shared storage: one small record per process, renewed while it works.
 
     with Lease(folder) as lease: ...            one of several, such as the ingests into a corpus
-    with ExclusiveLease(root) as lease: ...     the only one, such as the driver of a run; Busy where another one lives
+    with ExclusiveLease(root) as lease: ...     the only one, such as the driver of a run; raises Busy if one is alive
 
 A holder is dead when its record names a process of this machine that no longer runs, or when a record of another
 machine was not renewed for `DEAD_AFTER` seconds by the storage's own clock. The latter may only be asleep: whoever
-takes it for dead removes its record, and the sleeper looks for its record before it writes anything that counts.
+takes it for dead removes its record, and a process that wakes up checks its record before it writes anything that
+counts.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ class TakenOver(PretextError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Whoever left a record.
+    """A process that left a record.
 
     Attributes:
         id: of its lease; sorts by the time at which it began.
         state: "alive"; "dead"; or "silent", taken for dead, although it may wake up.
         here: whether it is a process of this machine, so that its state is certain.
-        waiting: whether it has yet to become the only one.
-        name: for a person.
+        waiting: whether it still waits to become the only one.
+        name: a description for people.
         renewed: ns since 1970 by the storage's clock.
     """
 
@@ -66,7 +67,7 @@ class Lease:
 
     Attributes:
         id: of the lease; sorts by the time at which it began.
-        record: URI of the record, by which other processes may ask whether it `is_held`.
+        record: URI of the record, which any process can pass to `is_held`.
         lost: whether a renewal found the record gone.
     """
 
@@ -95,49 +96,49 @@ class Lease:
         self._remove()
 
     def others(self) -> list[Holder]:
-        """Everyone else with a record here, the longest at work first."""
-        own, found = stat(self.record), stat(self.folder)
+        """Every other process with a record here, the oldest lease first."""
+        own, folder = stat(self.record), stat(self.folder)
         now = own.mtime if own else 0
-        there = entries(self.folder, lambda name, _: not is_leftover(name)) if found and found.folder else ()
-        records = [entry for entry in there if not entry.folder]
+        listed = entries(self.folder, lambda name, _: not is_leftover(name)) if folder and folder.folder else ()
+        records = [entry for entry in listed if not entry.folder]
         holders = (self._holder(record.uri, record.mtime, now) for record in records if record.uri != self.record)
         return sorted((holder for holder in holders if holder is not None), key=lambda holder: holder.id)
 
     def evict(self, holder: Holder) -> None:
-        """Remove the record of one that is taken for dead."""
+        """Remove the record of a holder that is taken for dead."""
         remove(record_of(self.folder, holder.id))
 
     def _holder(self, record: str, renewed: int, now: int) -> Holder | None:
         written = read(record)
-        if written is None:  # it has ended well since it was listed
+        if written is None:  # its process has ended well since it was listed
             return None
         try:
-            said = json.loads(written)
+            about = json.loads(written)
         except ValueError:
-            said = {}
-        here = said.get("machine") == _machine()
-        lives = said["started"] == _started(said["pid"]) if here else now - renewed < self.DEAD_AFTER * 1e9
-        state: State = "alive" if said and lives else "dead" if here else "silent"
-        name = f"process {said.get('pid')} on {said.get('host')} since {said.get('since')}"
-        return Holder(Path(record).stem, state, here, bool(said.get("waiting")), name, renewed)
+            about = {}
+        here = about.get("machine") == _machine()
+        lives = about["started"] == _started(about["pid"]) if here else now - renewed < self.DEAD_AFTER * 1e9
+        state: State = "alive" if about and lives else "dead" if here else "silent"
+        name = f"process {about.get('pid')} on {about.get('host')} since {about.get('since')}"
+        return Holder(Path(record).stem, state, here, bool(about.get("waiting")), name, renewed)
 
     def _write(self, **more: Any) -> None:
-        said = {
+        about = {
             "machine": _machine(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": _started(os.getpid()),
             "since": f"{self.began:%Y-%m-%d %H:%M} UTC",
         }
-        write(self.record, json.dumps(said | more).encode(), durable=False)  # a power cut ends the holder, too
+        write(self.record, json.dumps(about | more).encode(), durable=False)  # a power cut ends the holder, too
 
     def _remove(self) -> None:
-        with contextlib.suppress(StorageError):  # a record that stays is swept by the next holder
+        with contextlib.suppress(StorageError):  # the next holder removes a record that stays
             remove(self.record)
 
     def _keep_renewing(self) -> None:
         while not self._done.wait(self.RENEW) and not self.lost:
-            with contextlib.suppress(StorageError):  # missed once is not dead
+            with contextlib.suppress(StorageError):  # one missed renewal does no harm
                 self._renew()
 
     def _renew(self) -> None:
@@ -149,8 +150,8 @@ class Lease:
 class ExclusiveLease(Lease):
     """The only one at work below `root`; its record is in `root`/_lease.
 
-    Each writes its record before it looks at the others', so of two that start at once at least one sees the other, and
-    the later one gives way. Another machine is given the time for a sign of life: a renewal, or it is dead.
+    Each writes its record before it reads the others', so of two that start at once at least one sees the other, and
+    the later one gives way. A process on another machine is given time to renew its record, and then taken for dead.
     """
 
     RENEW: ClassVar = 10.0
@@ -162,7 +163,7 @@ class ExclusiveLease(Lease):
         self.root = root
 
     def __enter__(self) -> Self:
-        """Waits up to `DEAD_AFTER` seconds. Raises Busy, whose sentence says who holds it, since when, how to go on."""
+        """Waits up to `DEAD_AFTER` seconds. Raises Busy, which names the holder, since when, and how to go on."""
         try:
             self._outlast()
         except BaseException:
@@ -171,7 +172,7 @@ class ExclusiveLease(Lease):
         return super().__enter__()
 
     def _outlast(self) -> None:
-        """Returns once nobody else lives."""
+        """Returns once no other holder is alive."""
         first_seen: dict[str, int] = {}
         while True:
             self._write(waiting=True)
@@ -184,11 +185,11 @@ class ExclusiveLease(Lease):
                 return
             for other in living:
                 if other.id not in first_seen and not (other.here or other.waiting):
-                    log.warning("%s is held by %s: waiting for a sign of life of it", self.root, other.name)
-                signed = other.here or other.renewed > first_seen.setdefault(other.id, other.renewed)
-                if other.id < self.id if other.waiting else signed:
+                    log.warning("%s is held by %s: waiting to see whether it is alive", self.root, other.name)
+                renewed = other.here or other.renewed > first_seen.setdefault(other.id, other.renewed)
+                if other.id < self.id if other.waiting else renewed:
                     raise Busy(
-                        f"{self.root} is held by {other.name}; if that dies, the same command takes over "
+                        f"{self.root} is held by {other.name}; if that process dies, the same command takes over "
                         f"{self.DEAD_AFTER:g} s after its last sign of life"
                     )
             time.sleep(self.LOOK)
@@ -196,7 +197,7 @@ class ExclusiveLease(Lease):
     def _renew(self) -> None:
         super()._renew()
         for other in self.others() if not self.lost else ():
-            if other.id < self.id and not other.waiting:  # taken for dead before; its last renewal came in late
+            if other.id < self.id and not other.waiting:  # it was taken for dead, and its last renewal came in late
                 self.evict(other)
 
 
@@ -206,25 +207,25 @@ def record_of(folder: str, lease: str) -> str:
 
 
 def is_held(record: str) -> bool:
-    """Whether nobody took the process that left this record for dead."""
+    """Whether the record is still there: no other process took the one that left it for dead."""
     return stat(record) is not None
 
 
 def require(record: str) -> None:
-    """Asked before a write that counts.
+    """Checks the record; to be called before a write that counts.
 
     Raises:
         TakenOver: the record is gone.
     """
     if not is_held(record):
         raise TakenOver(
-            f"{record} is gone: another process heard nothing from this one for {ExclusiveLease.DEAD_AFTER:g} s "
+            f"{record} is gone: another process saw no sign of life from this one for {ExclusiveLease.DEAD_AFTER:g} s "
             "(asleep, or cut off from the storage?) and has taken over; this one stops"
         )
 
 
 def _machine() -> str:
-    """This boot of this kernel and this space of process ids: where a pid means something."""
+    """An id of this boot and this process namespace, within which a pid is unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

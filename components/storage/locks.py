@@ -1,4 +1,4 @@
-"""One holder at a time on one machine: advisory file locks that the kernel drops when their holder dies."""
+"""One holder at a time on one machine: advisory file locks that the kernel releases when their holder dies."""
 
 from __future__ import annotations
 

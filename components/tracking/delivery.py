@@ -1,7 +1,7 @@
-"""The MLflow side of a run's journal: which run takes it, and what each kind of record becomes there.
+"""The MLflow side of a run's journal: which run it belongs to, and what each kind of record becomes there.
 
-Everything goes through MlflowClient, never through MLflow's fluent global state, so one process may hold several runs.
-Every call can be repeated without changing the outcome; that lets the journal send again after a crash.
+Everything goes through MlflowClient, never through MLflow's fluent global state, so one process may have several runs.
+Every call can be repeated without changing the outcome, so the journal can be sent again after a crash.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("pretext.tracking")
 
 RUN_KEY, HEARTBEAT = "pretext.run_key", "pretext.heartbeat"
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""Opens MLflow's pages for training runs; without it they guess, and may show those for language models."""
+"""Selects MLflow's pages for training runs; without it MLflow guesses, and may show those for language models."""
 TABLES = "mlflow.loggedArtifacts"  # tag by which MLflow's pages find them
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's own limits
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS"}
@@ -37,7 +37,7 @@ DENIALS = {"PERMISSION_DENIED", "UNAUTHENTICATED"}
 
 
 class SetupError(TrackingError):
-    """The tracker is set up in a way that waiting does not mend."""
+    """The tracker is set up in a way that can never work, however long one waits."""
 
 
 def now_ms() -> int:
@@ -47,8 +47,8 @@ def now_ms() -> int:
 class MlflowRun:
     """Receiver of a journal: adopts or creates the run that carries the journal's run key, and fills it.
 
-    `attempt`: a new attempt sets the run RUNNING, beats its heart, and ignores the ends of attempts before it; without
-    one the run's status is what the last end in the journal says.
+    `attempt`: an attempt at the training sets the run RUNNING, updates its heartbeat, and ignores how earlier attempts
+    ended; otherwise the run's status is that of the last end in the journal.
     """
 
     def __init__(self, uri: str, journal: Journal, attempt: bool) -> None:
@@ -90,7 +90,7 @@ class MlflowRun:
                 self._one(str(kind), entry)
 
     def pulse(self) -> None:
-        """The heartbeat, and RUNNING again where a sweep took a run in an outage for dead."""
+        """The heartbeat; RUNNING again if a sweep closed the run as dead during an outage."""
         if self.attempt:
             client, run_id = self._run()
             self._call(client.set_tag, run_id, HEARTBEAT, str(now_ms()))
@@ -100,11 +100,11 @@ class MlflowRun:
     def _header(self) -> Record:
         header = last_header(self.journal)
         if header is None:
-            raise SetupError(f"{self.journal.folder} does not say which run it belongs to; remove it")
+            raise SetupError(f"the journal in {self.journal.folder} does not name its run; remove that folder")
         return header
 
     def _artifacts(self) -> str | None:
-        """Where a new experiment keeps files; a server decides by itself."""
+        """Where a new experiment keeps its files; None: the server decides."""
         database = database_of(self.uri)
         return (database.parent / "mlartifacts").as_uri() if database else None
 
@@ -135,7 +135,7 @@ class MlflowRun:
             self._batch("metrics", flat[start : start + METRICS_PER_CALL])
 
     def _batch(self, what: str, items: Sequence[Any]) -> None:
-        """One log_batch; where it is refused, one by one, so that a bad item costs only itself."""
+        """One log_batch; if it is refused, one call for each item, so that a bad item does not cost the others."""
         client, run_id = self._run()
         try:
             self._call(client.log_batch, run_id, **{what: items})
@@ -198,7 +198,7 @@ class MlflowRun:
 
     def _end(self, entry: JournalEntry) -> None:
         if self.attempt and entry.start < self.journal.opened_at:
-            return  # of an attempt before this one
+            return  # the end of an earlier attempt
         client, run_id = self._run()
         self._call(client.set_terminated, run_id, entry.record["status"], entry.record["time_ms"])
 
@@ -209,7 +209,7 @@ class MlflowRun:
         self.journal.refuse(record, explain(error, self.uri))
 
     def _call(self, do: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Calls MLflow. Raises MlflowException where it refuses for good, Unavailable for anything that may pass."""
+        """Calls MLflow. Raises MlflowException if it refuses for good, Unavailable for anything that may pass."""
         try:
             return do(*arguments, **named)
         except MlflowException as error:
@@ -223,7 +223,7 @@ class MlflowRun:
 
 
 def find_experiment(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
-    """The experiment, made where missing; `artifacts` is where a new one keeps files (None: the server decides)."""
+    """The experiment, made if missing; `artifacts` is where a new one keeps files (None: the server decides)."""
     found = client.get_experiment_by_name(name) or _make_experiment(client, name, artifacts)
     if found.lifecycle_stage != "active":
         raise SetupError(
@@ -237,7 +237,7 @@ def _make_experiment(client: MlflowClient, name: str, artifacts: str | None) -> 
     try:
         return client.get_experiment(client.create_experiment(name, artifacts, tags=TRAINING))
     except MlflowException:
-        made = client.get_experiment_by_name(name)  # by someone else since we looked?
+        made = client.get_experiment_by_name(name)  # another process may have made it meanwhile
         if made is None:
             raise
         return made

@@ -1,6 +1,6 @@
-"""What is said of a tracker that cannot be used: what, where, how to mend; no stack of exceptions, no secrets.
+"""The errors of a tracker as one sentence each: what, where, how to mend it; no stack of exceptions, no secrets.
 
-Known by the words of the errors: MLflow wraps what requests, urllib3 and SQLAlchemy raise into one class of its own.
+They are recognised by their text: MLflow wraps what requests, urllib3 and SQLAlchemy raise into one class of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CREDENTIALS = "check MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFL
 SILENT = "Connection refused|No route to host|unreachable|Connection reset|RemoteDisconnected|Connection aborted"
 OTHER_MLFLOW = "back it up and run `mlflow db upgrade`, or use that version"
 KNOWN = (
-    ("Failed to resolve|Name or service not known", "is at a host that nobody knows", f"correct it, or {ELSEWHERE}"),
+    ("Failed to resolve|Name or service not known", "names an unknown host", f"correct it, or {ELSEWHERE}"),
     ("timed out", "does not answer in time", f"see whether it is overloaded, or {ELSEWHERE}"),
     ("SSLError|SSL:", "does not speak TLS, or its certificate is not trusted", f"mend that, or {ELSEWHERE}"),
     ("UNAUTHENTICATED|PERMISSION_DENIED|error code 40[13]", "refuses access", CREDENTIALS),
@@ -32,7 +32,7 @@ KNOWN = (
     ("No module named '([^']+)'", "needs the Python package {}", f"install it, or {ELSEWHERE}"),
     ("out-of-date database schema|Can't locate revision", "was written by another version of MLflow", OTHER_MLFLOW),
 )
-"""Words of an error, what they mean, how to mend it."""
+"""Pattern in the text of an error, what it means, how to mend it."""
 FOREIGN = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3")
 
 
@@ -40,27 +40,27 @@ class TrackingError(PretextError, ValueError):
     """The tracker cannot be used; the message says what, where and how to mend it."""
 
 
-def shown(uri: str) -> str:
+def without_secrets(uri: str) -> str:
     """A tracking URI without user, password and query."""
     uri, parts = uri.partition("?")[0], urlsplit(uri)
     return uri.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1) if parts.netloc else uri
 
 
 def explain(error: BaseException, uri: str) -> str:
-    """One sentence on an error of MLflow or of what it stands on; its first line where nobody foresaw it."""
+    """An error of MLflow or its libraries as one sentence; the error's first line if it is none of `KNOWN`."""
     if isinstance(error, TrackingError):
         return str(error)
     text = f"{getattr(error, 'error_code', '')} {error}"
     for words, what, mend in KNOWN:
         if found := re.search(words, text):
-            return f"{shown(uri)} {what.format(*filter(None, found.groups()))}; {mend}"
+            return f"{without_secrets(uri)} {what.format(*filter(None, found.groups()))}; {mend}"
     secret = urlsplit(uri).netloc.rpartition("@")[0]
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     return first.replace(f"{secret}@", "") if secret else first
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def tracking_errors(uri: str) -> Iterator[None]:
     """Turns whatever MLflow and its libraries raise inside the block into a TrackingError."""
     try:
         yield

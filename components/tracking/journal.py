@@ -1,14 +1,15 @@
-"""A journal between a run and its tracker, so that an outage costs the training nothing and the record nothing.
+"""A journal between a run and its tracker, so that an outage neither stops the training nor loses a record.
 
     append -> journal.jsonl -> a thread ships batches -> journal.ack (how far, and to which run)
 
-What holds, and why:
+Guarantees, and why they hold:
 - A record is written with one `write` before `append` returns, so it outlives the process; it is fsynced by a thread
   before it is shipped, at the latest every second or so, so a power cut costs at most the last second.
-- `journal.ack` is replaced atomically after the tracker took a batch. A crash in between sends that batch again with
-  the same time stamps, and MLflow's SQL stores keep one row per (run, key, time stamp, step, value): no doubles.
-- Steps of a key only grow. A point at or below its key's highest step is one that a resumed run repeats: dropped.
-- A torn last line is one whose `append` never returned: cut off when the journal is opened.
+- `journal.ack` is replaced atomically after the tracker took a batch. After a crash in between, that batch is sent
+  again with the same time stamps, and MLflow's SQL stores keep one row per (run, key, time stamp, step, value): no
+  doubles.
+- Steps of a key only grow. A point at or below its key's highest step is one that a resumed run repeats; it is dropped.
+- A torn last line is one whose `append` never returned; it is cut off when the journal is opened.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from ssl_core.atomic import replace_text
 log = logging.getLogger("pretext.tracking")
 
 Record = dict[str, Any]
-"""One JSON object with a "kind"; the shipper's receiver gives the kinds their meaning."""
+"""One JSON object with a "kind"; the shipper's receiver defines what the kinds mean."""
 
 CHUNK = 1 << 20  # bytes read for one batch
 
 
 class Unavailable(Exception):
-    """The tracker cannot be reached or asks to come back later: keep the records and try again."""
+    """The tracker cannot be reached or is busy: keep the records and try again later."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,12 @@ class Journal:
         self._synced = self.size
         self._highest: dict[str, int] = {}
         for entry in self.scan():
-            self._note(entry.record)
+            self._update_highest(entry.record)
         self.owner, self.acked = self._read_ack()
         self.closed = False
 
     def append(self, record: Record) -> None:
-        """Durable against the death of the process once it returns. Raises OSError where the disk refuses."""
+        """Once it returns, the record survives the death of the process. Raises OSError if it cannot be written."""
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         with self._guard:
             written = os.write(self._file, line)
@@ -87,16 +88,16 @@ class Journal:
                 os.ftruncate(self._file, self.size)
                 raise OSError(28, f"no space left to write {self.folder / 'journal.jsonl'}")
             self.size += written
-            self._note(record)
+            self._update_highest(record)
 
     def append_point(self, step: int, time_ms: int, metrics: Mapping[str, float]) -> None:
-        """Journals the metrics whose (key, step) is new; `time_ms` since the epoch travels with them for ever."""
+        """Appends the metrics whose (key, step) is new, with `time_ms` since the epoch."""
         fresh = {key: float(value) for key, value in metrics.items() if step > self._highest.get(key, -1)}
         if fresh:
             self.append({"kind": "point", "step": step, "time_ms": time_ms, "metrics": fresh})
 
     def pending(self) -> list[JournalEntry]:
-        """The next unacknowledged records, about a megabyte of them, in the order of their arrival."""
+        """The next unacknowledged records, about a megabyte of them, in the order in which they were appended."""
         return self._read(self.acked)
 
     def left(self) -> int:
@@ -115,7 +116,7 @@ class Journal:
         return content
 
     def bind(self, owner: str) -> None:
-        """Names the run that takes the records. Another than before (a new server, a deleted run) gets all of them."""
+        """Sets the run that takes the records. A new one (another server, a deleted run) gets all of them."""
         if owner != self.owner:
             self.owner, self.acked = owner, 0
             self._write_ack()
@@ -126,7 +127,7 @@ class Journal:
             self._write_ack()
 
     def refuse(self, record: Record, why: str) -> None:
-        """Lays a record aside that the tracker will never take, so that the rest can pass."""
+        """Puts a record aside that the tracker will never take, so that it does not hold up the rest."""
         with (self.folder / "journal.refused.jsonl").open("a") as file:
             file.write(json.dumps({"why": why, "record": record}) + "\n")
 
@@ -138,14 +139,14 @@ class Journal:
             self._synced = target
 
     def close(self, in_use: bool = False) -> None:
-        """Gives the folder free. `in_use`: a thread still sits in a request, so its descriptor stays open."""
+        """Releases the folder. `in_use`: a thread is still in a request, so the file's descriptor stays open."""
         self.sync()
         self.closed = True
         if not in_use:
             os.close(self._file)
         os.close(self._lock)
 
-    def _note(self, record: Record) -> None:
+    def _update_highest(self, record: Record) -> None:
         if record.get("kind") == "point":
             for key in record["metrics"]:
                 self._highest[key] = max(record["step"], self._highest.get(key, -1))
@@ -170,16 +171,16 @@ class Journal:
         try:
             state = json.loads((self.folder / "journal.ack").read_text())
             return str(state["owner"]), max(0, min(int(state["offset"]), self.size))
-        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: send all again, which doubles nothing
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: send all again, which makes no doubles
             return "", 0
 
     def _write_ack(self) -> None:
         state = json.dumps({"owner": self.owner, "offset": self.acked})
-        replace_text(self.folder / "journal.ack", state, durable=False)  # a lost one sends again, which doubles nothing
+        replace_text(self.folder / "journal.ack", state, durable=False)  # if lost, all is sent again, without doubles
 
 
 def last_header(journal: Journal) -> Record | None:
-    """The newest record that says whose journal this is: run_key, experiment, name, tags, time_ms."""
+    """The newest record that names the journal's run: run_key, experiment, name, tags, time_ms."""
     found = None
     for entry in journal.scan():
         if entry.record.get("kind") == "run":
@@ -188,7 +189,7 @@ def last_header(journal: Journal) -> Record | None:
 
 
 def _repair(file: int) -> int:
-    """Cuts a torn last line off; the length of the file after that."""
+    """Cuts off a torn last line; returns the length of the file after that."""
     size = os.fstat(file).st_size
     end = size
     while end > 0:
@@ -204,7 +205,7 @@ def _repair(file: int) -> int:
 
 
 def _entries(data: bytes, offset: int) -> list[JournalEntry]:
-    """Whole lines of `data`, which starts at `offset`. A line that a disk garbled becomes a record without a kind."""
+    """Whole lines of `data`, which starts at `offset`. A garbled line becomes a record without a kind."""
     entries = []
     for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
         try:
@@ -217,7 +218,7 @@ def _entries(data: bytes, offset: int) -> list[JournalEntry]:
 
 
 def _sound(record: Any) -> bool:
-    """Whether a record has what this module itself reads of it."""
+    """Whether a record has all that this module reads from it."""
     if not isinstance(record, dict):
         return False
     kind = record.get("kind")
@@ -234,11 +235,11 @@ class Receiver(Protocol):
         ...
 
     def deliver(self, entries: Sequence[JournalEntry]) -> None:
-        """Takes all of them, again if it must. Raises Unavailable to be asked later with the same entries."""
+        """Takes all entries, even repeated ones. Raises Unavailable to be called later with the same entries."""
         ...
 
     def pulse(self) -> None:
-        """Says that the run is alive. Raises Unavailable."""
+        """Signals that the run is alive. Raises Unavailable."""
         ...
 
 
@@ -269,7 +270,7 @@ class Shipper(threading.Thread):
             self._rest(self._once())
 
     def drain(self, seconds: float) -> bool:
-        """Ships what is left for at most `seconds`, then stops. True: the tracker has everything."""
+        """Ships what is left, for at most `seconds`, then stops. True: the tracker has everything."""
         self._stop_at = self._clock() + seconds
         self._wake.set()
         self.join(seconds + 0.5)
@@ -284,7 +285,7 @@ class Shipper(threading.Thread):
             self._sync()
 
     def _sync(self) -> None:
-        with suppress(OSError):  # a full disk: the next append says so
+        with suppress(OSError):  # a full disk: the next append reports it
             self.journal.sync()
 
     def _over(self) -> bool:
@@ -304,7 +305,7 @@ class Shipper(threading.Thread):
             if self._clock() >= self._next_pulse:
                 self.receiver.pulse()
                 self._next_pulse = self._clock() + self._pulse_every
-        except Exception as error:  # the thread must outlive everything: a bug here may not cost the run its record
+        except Exception as error:  # the thread must survive every error: a bug here must not cost the run its record
             return self._failed(error)
         if self.trouble:
             log.warning(
@@ -317,7 +318,7 @@ class Shipper(threading.Thread):
         self._failures += 1
         if self.trouble is None:
             why = str(error) if isinstance(error, Unavailable) else repr(error)
-            log.warning("%s. The run goes on; its points wait in %s", why, self.journal.folder)
+            log.warning("%s. The run continues; its points wait in %s", why, self.journal.folder)
         self.trouble = str(error) or type(error).__name__
         if self._stop_at is not None:
             return min(self._pause, 0.5)

@@ -1,13 +1,13 @@
-"""The journal of a run whose folder lies behind a URI: it is written on this machine, and lives in the run's folder.
+"""The journal of a run whose folder lies behind a URI: it is written on this machine and copied to the run's folder.
 
-    restore   what the run's folder holds becomes the local journal, unless that is the same and goes further
-    upload    what the folder lacks: the journal's segments, and the files that were logged
+    restore   makes the local journal from the run's folder, unless the local one is the same or continues it
+    upload    uploads what the run's folder lacks: the journal's segments, and the files that were logged
 
 <run>/tracking/{journal-000000000000.jsonl, journal-000004210231.jsonl, ..., artifacts/figures/curves.png, ...}
 
-A segment is named by the offset of its first byte in the journal. The last one is written anew, longer, until it has
-`SEGMENT` bytes. How far the tracker has got (journal.ack) stays here: a process elsewhere sends all again and drops the
-points that the tracker has.
+A segment is named by the offset of its first byte in the journal. The last one is rewritten, longer, until it has
+`SEGMENT` bytes. How much the tracker has taken (journal.ack) stays on this machine: a process elsewhere sends all
+again, without the points that the tracker has.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SEGMENT_NAME = re.compile(r"journal-(\d{12,})\.jsonl")
 
 
 class Mirror:
-    """Between the folder `uri`, part of a run's folder, and the local `folder`, in which the journal is written."""
+    """Copies between `uri`, part of a run's folder, and the local `folder`, in which the journal is written."""
 
     def __init__(self, uri: str, folder: Path) -> None:
         self.uri, self.folder = uri, folder
@@ -43,7 +43,7 @@ class Mirror:
         self._files: dict[str, list[int]] = {}
 
     def restore(self) -> None:
-        """To be called once the local folder is this process's own and before the journal in it is opened.
+        """Restores the local journal; called once the local folder is locked and before the journal is opened.
 
         Raises:
             StorageError: the run's folder cannot be read, or lacks a segment.
@@ -65,14 +65,14 @@ class Mirror:
             for entry in segments:
                 file.write(read(entry.uri) or b"")
         if journal.stat().st_size != self._size:
-            raise StorageError(f"{self.uri} has changed while its journal was read; start again")
+            raise StorageError(f"{self.uri} changed while its journal was read; start again")
         self._write_state()
 
     def upload(self, journal: Journal) -> None:
-        """Everything that was appended and logged so far; tried again for some seconds where the storage refuses.
+        """Uploads everything that was appended and logged so far; retried for some seconds if the storage fails.
 
         Raises:
-            StorageError: it refused to the end.
+            StorageError: the last attempt failed.
         """
         for attempt in range(ATTEMPTS):
             try:
@@ -99,7 +99,7 @@ class Mirror:
         self._write_state()
 
     def _segments(self) -> list[Entry]:
-        """In order, without a gap."""
+        """The segments in order; raises StorageError where one is missing."""
         listed = list(entries(self.uri)) if stat(self.uri) else []
         found = sorted((entry for entry in listed if _SEGMENT_NAME.fullmatch(_name(entry))), key=_offset)
         end = 0
@@ -134,7 +134,7 @@ class Mirror:
 
 
 def _next_start(segments: list[Entry]) -> int:
-    """Offset at which the segment begins that is written next: the last one, until it is full."""
+    """Offset of the segment to write next: the last one, until it is full."""
     if not segments:
         return 0
     last = segments[-1]

@@ -1,4 +1,4 @@
-"""Where a run comes from, in the tags by which MLflow's pages say so: who started it, from which commit."""
+"""Who started a run, and from which commit, in the tags that MLflow's pages show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def started_by() -> dict[str, str | None]:
 
 
 def user() -> str | None:
-    """Who started the run; None in a container whose user has no name."""
+    """The user who started the run; None in a container whose user has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -25,7 +25,7 @@ def user() -> str | None:
 
 @functools.cache
 def git_commit() -> str | None:
-    """Commit of this checkout, with "+changes" where it differs; None in an installation without git."""
+    """Commit of this checkout, with "+changes" if files differ from it; None in an installation without git."""
     if not (ROOT / ".git").exists():
         return None
     try:

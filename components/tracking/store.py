@@ -1,4 +1,4 @@
-"""Where MLflow keeps runs and models: which URIs can work, and a client for one, without chatter."""
+"""Where MLflow keeps runs and models: which URIs can work, and a client for one, with MLflow's own output silenced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from components.storage.locks import exclusive
-from components.tracking.errors import answering, shown
+from components.tracking.errors import tracking_errors, without_secrets
 from ssl_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,20 +28,20 @@ def tracking_uri(given: str | None = None) -> str:
     """Where runs are recorded: `given`, else MLFLOW_TRACKING_URI, else SQLite in the pretext home. Paths made absolute.
 
     Raises:
-        InputError: MLflow no longer keeps runs there.
+        InputError: MLflow cannot keep runs there.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or _default_uri()
     scheme = urlsplit(uri).scheme.split("+")[0]
     if scheme not in SERVERS + DATABASES:
         raise InputError(
-            f"tracking URI {shown(uri)!r}: MLflow has given up folders of files such as ./mlruns; use a server "
-            "(https://host), a database (sqlite:////path/mlflow.db), or name none for SQLite in the pretext home"
+            f"tracking URI {without_secrets(uri)!r}: MLflow no longer supports folders of files such as ./mlruns; use "
+            "a server (https://host), a database (sqlite:////path/mlflow.db), or none for SQLite in the pretext home"
         )
     if scheme != "sqlite":
         return uri.rstrip("/")
     kind, _, path = uri.partition(":///")
     if path in ("", ":memory:"):
-        raise InputError(f"tracking URI {uri!r} names no file, so nothing would outlive the process; name one")
+        raise InputError(f"tracking URI {uri!r} names no file, so no run would outlive the process; name a file")
     return f"{kind}:///{Path(path).expanduser().absolute()}"
 
 
@@ -57,10 +57,10 @@ def database_of(uri: str) -> Path | None:
 
 
 def connect_tracking(given: str | None = None) -> tuple[MlflowClient, str]:
-    """A client for `tracking_uri(given)`, and that URI. An embedded database is made where missing, by one process.
+    """A client for `tracking_uri(given)`, and that URI. A missing embedded database is made, by one process.
 
     Raises:
-        InputError: see `tracking_uri`.  TrackingError: the database cannot be used; a server is not asked.
+        InputError: see `tracking_uri`.  TrackingError: the database cannot be used; a server is not contacted.
     """
     uri = tracking_uri(given)
     quieten(server=database_of(uri) is None)
@@ -68,10 +68,10 @@ def connect_tracking(given: str | None = None) -> tuple[MlflowClient, str]:
 
     database = database_of(uri)
     if database is None:
-        with answering(uri):
+        with tracking_errors(uri):
             return MlflowClient(uri, uri), uri
-    with exclusive(database.with_name(database.name + ".lock"), wait=120), answering(uri):
-        with closing(sqlite3.connect(database)) as file:  # where MLflow would try for two minutes
+    with exclusive(database.with_name(database.name + ".lock"), wait=120), tracking_errors(uri):
+        with closing(sqlite3.connect(database)) as file:  # fails at once, where MLflow would retry for two minutes
             file.execute("PRAGMA schema_version")
         client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)  # makes or checks the tables
@@ -79,7 +79,7 @@ def connect_tracking(given: str | None = None) -> tuple[MlflowClient, str]:
 
 
 def quieten(server: bool) -> None:
-    """No usage reports, no printed links, no tales of migrations, no minutes of silent retries; also imports mlflow."""
+    """No usage reports, printed links, logs of migrations or minutes of silent retries; also imports mlflow."""
     for name, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
@@ -98,7 +98,7 @@ def quieten(server: bool) -> None:
     for name, level in (
         ("mlflow", logging.WARNING),
         ("alembic", logging.WARNING),
-        ("mlflow.store.db.utils", logging.CRITICAL),  # a locked database: retried here, no trace of it needed
+        ("mlflow.store.db.utils", logging.CRITICAL),  # a locked database is retried here and needs no log
     ):
         logging.getLogger(name).setLevel(level)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -112,7 +112,7 @@ def ui_command(port: int = 5000, given: str | None = None) -> list[str]:
     """
     uri = tracking_uri(given)
     if urlsplit(uri).scheme in SERVERS:
-        raise InputError(f"the runs are kept by {shown(uri)}; open that in a browser")
+        raise InputError(f"the runs are kept by {without_secrets(uri)}; open that in a browser")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     database = database_of(uri)

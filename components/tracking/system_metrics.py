@@ -36,10 +36,10 @@ class SystemMetrics(threading.Thread):
                 monitor.collect_metrics()
                 values |= monitor.aggregate_metrics()
                 monitor.clear_metrics()
-            except Exception as error:  # a counter that this machine lacks costs only itself
+            except Exception as error:  # a counter that this machine lacks does not cost the others
                 log.debug("no system metrics from %s: %s", type(monitor).__name__, error)
         now = time.time_ns() // 1_000_000
-        # Seconds since the epoch as steps: they grow over attempts and machines, so that none hides another.
+        # Steps are seconds since the epoch: they grow over attempts and machines, so that no point hides another.
         self._sink(now // 1000, now, {f"system/{key}": float(value) for key, value in values.items()})
 
 
@@ -54,6 +54,6 @@ def _monitors() -> list[Any]:
     monitors = [kind() for kind in always]
     try:
         monitors.append(gpu())
-    except Exception as error:  # no GPU, or no nvidia-ml-py to ask it with
+    except Exception as error:  # no GPU, or no nvidia-ml-py to read it with
         log.debug("no GPU metrics: %s", error)
     return monitors

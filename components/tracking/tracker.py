@@ -1,10 +1,10 @@
-"""The driver's hand on MLflow: one run per run key, held by `Tracker`, and the sweep of runs that died without a word.
+"""MLflow for the driver: `Tracker`, one MLflow run per run key, and the sweep of runs whose process died.
 
     with Tracker(key, folder, name=..., experiment=...) as tracker:
         tracker.params(recipe); tracker.dataset(...); tracker.point(step, time_ms, metrics); tracker.figure(...)
 
 No method raises because a server is away: all that is logged goes to the run's journal first (journal.py), and a thread
-carries it on (delivery.py). A set-up that can never work is refused when the Tracker is made.
+sends it on (delivery.py). A setup that can never work is refused when the Tracker is made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal
 from components.storage.files import StorageError, absolute, is_remote, join, write
 from components.storage.home import cache_folder
 from components.storage.lease import TakenOver
-from components.tracking.errors import answering, shown
+from components.tracking.errors import tracking_errors, without_secrets
 from components.tracking.journal import Journal, Shipper, last_header
 from components.tracking.mirror import COPIES, Mirror
 from components.tracking.stale_runs import is_stale
@@ -54,8 +54,8 @@ class Logged:
 class Tracker:
     """The MLflow run of `run_key`: adopted where one exists, whatever its status, else created.
 
-    An attempt at the training sets it RUNNING and closes it with how the attempt ended. What is done to a run later
-    (`attempt=False`) closes it as FINISHED where it succeeds, and else leaves its status as it was.
+    An attempt at the training sets it RUNNING and closes it with the status in which the attempt ended. A later step
+    (`attempt=False`) closes it as FINISHED if it succeeds, and else leaves its status as it was.
 
     Attributes:
         uri: the tracking store.
@@ -77,14 +77,14 @@ class Tracker:
     ) -> None:
         """`tags`: code version and the like, None left out. `system_metrics`: seconds between samples, 0 for none.
 
-        `wait`: seconds given to the tracker to answer; afterwards the run goes on and its record follows later.
+        `wait`: seconds that the tracker has to answer; after that the run continues and its record follows later.
 
         Raises:
             ValueError: the URI, the key or the experiment cannot work.
-            Busy: another process on this machine is at this run.
+            Busy: another process on this machine works on this run.
         """
         if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,250}", run_key):
-            raise ValueError(f"run key {run_key!r}: letters, digits and _.:- only")
+            raise ValueError(f"run key {run_key!r} is not valid; use up to 250 letters, digits and _.:- only")
         self.uri = tracking_uri(uri)
         self.folder = absolute(str(folder))
         place = join(self.folder, JOURNAL)
@@ -92,9 +92,9 @@ class Tracker:
         self._journal = Journal(self._mirror.folder, self._mirror.restore) if self._mirror else Journal(Path(place))
         self._closed: str | None = None
         self._lost = 0
-        given = {key: value for key, value in (tags or {}).items() if value is not None}
-        header = {"kind": "run", "run_key": run_key, "experiment": experiment, "name": name or run_key, "tags": given}
-        self._introduce(header)
+        present = {key: value for key, value in (tags or {}).items() if value is not None}
+        header = {"kind": "run", "run_key": run_key, "experiment": experiment, "name": name or run_key, "tags": present}
+        self._write_header(header)
         self._receiver, self._shipper = _start(self.uri, self._journal, attempt)
         self._await_answer(wait)
         self._system_metrics = SystemMetrics(self.point, system_metrics) if system_metrics else None
@@ -107,15 +107,15 @@ class Tracker:
 
     @property
     def link(self) -> str:
-        """Where a person sees the run: its page on a server, else the command that opens the embedded database."""
+        """Where people can see the run: its page on a server, else the command that opens the embedded database."""
         if database_of(self.uri) is None and self.run_id:
-            return f"{shown(self.uri)}/#/experiments/{self._receiver.experiment_id}/runs/{self.run_id}"
-        return f"mlflow ui --backend-store-uri {shown(self.uri)}"
+            return f"{without_secrets(self.uri)}/#/experiments/{self._receiver.experiment_id}/runs/{self.run_id}"
+        return f"mlflow ui --backend-store-uri {without_secrets(self.uri)}"
 
     @property
     def trouble(self) -> str:
         """Why the tracker has not taken everything yet."""
-        return self._shipper.trouble or f"{shown(self.uri)} is slow"
+        return self._shipper.trouble or f"{without_secrets(self.uri)} is slow"
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Parameters of the run; nested mappings become dotted names."""
@@ -128,7 +128,7 @@ class Tracker:
     def dataset(
         self, name: str, uri: str, version: int, digest: str, *, samples: int = 0, context: str = "training"
     ) -> None:
-        """The corpus version that goes in; `context` is what for ("training", "probe train", "probe test")."""
+        """A corpus version that the run uses; `context` is its purpose ("training", "probe train", "probe test")."""
         what = {"name": name, "uri": uri, "version": version, "digest": digest, "samples": samples, "context": context}
         self._append({"kind": "dataset", **what})
         prefix = "pretext.corpus" if context == "training" else f"pretext.{context.replace(' ', '_')}"
@@ -163,29 +163,29 @@ class Tracker:
         self._stage(f"{name}.html", text.encode())
 
     def persist(self) -> None:
-        """Makes what was logged so far as durable as the run's folder is: on disk here, uploaded where it is remote.
+        """Makes what was logged so far as durable as the run's folder: on disk if it is local, uploaded if remote.
 
         Raises:
-            StorageError: the run's folder refuses.
+            StorageError: the run's folder cannot be written.
         """
         self._guarded(self._journal.sync)
         if self._mirror is not None:
             self._mirror.upload(self._journal)
 
     def flush(self, seconds: float = 60.0) -> bool:
-        """Waits until the tracker has everything logged so far. False: it has not within `seconds`."""
+        """Waits until the tracker has everything logged so far; False if it has not within `seconds`."""
         deadline, target = time.monotonic() + seconds, self._journal.size
         while self._journal.acked < target and time.monotonic() < deadline:
             time.sleep(0.05)
         return self._journal.acked >= target
 
     def close(self, status: Status | None = "FINISHED", seconds: float = 30.0, persist: bool = True) -> str:
-        """Ends the run; None leaves its status. What is not taken within `seconds` waits in the folder for the next.
+        """Ends the run; None leaves its status. What the tracker has not taken within `seconds` waits in the folder.
 
-        `persist`: False where another process has taken the run over, whose folder is not written any more.
+        `persist`: False if another process has taken the run over, since its folder must not be written any more.
 
         Returns:
-            A sentence on what waits or is lost; empty where the tracker has everything.
+            A sentence on what waits or is lost; empty if the tracker has everything.
         """
         if self._closed is not None:
             return self._closed
@@ -213,13 +213,13 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, TakenOver):
-            self.close(None, persist=False)  # the run goes on, and its new driver says how it ends
+            self.close(None, persist=False)  # the run continues, and its new driver records how it ends
         else:
             stopped = kind is not None and not issubclass(kind, Exception)  # KeyboardInterrupt, SystemExit of a SIGTERM
             self.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
-    def _introduce(self, header: dict[str, Any]) -> None:
-        """Writes whose journal this is; a changed experiment sends the whole of it there."""
+    def _write_header(self, header: dict[str, Any]) -> None:
+        """Writes which run the journal belongs to; if the experiment has changed, all of it is sent there."""
         before = last_header(self._journal)
         if before is not None and before["run_key"] != header["run_key"]:
             self._journal.close()
@@ -243,7 +243,7 @@ class Tracker:
             raise self._receiver.fatal
 
     def _stage(self, artifact: str, content: bytes, kind: str = "file") -> None:
-        """Keeps a copy in the run folder and logs it; the same name again replaces it."""
+        """Keeps a copy in the run folder and logs it; a file of the same name is replaced."""
 
         def write_copy() -> None:
             write(str(self._journal.folder / COPIES / artifact), content)
@@ -267,7 +267,7 @@ class Tracker:
         except (OSError, StorageError) as error:  # the disk is full: the training may still get to its checkpoint
             self._lost += 1
             if self._lost == 1:
-                log.warning("Cannot write to %s (%s); the run goes on without its record", self._journal.folder, error)
+                log.warning("Cannot write to %s (%s); the run continues unrecorded", self._journal.folder, error)
 
 
 def _start(uri: str, journal: Journal, attempt: bool) -> tuple[Any, Shipper]:
@@ -281,10 +281,10 @@ def _start(uri: str, journal: Journal, attempt: bool) -> tuple[Any, Shipper]:
 
 
 def close_stale_runs(uri: str | None = None, minutes: float = 15.0) -> list[str]:
-    """Closes as KILLED our RUNNING runs whose heartbeat is older than `minutes`; returns their ids.
+    """Closes as KILLED those of our RUNNING runs whose heartbeat is older than `minutes`; returns their ids.
 
     Raises:
-        TrackingError: the tracker cannot be asked.
+        TrackingError: the tracker cannot be reached.
     """
     client, where = connect_tracking(uri)
     from components.tracking.delivery import HEARTBEAT, RUN_KEY
@@ -295,11 +295,11 @@ def close_stale_runs(uri: str | None = None, minutes: float = 15.0) -> list[str]
         return run.info.status == "RUNNING" and is_stale(int(beat) if beat else None, run.info.start_time, now, minutes)
 
     closed = []
-    with answering(where):
+    with tracking_errors(where):
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         ours = f"attributes.status = 'RUNNING' and tags.`{RUN_KEY}` LIKE '%'"
         for run in client.search_runs(experiments, ours, max_results=1000):
-            if dead(run) and dead(client.get_run(run.info.run_id)):  # it may have beaten since the search
+            if dead(run) and dead(client.get_run(run.info.run_id)):  # there may be a heartbeat since the search
                 client.set_tag(run.info.run_id, "pretext.swept", f"no heartbeat for {minutes:g} minutes")
                 client.set_terminated(run.info.run_id, "KILLED")
                 closed.append(run.info.run_id)
@@ -320,7 +320,7 @@ def _shown(value: Any, limit: int) -> str:
 
 
 def _plain(cell: Any) -> Any:
-    """What JSON knows: NumPy's scalars as Python's, NaN and infinities as null, anything else as text."""
+    """A value that JSON can hold: NumPy's scalars as Python's, NaN and infinities as null, anything else as text."""
     value = cell.item() if hasattr(cell, "item") else cell
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -1,9 +1,10 @@
-"""What a task must learn or fix before it trains, made once per run: permutation sets, colour priors, vocabularies.
+"""What a task must fit before it trains, made once per run: permutation sets, colour priors, vocabularies.
 
     task with empty fields -> one Ray task: corpus -> reader -> fit -> tensors -> <run>/artefacts -> task with digests
 
-The run's folder gets all of them at once, whole or not at all: the same name finds them there, a kill on the way leaves
-nothing, and the same call makes them again. The pretext home keeps them too, so that another recipe may name a digest.
+The run's folder gets all of them at once, whole or not at all: a later start of the run finds them there, a kill on the
+way leaves none, and the same call makes them again. The pretext home keeps them too, so that another recipe can name a
+digest.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from ssl_core.types import CorpusVersion, Raw
 FIELDS = "fields.json"
 """Beside the tensors: field -> digest."""
 BATCH = 256
-"""Samples that a fit gets at a time, or the corpus if it is smaller."""
+"""Samples in a batch for a fit; the whole corpus if it is smaller."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -61,7 +62,7 @@ class FitJob:
         fields: of it, those whose artefacts are to be made.
         corpus: the version to fit on.
         seed: of the run.
-        gpu: compute on one.
+        gpu: whether to compute on a GPU.
         home: the driver's pretext home, where a remote corpus is cached.
         channel: actor handle of a `DriverChannel`, for progress.
         models: field of the task -> files of the saved model that it names.
@@ -87,19 +88,19 @@ def prepare(
     lease: ExclusiveLease | None = None,
     tracking: str | None = None,
 ) -> Run:
-    """The run with a digest in every field of its task that holds one, the artefacts lying in the run's folder.
+    """The run with a digest in every artefact field of its task; the artefacts are then in the run's folder.
 
     Arguments are those of `components.training.pretrain.pretrain`, to which the result goes.
 
     Args:
-        progress: called now and then with the field at hand and the samples that its fit has read.
-        tracking: MLflow server that has the saved models which the task names; default as for registering.
+        progress: called now and then with the current field and the samples that its fit has read.
+        tracking: MLflow server with the saved models that the task names; default as for registering.
 
     Raises:
-        MissingArtefactError: the recipe names a digest that is nowhere to be found.
+        MissingArtefactError: the recipe names a digest that is stored nowhere.
         ArtefactError, InputError: one cannot be made, from this corpus or on this machine.
         Busy: another process, here or on another machine, holds the run's folder.
-        TakenOver: the lease was lost on the way; nothing was written since then.
+        TakenOver: the lease was lost meanwhile; nothing was written after that.
     """
     wanted = artefact.digests(run.task)
     if not wanted:
@@ -111,18 +112,18 @@ def prepare(
             artefact.look_in(store)
             for digest in filter(None, wanted.values()):
                 artefact.load(digest)
-            made = _made(run, corpus, cluster or Cluster(), progress, tracking)
+            made = _fit_missing(run, corpus, cluster or Cluster(), progress, tracking)
             digests = {field: digest or artefact.keep(store, made[field]) for field, digest in wanted.items()}
             require(held.record)
             folder.put(ARTEFACTS, lambda path: _write(path, digests))
-    strange = [field for field, digest in wanted.items() if (digest or digests.get(field)) != digests.get(field)]
-    if strange or wanted.keys() != digests.keys():
+    differing = [field for field, digest in wanted.items() if (digest or digests.get(field)) != digests.get(field)]
+    if differing or wanted.keys() != digests.keys():
         raise ArtefactError(f"{folder.uri} holds the artefacts of another task; give this run another name.")
     return replace(run, task=replace(cast(Any, run.task), **digests))
 
 
 def recorded(folder: RunFolder) -> dict[str, str]:
-    """Field -> digest of what a run's folder holds; empty where nothing was made."""
+    """Field -> digest of the artefacts in a run's folder; empty if none were made."""
     if not folder.holds(ARTEFACTS):
         return {}
     written: dict[str, str] = json.loads(read(join(folder.uri, ARTEFACTS, FIELDS)) or b"{}")
@@ -145,7 +146,7 @@ def _write(path: Path, digests: Mapping[str, str]) -> None:
     write_folder(path, content, {FIELDS: digests})
 
 
-def _made(
+def _fit_missing(
     run: Run,
     corpus: CorpusVersion,
     cluster: Cluster,
@@ -163,7 +164,7 @@ def _made(
         models = {field: _files(uri, run, tracking) for field, uri in artefact.saved_models(run.task).items()}
         channel, home = open_driver_channel(), str(pretext_home())
         job = FitJob(run.task, fields, corpus, run.train.seed, cluster.gpus, home, channel, models)
-        # A whole CPU may never be free where a cluster of few is shared; the task takes all threads of its machine.
+        # On a small shared cluster a whole CPU may never be free; the task uses all threads of its machine anyway.
         fitting = ray.remote(fit).options(num_cpus=0.5, num_gpus=int(cluster.gpus)).remote(job)
         try:
             while not ray.wait([fitting], timeout=0.25)[0]:
@@ -171,18 +172,18 @@ def _made(
                     progress(field, samples)
             return cast(Mapping[str, Tensors], ray.get(fitting))
         except RayTaskError as error:
-            raise error.cause from error  # a trace of the fit stands in Ray's error only
+            raise error.cause from error  # only Ray's error has the trace of the fit
         except RayError as error:
             why = " ".join(str(error).split())[:300]
-            raise ArtefactError(f"the process that made {', '.join(fields)} died: {why}") from None
+            raise ArtefactError(f"the process that fits {', '.join(fields)} died; start again: {why}") from None
         finally:
-            if not ray.wait([fitting], timeout=0)[0]:  # to cancel a finished task can end this process (Ray 2.60)
+            if not ray.wait([fitting], timeout=0)[0]:  # cancelling a finished task can end this process (Ray 2.60)
                 ray.cancel(fitting, force=True)
             ray.kill(channel)
 
 
 def _files(uri: str, run: Run, tracking: str | None) -> dict[str, bytes]:
-    """The files of a saved model, wherever it lies; of the run's own encoder, untrained, the config alone."""
+    """The files of a saved model, wherever it lies; without a URI, the config of the run's own encoder, untrained."""
     if not uri:
         return {CONFIG: json.dumps({"encoder": asdict(run.encoder)}).encode()}
     if is_remote(uri):
@@ -227,14 +228,14 @@ def _with_models(job: FitJob, scratch: Path) -> PretextTask:
 
 
 def _batches(job: FitJob, field: str, shards: Shards, digest: str, device: torch.device) -> Generator[Raw, None, None]:
-    """The corpus in random order without end; tells the driver how much was read."""
-    samples, told = 0, time.monotonic()
+    """The corpus in random order, without end; reports to the driver how much was read."""
+    samples, reported = 0, time.monotonic()
     size = min(BATCH, len(shards))
     with Reader(shards, job.task.sample, Sampler(size, job.seed, digest), device=device) as reader:
         for batch in reader:
             samples += size
-            if time.monotonic() - told > 0.5:
-                told = time.monotonic()
+            if time.monotonic() - reported > 0.5:
+                reported = time.monotonic()
                 job.channel.post.remote((field, samples))
             yield batch.raw
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay where relative paths mean what the user meant
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the user's folder, so relative paths stay valid
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # the default notices an end only after 2 s
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 # raylet prints a paragraph on stdout for each worker that died, although the group restarts
@@ -43,7 +43,7 @@ from ssl_core.types import CorpusVersion
 __all__ = ["Outcome", "Point", "pretrain"]
 
 GRACE_S = 60.0
-"""How long workers may take for the checkpoint after a wish to stop, before the driver leaves without it."""
+"""How long workers may take for the checkpoint after a request to stop, before the driver ends without it."""
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +58,20 @@ def pretrain(
     before_checkpoint: Callable[[], None] = lambda: None,
     lease: ExclusiveLease | None = None,
 ) -> Outcome:
-    """Trains `run` on a version of a corpus, or goes on where the run of that folder stands.
+    """Trains `run` on a version of a corpus, or resumes it from its folder.
 
-    SIGTERM, SIGINT and SIGHUP to this process checkpoint at the next step and end it as KILLED; the same call goes on.
-    One that comes too late for that is raised again at the end.
+    SIGTERM, SIGINT and SIGHUP to this process checkpoint at the next step and end the run as KILLED; the same call
+    resumes it. A signal that comes too late for that is raised again at the end.
 
     Args:
         run: what to learn and how.
         corpus: the version.
-        folder: the run's own, which all workers reach; another task, corpus or code needs another one.
+        folder: the run's own, which all workers can reach; another task, corpus or code needs another folder.
         cluster: where and how wide.
         sink: gets each step's point once, as it happens, in this process. After a killed driver the points since the
             checkpoint come again, equal.
         before_checkpoint: called in this process once the sink has every point up to a checkpoint, and before that
-            checkpoint counts: what the points went to can be made as durable as the checkpoint is.
+            checkpoint counts: here the caller can make its record of the points as durable as the checkpoint.
         lease: of the run's folder, which the caller holds already; None takes it for this call.
 
     Returns:
@@ -79,7 +79,7 @@ def pretrain(
 
     Raises:
         Busy: another process, here or on another machine, holds the run's folder.
-        TakenOver: the lease was lost on the way; nothing was written since then.
+        TakenOver: the lease was lost meanwhile; nothing was written after that.
     """
     cluster = cluster or Cluster()
     with nullcontext(lease) if lease else folder.lease() as held, connect(cluster.address):
@@ -95,13 +95,13 @@ def pretrain(
         try:
             with _stop_requests() as request:
                 outcome = _Driver(channel, fit, sink, before_checkpoint, request.reasons, held).watch()
-        finally:  # workers that still wait for this driver shall not wait for ever
+        finally:  # workers that still wait for this driver must not wait for ever
             with suppress(ray.exceptions.RayError):
                 ray.kill(channel)
         if outcome.status != "FINISHED":
             require(held.record)
     if outcome.status == "FAILED" and request.signal is not None:
-        log.error("%s", outcome.reason)  # what hears the signal will not tell it
+        log.error("%s", outcome.reason)  # the handler of the signal that is raised again does not report it
     if outcome.status != "KILLED":
         request.raise_again()
     return outcome
@@ -127,7 +127,7 @@ def _trainer(training: Training, cluster: Cluster) -> TorchTrainer:
 
 
 def _resources(cluster: Cluster) -> dict[str, float]:
-    """Fractions of a CPU where there are as many workers as CPUs: whole ones would leave none for anything else."""
+    """A fraction of a CPU for each worker if there are as many workers as CPUs: others need some CPU, too."""
     share = 0.8 * ray.cluster_resources().get("CPU", 1.0) / cluster.workers
     cpu = {"CPU": 1.0 if share >= 1 else max(0.01, round(share, 2))}
     return {**cpu, "GPU": 1.0} if cluster.gpus else cpu
@@ -150,7 +150,7 @@ class _Fit(threading.Thread):
 
 
 class _Driver:
-    """Hands on points, passes a request to stop on, and says how it ended."""
+    """Passes on points and the request to stop, and returns how the training ended."""
 
     def __init__(
         self,
@@ -165,20 +165,20 @@ class _Driver:
         self.sink, self.before_checkpoint = sink, before_checkpoint
         self.last = Point(0, 0, {}, 0)
         self.outcome: Outcome | None = None
-        self.asked_at: float | None = None
+        self.stop_requested_at: float | None = None
 
     def watch(self) -> Outcome:
-        """Until the workers are done, or do not answer a wish to stop."""
-        while self.fit.is_alive() and not self._out_of_grace():
+        """Runs until the workers are done, or have not stopped `GRACE_S` seconds after the request."""
+        while self.fit.is_alive() and not self._grace_is_over():
             self._receive(0.25)
             if self.lease.lost and not self.reasons:
                 self.reasons.append("taken over by another driver")
-            if self.reasons and self.asked_at is None:
-                self.asked_at = time.monotonic()
+            if self.reasons and self.stop_requested_at is None:
+                self.stop_requested_at = time.monotonic()
                 log.warning("%s: a checkpoint is written first; a second signal does not wait for it", self.reasons[0])
-                ray.get(self.channel.ask_to_stop.remote(self.reasons[0]))
+                ray.get(self.channel.request_stop.remote(self.reasons[0]))
         self._receive(0.01)
-        return self._verdict()
+        return self._final_outcome()
 
     def _receive(self, seconds: float) -> None:
         for item in ray.get(self.channel.receive.remote(seconds)):
@@ -191,11 +191,11 @@ class _Driver:
                 self.last = Point(**item)
                 self.sink(self.last)
 
-    def _out_of_grace(self) -> bool:
-        return self.asked_at is not None and time.monotonic() - self.asked_at > GRACE_S
+    def _grace_is_over(self) -> bool:
+        return self.stop_requested_at is not None and time.monotonic() - self.stop_requested_at > GRACE_S
 
-    def _verdict(self) -> Outcome:
-        if self.outcome:  # whatever befell Ray after rank 0 had said its last word
+    def _final_outcome(self) -> Outcome:
+        if self.outcome:  # it counts whatever happened to Ray after rank 0 had sent it
             return self.outcome
         failure = ray.get(self.channel.failure.remote())
         if failure or self.fit.error:
@@ -212,23 +212,23 @@ class _Driver:
 
 @dataclass
 class _StopRequest:
-    """Why to stop, and the signal that said so."""
+    """Why to stop, and the signal that requested it."""
 
     reasons: list[str] = field(default_factory=list)
     signal: int | None = None
 
     def raise_again(self) -> None:
-        """The signal did not stop the training, which ended otherwise; what comes after it shall hear it."""
+        """Raise a signal again that did not stop the training, so that the code after it can handle it."""
         if self.signal is not None:
             signal.raise_signal(self.signal)
 
 
 @contextmanager
 def _stop_requests() -> Iterator[_StopRequest]:
-    """Collects the signals that ask to stop; a second one of them interrupts as usual."""
+    """Collects the signals that ask to stop; the second one interrupts as usual."""
     request = _StopRequest()
 
-    def note(number: int, frame: Any) -> None:
+    def record_signal(number: int, frame: Any) -> None:
         if request.reasons:
             raise KeyboardInterrupt
         request.reasons.append(f"stopped by {signal.Signals(number).name}")
@@ -237,7 +237,7 @@ def _stop_requests() -> Iterator[_StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, note) for number in stop_signals()}
+    before = {number: signal.signal(number, record_signal) for number in stop_signals()}
     try:
         yield request
     finally:
@@ -246,7 +246,7 @@ def _stop_requests() -> Iterator[_StopRequest]:
 
 
 def sentence(error: BaseException | None) -> str:
-    """What the user should read of Ray's nested exceptions: the cause's own message, on one line."""
+    """The message for the user from Ray's nested exceptions: that of the cause, on one line."""
     causes = list(getattr(error, "worker_failures", {}).values())
     causes = [getattr(cause, "_base_exc", cause) for cause in causes]
     deaths = [cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError)]
@@ -255,7 +255,7 @@ def sentence(error: BaseException | None) -> str:
     if cause is None and deaths:
         return (
             "A worker process died again and again (killed, or out of memory); lower train.batch_size or raise "
-            "train.accumulate if memory is short. The same command goes on from the last checkpoint."
+            "train.accumulate if memory is short. The same command resumes from the last checkpoint."
         )
     last = cause or error
     known = told(last) if isinstance(last, BaseException) else None

@@ -1,4 +1,4 @@
-"""A run's folder, on this machine or behind a URI: all that a run leaves, each file and folder whole or not there.
+"""A run's folder, on this machine or behind a URI: all that a run leaves, each file and folder complete or absent.
 
 <storage>/<name>/{artefacts/, checkpoint_00000120/, model/, checkpoint_manager_snapshot.json, _lease/,
                   evaluation.json, report.html, tracking/, fault.txt}
@@ -52,7 +52,7 @@ class RunFolder:
         return is_remote(self.storage)
 
     def lease(self) -> ExclusiveLease:
-        """The right to write here, to be held while training; other machines that reach the storage respect it."""
+        """The right to write here, to be held while training; it excludes all machines that share the storage."""
         return ExclusiveLease(self.uri)
 
     def complete(self) -> list[str]:
@@ -61,9 +61,9 @@ class RunFolder:
         return sorted(names, key=lambda name: checkpoint.step_of(name) or 0, reverse=True)
 
     def sweep(self, keep: int) -> list[str]:
-        """Deletes all but the newest `keep` complete checkpoints; returns the names of those, newest first.
+        """Deletes all but the newest `keep` complete checkpoints; returns the names of those kept, newest first.
 
-        Only for the holder of the lease: what another process is writing would go, too.
+        Only for the holder of the lease: what another process is writing would be deleted, too.
         """
         if not self.remote:
             checkpoint.prune(Path(self.uri), keep)
@@ -75,7 +75,7 @@ class RunFolder:
         return kept
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole to the last byte, falling back to the ones before it."""
+        """The newest checkpoint whose content is intact; older ones are tried in turn."""
         if not self.remote:
             return checkpoint.load_newest(Path(self.uri))
         for name in self.complete():
@@ -92,7 +92,7 @@ class RunFolder:
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path | None]:
-        """A complete folder of that name on this machine, for the block; None where there is none."""
+        """A local path of the complete folder of that name, for the block; None if there is none."""
         if not self.holds(name):
             yield None
         elif not self.remote:
@@ -118,7 +118,7 @@ class RunFolder:
         write(join(self.uri, name), content.encode() if isinstance(content, str) else content)
 
     def uri_of(self, name: str) -> str:
-        """Where a file or folder of it lies."""
+        """Path or URI of a file or folder in it."""
         return join(self.uri, name)
 
     def read(self, name: str) -> bytes | None:
@@ -126,7 +126,7 @@ class RunFolder:
         return read(join(self.uri, name))
 
     def names(self) -> list[str]:
-        """Of the files and folders in it."""
+        """The names of the files and folders in it."""
         return [entry.uri.rsplit("/", 1)[1] for entry in self._entries()]
 
     def remove(self, name: str) -> None:

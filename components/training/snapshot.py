@@ -1,8 +1,8 @@
 """Ray Train's own list of checkpoints, repaired before every start.
 
 Ray overwrites `checkpoint_manager_snapshot.json` in place, and refuses to start a run whose snapshot is truncated or
-names a checkpoint that is gone. Our checkpoints tell by themselves whether they are whole, so the snapshot is rebuilt
-from them.
+names a checkpoint that is gone. A checkpoint of ours shows by itself whether it is complete, so the snapshot is rebuilt
+from the checkpoints.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def repair(folder: RunFolder, keep: int) -> str:
-    """Makes the snapshot name exactly the newest `keep` complete checkpoints and deletes all other ones.
+    """Makes the snapshot name exactly the newest `keep` complete checkpoints, and deletes all others.
 
     Returns:
-        What was wrong with the snapshot, in words; empty if nothing.
+        What was wrong with the snapshot, in words; empty if it was right.
     """
     names = folder.sweep(keep)[::-1]
     path = join(folder.uri, SNAPSHOT)

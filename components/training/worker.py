@@ -1,4 +1,4 @@
-"""What one Ray Train worker does: open the corpus, join the loop, report checkpoints, answer the driver."""
+"""What one Ray Train worker does: open the corpus, run the loop, report checkpoints, stop on the driver's request."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ FINAL = (
     ReadError,
     TakenOver,
 )
-"""Errors that come again however often the workers are restarted: of input, of code, of another driver."""
+"""Errors that come again however often the workers are restarted: of the input, of the code, of another driver."""
 TRACE = "fault.txt"
-"""In the run's folder: where a fault of ours stopped the workers."""
+"""File in the run's folder with the trace of a fault of ours that stopped the workers."""
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def work(config: dict[str, Training]) -> None:
 
 
 def _fault(error: Exception, training: Training) -> str:
-    """The sentence for a fault of ours; its trace goes into the run's folder, which the user can reach."""
+    """The message for a fault of ours; its trace goes into the run's folder, which the user can reach."""
     where = join(training.folder.uri, TRACE)
     try:
         write(where, trace_of(error).encode())
@@ -122,21 +122,21 @@ def _device() -> torch.device:
 
 
 def _listen(channel: Any) -> Callable[[], str]:
-    """The loop's `stop`: a thread waits for the driver's wish, so that asking costs nothing."""
-    heard: list[str] = []
+    """The loop's `stop`: a thread waits for the driver's request, so that checking for it costs nothing."""
+    reasons: list[str] = []
 
     def wait() -> None:
         try:
-            heard.append(ray.get(channel.stop_asked.remote()))
+            reasons.append(ray.get(channel.stop_requested.remote()))
         except ray.exceptions.RayError:
             return  # the driver is gone, and Ray ends this process with it
 
     threading.Thread(target=wait, name="stop-listener", daemon=True).start()
-    return lambda: heard[0] if heard else ""
+    return lambda: reasons[0] if reasons else ""
 
 
 class ReportingStore:
-    """The loop's store in the run's folder; tells Ray Train of every checkpoint, which then keeps the newest ones."""
+    """The loop's store in the run's folder; reports every checkpoint to Ray Train, which keeps the newest ones."""
 
     def __init__(self, training: Training, rank: int) -> None:
         self.folder, self.lease, self.channel, self.rank = training.folder, training.lease, training.channel, rank
@@ -147,7 +147,7 @@ class ReportingStore:
     def keep(self, step: int, state: Checkpoint) -> None:
         reported = None
         if self.rank == 0:
-            # Workers outlive a killed driver by seconds. A checkpoint of theirs would hide the points that nobody took.
+            # Workers outlive a killed driver by seconds. Their checkpoint would skip points that no driver received.
             self.channel.post.remote({"checkpoint": step})
             ray.get(self.channel.settle.remote())
             require(self.lease)
@@ -162,7 +162,7 @@ class ReportingStore:
 
 
 def place(uri: str) -> tuple[str, pyarrow.fs.FileSystem]:
-    """Path and pyarrow file system of a URI, through fsspec, so that all parts of a run share one way of access."""
+    """Path and pyarrow file system of a URI, through fsspec, so that all parts of a run use the same client."""
     if "://" not in uri:
         return uri, pyarrow.fs.LocalFileSystem()
     fs, path = remote(uri)

@@ -40,10 +40,10 @@ def test_settled_means_taken_and_dealt_with() -> None:
 def test_everyone_who_waits_hears_the_first_wish_to_stop() -> None:
     async def story() -> None:
         channel = DriverChannel()
-        waiting = [asyncio.create_task(channel.stop_asked()) for _ in range(2)]
+        waiting = [asyncio.create_task(channel.stop_requested()) for _ in range(2)]
         await asyncio.sleep(0)
-        await channel.ask_to_stop("SIGTERM")
-        await channel.ask_to_stop("later")
+        await channel.request_stop("SIGTERM")
+        await channel.request_stop("later")
         assert await asyncio.gather(*waiting) == ["SIGTERM", "SIGTERM"]
 
     asyncio.run(story())

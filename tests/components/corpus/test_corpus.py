@@ -73,7 +73,7 @@ def test_the_form_of_samples_is_kept_and_another_is_refused():
     Corpus.create("c", SampleFormat(size=4, payload="jpeg", quality=80))
     found = Corpus.open("c")
     assert (found.size, found.payload, found.sample_format.quality) == (4, "jpeg", 80)
-    with pytest.raises(CorpusError, match="short side 4, but raw images with short side 4 is asked for"):
+    with pytest.raises(CorpusError, match="short side 4, but raw images with short side 4 were requested"):
         Corpus.create("c", FORMAT)
     assert Corpus.create("c", SampleFormat(size=4, payload="jpeg", quality=80)).version == 0
 

@@ -119,7 +119,9 @@ def test_a_name_that_is_a_corpus_and_a_folder_here_is_not_guessed(
     corpus, _ = corpus_of("digits", range(3))
     pictures(tmp_path / "digits", 2)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"digits is a corpus and lies here, too; write ./digits, or {corpus.uri}"):
+    with pytest.raises(
+        ValueError, match=f"digits names both a corpus and a local file .*; write ./digits, or {corpus.uri}"
+    ):
         embed(str(model), "digits", tmp_path / "out.parquet")
     assert embed(str(model), "./digits", tmp_path / "out.parquet").rows == 2
     assert embed(str(model), corpus.uri, tmp_path / "out.parquet").rows == 3

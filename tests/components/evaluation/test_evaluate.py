@@ -322,21 +322,21 @@ def test_metrics_and_table_are_flat_and_name_every_row(evaluated):
 
 def test_neighbours_are_real_pictures_of_the_training_part(parts, evaluated):
     _, evidence = evaluated
-    assert evidence.found.shape == (8, 5, SIDE, SIDE, 3) and evidence.queries.shape == (8, SIDE, SIDE, 3)
+    assert evidence.neighbours.shape == (8, 5, SIDE, SIDE, 3) and evidence.queries.shape == (8, SIDE, SIDE, 3)
     known = {parts[0].shards.payload(i).tobytes() for i in range(len(parts[0].shards))}
-    assert all(picture.tobytes() in known for picture in evidence.found.reshape(-1, SIDE, SIDE, 3))
+    assert all(picture.tobytes() in known for picture in evidence.neighbours.reshape(-1, SIDE, SIDE, 3))
     assert all(len(captions) == 6 for captions in evidence.captions)
     assert evidence.captions[0][0] == "0" and len(evidence.labels) == len(evidence.features) == 150
 
 
 def test_settings_that_make_no_sense_are_refused():
     for wrong, said in (
-        ({"draws": 1}, "draws is 1; it lies between 2 and 255"),
-        ({"draws": 256}, "draws is 256; it lies between 2 and 255"),
-        ({"neighbours": 0}, "neighbours, .* start at 1"),
-        ({"holdout": 1.0}, "holdout lies between 0 and 1"),
+        ({"draws": 1}, "draws is 1; it must be between 2 and 255"),
+        ({"draws": 256}, "draws is 256; it must be between 2 and 255"),
+        ({"neighbours": 0}, "neighbours, .* must be at least 1"),
+        ({"holdout": 1.0}, "holdout must be between 0 and 1"),
         ({"temperature": 0.0}, "temperature above 0"),
-        ({"shots": (0,)}, "shots, .* start at 1"),
+        ({"shots": (0,)}, "shots, .* must be at least 1"),
     ):
         with pytest.raises(ValueError, match=said):
             Settings(**wrong)

@@ -73,10 +73,10 @@ def test_settled_is_what_the_corpus_holds_or_another_file_has_claimed(index: Ded
 
 def test_a_note_counts_once_and_a_tally_each_time(index: DedupIndex) -> None:
     for _ in range(2):
-        index.note("vanished", "/a.png")
+        index.count_once("vanished", "/a.png")
         index.tally(decoded=3)
-    index.note("vanished", "/b.png")
-    index.note("skipped", "/a.png")
+    index.count_once("vanished", "/b.png")
+    index.count_once("skipped", "/a.png")
     assert index.counts() == {"vanished": 2, "skipped": 1, "decoded": 6}
 
 

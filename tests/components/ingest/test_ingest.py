@@ -28,8 +28,8 @@ from components.corpus import delta
 from components.corpus.corpus import Corpus, CorpusError
 from components.ingest.containers import ColumnError
 from components.ingest.ingest import IngestReport, Progress, ingest
-from components.ingest.sources import Taking, parts
-from components.ingest.stages import IngestJob, decoded, listed
+from components.ingest.sources import SourceOptions, parts
+from components.ingest.stages import IngestJob, decode_files, list_parts
 from components.storage.files import StorageError
 from ssl_core.atomic import is_leftover
 from ssl_core.data.decode import Limits, SampleFormat
@@ -56,7 +56,7 @@ def pictures(folder: Path, numbers: Sequence[int]) -> Path:
 
 def take(*sources: object, corpus: str = "c", labels: Literal["parent"] | None = None, **how: Any) -> IngestReport:
     files = [str(source) for source in sources]
-    return ingest(files, corpus, **{"sample_format": FORMAT, "taking": Taking(labels), **how})
+    return ingest(files, corpus, **{"sample_format": FORMAT, "options": SourceOptions(labels), **how})
 
 
 def uris(corpus: str = "c") -> list[str]:
@@ -264,11 +264,11 @@ def test_a_task_that_ray_repeats_counts_nothing_twice(tmp_path: Path):
     part = json.dumps(asdict(parts([str(source)])[0]))
     batch = pa.table({"number": [0], "part": [part]})
     with components.ingest.ingest._index() as index:
-        job = IngestJob("", "", "", 1, FORMAT, Taking(None, None, Limits()), index)
-        (files,), (again,) = list(listed(batch, job)), list(listed(batch, job))
+        job = IngestJob("", "", "", 1, FORMAT, SourceOptions(None, None, Limits()), index)
+        (files,), (again,) = list(list_parts(batch, job)), list(list_parts(batch, job))
         assert len(files) == 3 and again.equals(files)
         (source / "1.png").unlink()
-        assert [len(rows) for _ in range(2) for rows in decoded(files, job)] == [2, 2]
+        assert [len(rows) for _ in range(2) for rows in decode_files(files, job)] == [2, 2]
         assert {name: job.call_index("counts")[name] for name in ("seen", "skipped", "vanished")} == {
             "seen": 3,
             "skipped": 1,

@@ -23,14 +23,14 @@ import pytest
 from components.ingest.containers import HEADER_BYTES, ColumnError
 from components.ingest.dedup import DedupIndex, Listed
 from components.ingest.listing import list_files
-from components.ingest.sources import SHARES, Part, Taking, parts
+from components.ingest.sources import SHARES, Part, SourceOptions, parts
 from components.ingest.stages import read_source
 from components.storage.files import StorageError
 from ssl_core.data.decode import Limits
 
 
-def taking(labels: Any = None, column: str | None = None, max_bytes: int = 1000) -> Taking:
-    return Taking(labels, column, Limits(max_bytes=max_bytes))
+def options(labels: Any = None, column: str | None = None, max_bytes: int = 1000) -> SourceOptions:
+    return SourceOptions(labels, column, Limits(max_bytes=max_bytes))
 
 
 def everything(files: Sequence[Listed]) -> list[bool]:
@@ -38,10 +38,10 @@ def everything(files: Sequence[Listed]) -> list[bool]:
 
 
 def rows(
-    *sources: object, how: Taking | None = None, fresh: Any = everything, enough: int = 64
+    *sources: object, how: SourceOptions | None = None, fresh: Any = everything, enough: int = 64
 ) -> list[dict[str, Any]]:
     cut = parts([str(source) for source in sources], enough)
-    tables = [table for part in cut for table in list_files(part, how or taking(), fresh, lambda uri: None)]
+    tables = [table for part in cut for table in list_files(part, how or options(), fresh, lambda uri: None)]
     return [row for table in tables for row in table.to_pylist()]
 
 
@@ -194,7 +194,7 @@ def test_companions_that_a_wildcard_matches_are_skipped_and_those_named_are_trie
     pq.write_table(pa.table({"label": [1, 2]}), tmp_path / "a" / "labels.parquet")
     skipped: list[str] = []
     (part,) = parts([str(tmp_path / "**" / "*")], 0)
-    tables = list(list_files(part, taking(), everything, skipped.append))
+    tables = list(list_files(part, options(), everything, skipped.append))
     assert [row["uri"] for table in tables for row in table.to_pylist()] == [str(tmp_path / "a/1.png")]
     assert sorted(skipped) == [str(tmp_path / name) for name in ("a/labels.parquet", "a/notes.txt", "b/notes.txt")]
     assert names(rows(tmp_path / "*" / "notes.txt"), tmp_path) == ["a/notes.txt", "b/notes.txt"]
@@ -223,7 +223,7 @@ def test_cutting_a_source_costs_the_same_memory_however_much_is_in_it(tmp_path: 
 def test_a_folder_that_holds_very_many_containers_is_shared_out_and_listed_once(
     tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("components.ingest.sources.MOST_HELD", 10)
+    monkeypatch.setattr("components.ingest.sources.MOST_PARTS", 10)
     root = tmp_path / "root"
     for i in range(30):
         tar(put(root / f"{i}.tar"), {"1.png": b"x"})
@@ -236,7 +236,7 @@ def test_a_folder_that_holds_very_many_containers_is_shared_out_and_listed_once(
     cut = parts([str(root / pattern)])
     assert len(cut) == SHARES
     sent = [Part(**json.loads(json.dumps(asdict(part)))) for part in cut]  # as the tasks get them
-    tables = [list(list_files(part, taking(), everything, lambda uri: None)) for part in sent]
+    tables = [list(list_files(part, options(), everything, lambda uri: None)) for part in sent]
     assert sum(map(bool, tables)) > 10
     got = [row for held in tables for table in held for row in table.to_pylist()]
     assert names(got, root) == sorted(wanted)
@@ -246,7 +246,7 @@ def test_labels_are_the_names_of_the_parent_folders(tmp_path: Path):
     put(tmp_path / "cat" / "1.png")
     tar(tmp_path / "t.tar", {"set/dog/2.png": b"x", "top.png": b"x"})
     pq.write_table(pa.table({"image": [{"bytes": b"x", "path": "data/cow/3.png"}]}), tmp_path / "h.parquet")
-    got = {row["uri"].removeprefix(f"{tmp_path}/"): row["label"] for row in rows(tmp_path, how=taking("parent"))}
+    got = {row["uri"].removeprefix(f"{tmp_path}/"): row["label"] for row in rows(tmp_path, how=options("parent"))}
     assert got == {"cat/1.png": "cat", "t.tar!set/dog/2.png": "dog", "t.tar!top.png": None, "h.parquet!0": "cow"}
     assert {row["label"] for row in rows(tmp_path)} == {None}
 
@@ -345,8 +345,8 @@ def test_the_column_must_be_clear(tmp_path: Path):
     with pytest.raises(ColumnError, match=r"several columns of bytes; choose one of a, b"):
         rows(tmp_path)
     with pytest.raises(ColumnError, match=r"no column of bytes n; choose one of a, b"):
-        rows(tmp_path, how=taking(column="n"))
-    assert [row["data"] for row in rows(tmp_path, how=taking(column="b"))] == [b"2"]
+        rows(tmp_path, how=options(column="n"))
+    assert [row["data"] for row in rows(tmp_path, how=options(column="b"))] == [b"2"]
 
 
 def test_what_is_known_is_not_passed_on_and_a_known_row_group_is_not_read(tmp_path: Path):

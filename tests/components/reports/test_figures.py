@@ -107,7 +107,7 @@ def test_neighbours_are_right_or_wrong_by_colour_and_sign(drawings: list[Figure]
     query, *found = drawings[0].axes[:6]
     assert np.array_equal(query.images[0].get_array(), evidence.queries[0])
     for rank, axes in enumerate(found):
-        assert np.array_equal(axes.images[0].get_array(), evidence.found[0, rank])
+        assert np.array_equal(axes.images[0].get_array(), evidence.neighbours[0, rank])
     assert [axes.get_xlabel() for axes in (query, *found)] == ["0", "0", "1 ✗", "0", "2 ✗", "0"]
     edges = [to_hex(axes.spines["left"].get_edgecolor()) for axes in found]
     right, wrong = figures.RIGHT, figures.WRONG

@@ -96,7 +96,7 @@ def test_the_first_sentence_is_the_verdict(about):
     assert first(make_evaluation(collapse="All the same."))[1].startswith("The representation has collapsed.")
     assert first(make_evaluation(labels=False)) == (
         "plain",
-        "Evaluated without labels: the representation has not collapsed; nothing is known of its accuracy.",
+        "Evaluated without labels: the representation has not collapsed; its accuracy is not known.",
     )
 
 

@@ -18,13 +18,13 @@ from components.storage.files import (
     entries,
     is_remote,
     join,
-    naming,
     open_file,
     read,
     remote,
     remove,
     replacing,
     stat,
+    storage_errors,
     text,
     write,
 )
@@ -137,15 +137,15 @@ def test_storage_that_refuses_is_named(s3_environment: str, s3: str, tmp_path: P
     ],
 )
 def test_whatever_a_storage_raises_becomes_one_sentence(error: Exception, said: str) -> None:
-    with pytest.raises(StorageError) as told, naming("x"):
+    with pytest.raises(StorageError) as told, storage_errors("x"):
         raise error
     assert str(told.value) == said
 
 
 def test_a_mistake_of_ours_is_not_blamed_on_local_storage_and_a_clients_own_error_is() -> None:
-    with pytest.raises(ZeroDivisionError), naming("/x"):
+    with pytest.raises(ZeroDivisionError), storage_errors("/x"):
         _ = 1 / 0
-    with pytest.raises(StorageError, match="s3://b/x: division by zero"), naming("s3://b/x"):
+    with pytest.raises(StorageError, match="s3://b/x: division by zero"), storage_errors("s3://b/x"):
         _ = 1 / 0
 
 
@@ -238,14 +238,17 @@ def test_a_block_that_fails_leaves_what_was_there(root: str) -> None:
 
 
 def test_what_the_system_refuses_is_told_with_the_place() -> None:
-    with pytest.raises(StorageError, match=r"^/data/x: no space left on the device; free some$"), naming("/data/x"):
+    with (
+        pytest.raises(StorageError, match=r"^/data/x: no space left on the device; free some$"),
+        storage_errors("/data/x"),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(StorageError, match=r"^/data/x: there is no such file or folder"), naming("/data/x"):
+    with pytest.raises(StorageError, match=r"^/data/x: there is no such file or folder"), storage_errors("/data/x"):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
 
 def test_an_error_that_is_worded_already_is_left_as_it_is() -> None:
-    with pytest.raises(InputError, match=r"^too wide$"), naming("s3://bucket/x"):
+    with pytest.raises(InputError, match=r"^too wide$"), storage_errors("s3://bucket/x"):
         raise InputError("too wide")
 
 

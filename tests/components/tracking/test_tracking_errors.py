@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from components.registry.fetch import fetch
-from components.tracking.errors import TrackingError, answering, shown
+from components.tracking.errors import TrackingError, tracking_errors, without_secrets
 from components.tracking.store import connect_tracking
 from components.tracking.tracker import Tracker, close_stale_runs
 
@@ -59,7 +59,7 @@ def ailing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "text.db").write_bytes(b"not a database at all" * 100)
     plain = {
         "nobody there": ("http://anna:secret@127.0.0.1:1", "does not answer; start it"),
-        "no such host": ("http://anna:secret@no-such-host.invalid:5000", "is at a host that nobody knows"),
+        "no such host": ("http://anna:secret@no-such-host.invalid:5000", "names an unknown host"),
         "no database": (f"sqlite:///{tmp_path}/text.db", "is no SQLite database"),
         "a folder": (f"sqlite:///{tmp_path}", "cannot be opened"),
     }
@@ -82,7 +82,9 @@ ASKED: list[Callable[[str, Path], object]] = [
 
 def is_plain(sentence: str, uri: str, said: str) -> bool:
     raw = ("HTTPConnectionPool", "sqlalche", "sqlite3.", "error code", "<html>", "secret", "\n")
-    return f"{shown(uri)} {said}" in sentence and ";" in sentence and not any(part in sentence for part in raw)
+    return (
+        f"{without_secrets(uri)} {said}" in sentence and ";" in sentence and not any(part in sentence for part in raw)
+    )
 
 
 @pytest.mark.parametrize("ask", ASKED, ids=["fetch", "close_stale_runs"])
@@ -109,14 +111,14 @@ def test_a_run_says_the_same_and_goes_on_unless_waiting_is_in_vain(ailing: Ailin
 
 def test_what_mlflow_itself_says_passes_in_its_own_words(tmp_path: Path) -> None:
     client, uri = connect_tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    with pytest.raises(TrackingError, match="id=none not found"), answering(uri):
+    with pytest.raises(TrackingError, match="id=none not found"), tracking_errors(uri):
         client.get_run("none")
-    with pytest.raises(ZeroDivisionError), answering(uri):
+    with pytest.raises(ZeroDivisionError), tracking_errors(uri):
         _ = 1 / 0
 
 
 def test_a_uri_is_shown_without_its_secrets() -> None:
-    assert shown("postgresql+psycopg://anna:secret@db.example:5432/mlflow?password=x") == (
+    assert without_secrets("postgresql+psycopg://anna:secret@db.example:5432/mlflow?password=x") == (
         "postgresql+psycopg://db.example:5432/mlflow"
     )
-    assert shown("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"
+    assert without_secrets("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"

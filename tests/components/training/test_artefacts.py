@@ -86,7 +86,7 @@ def test_they_are_made_once_and_found_by_the_same_name_on_another_machine(
     assert recorded(RunFolder(storage, "run")) == {"permutation_set": task.permutation_set}
 
     monkeypatch.setenv("PRETEXT_HOME", str(tmp_path / "another"))
-    monkeypatch.setattr("components.training.artefacts._made", None)  # would fail if it were called
+    monkeypatch.setattr("components.training.artefacts._fit_missing", None)  # would fail if it were called
     assert prepared(puzzle_run(), corpus, storage) == task
 
 
