@@ -21,7 +21,7 @@ from typer.exceptions import TyperException
 
 from components.cluster.stopping import Stopped
 from pipelines import console
-from ssl_core.errors import PretextError, fault, told, trace_of
+from ssl_core.errors import PretextError, bug_message, trace_of, user_message
 
 app = typer.Typer(
     help="Unlabelled images, video and audio in; a registered, evaluated encoder out.",
@@ -335,7 +335,7 @@ def _failed(error: Exception) -> int:
     """Tell the user what to mend; of what nobody can mend but us, where its trace is kept."""
     if os.environ.get("PRETEXT_DEBUG"):
         traceback.print_exception(error)
-    console.complain(told(error) or fault(error, _kept(trace_of(error))))
+    console.complain(user_message(error) or bug_message(error, _kept(trace_of(error))))
     return error.exit_status if isinstance(error, PretextError) else FAILED
 
 

@@ -63,7 +63,7 @@ def test_k_means_gets_as_many_places_for_each_word_as_the_task_says(name):
     for vectors in (8, 100):
         task = type(small(name))(**{**vars(small(name)), "vectors": vectors, "teacher": str(untrained())})
         batches = ((read.append(vectors), scenes(task, 2, seed))[1] for seed in itertools.count())
-        artefact.fits(task)["vocabulary"](task, batches, generator())
+        artefact.fit_functions(task)["vocabulary"](task, batches, generator())
     places = 2 * features(small(name), small(name).plain(scenes(task, 1)["image"]))[0, ..., 0].numel()
     assert read.count(8) == math.ceil(8 * 12 / places) and read.count(100) == math.ceil(100 * 12 / places)
 
