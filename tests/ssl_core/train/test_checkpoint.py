@@ -171,10 +171,10 @@ def _edit(folder: Path, **changes: object) -> None:
     ("changes", "sentence"),
     [
         ({"format": 9}, "has format 9 and this version of pretext reads 1"),
-        ({"task": "jigsaw"}, "trained on the task 'jigsaw'; this version knows Upside"),
+        ({"task": "jigsaw"}, "trained on the task 'jigsaw'; this version has only Upside"),
         ({"task_fields": {"canvas": 8, "colour": 1}}, "Upside has no field colour"),
         ({"head.weight": None}, "lacks head.weight"),
-        ({"encoder": {"name": "resnet18", "width": 0.25, "stem": "cifar"}}, "has in another shape encoder"),
+        ({"encoder": {"name": "resnet18", "width": 0.25, "stem": "cifar"}}, "has with another shape encoder"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_in_a_sentence(
