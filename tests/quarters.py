@@ -47,7 +47,7 @@ class Quarters:
 
     def __post_init__(self) -> None:
         if self.patch < 4 or self.jitter < 0:
-            raise ValueError("quarters: patch starts at 4 px, jitter at 0.")
+            raise ValueError("quarters: patch must be at least 4 px, jitter at least 0.")
         if self.canvas < patches.grid_span(2, self.patch, 0, self.jitter):
             raise ValueError(
                 f"quarters: canvas is {self.canvas} px and does not hold two patches of {self.patch} px and twice a "

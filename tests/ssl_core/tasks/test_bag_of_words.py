@@ -21,9 +21,9 @@ SPEC = EncoderSpec("resnet18", width=0.125, stem="cifar")
 
 def features(task, pictures: torch.Tensor) -> torch.Tensor:
     """What the teacher says of each place, straight from its artefact: [n, h, w, d]."""
-    from ssl_core.nn.frozen import unpacked
+    from ssl_core.nn.frozen import unpack
 
-    teacher = unpacked(artefact.load(task.vocabulary), task.field).network
+    teacher = unpack(artefact.load(task.vocabulary), task.field).network
     with torch.no_grad():
         return teacher.stages(pictures)[task.layer].permute(0, 2, 3, 1)
 
@@ -169,17 +169,17 @@ def untrained() -> Path:
 @pytest.mark.parametrize(
     ("kind", "fields", "sentence"),
     [
-        (BagOfWords, {"words": 1}, "bag_of_words: words start at 2"),
-        (BagOfWords, {"vectors": 0}, "vectors at 1"),
-        (SpatialBagOfWords, {"vectors": 0}, "vectors at 1"),
+        (BagOfWords, {"words": 1}, "bag_of_words: words must be at least 2"),
+        (BagOfWords, {"vectors": 0}, "vectors at least 1"),
+        (SpatialBagOfWords, {"vectors": 0}, "vectors at least 1"),
         (BagOfWords, {"min_area": 0}, "min_area is 0"),
         (BagOfWords, {"cutmix": 2}, "cutmix is 2"),
-        (BagOfWords, {"shear": 90}, "shear is 90; it lies in"),
-        (BagOfWords, {"teacher": "models:/encoder@champion"}, "may be another model tomorrow"),
-        (SpatialBagOfWords, {"sharpness": 0}, "sharpness is above 0"),
-        (SpatialBagOfWords, {"max_ratio": 0.5}, "max_ratio is 0.5; it is a factor and starts at 1"),
+        (BagOfWords, {"shear": 90}, "shear is 90; it must be at least 0"),
+        (BagOfWords, {"teacher": "models:/encoder@champion"}, "may become another model under the same run key"),
+        (SpatialBagOfWords, {"sharpness": 0}, "sharpness must be above 0"),
+        (SpatialBagOfWords, {"max_ratio": 0.5}, "max_ratio is 0.5; it is a factor and must be at least 1"),
         (SpatialBagOfWords, {"blur": -1}, "blur is -1"),
-        (SpatialBagOfWords, {"teacher": "models:/encoder@champion"}, "may be another model tomorrow"),
+        (SpatialBagOfWords, {"teacher": "models:/encoder@champion"}, "may become another model under the same run key"),
     ],
 )
 def test_bad_values_are_refused_in_a_sentence(kind, fields, sentence):
