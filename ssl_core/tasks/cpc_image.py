@@ -208,7 +208,7 @@ class PredictiveModel(TaskModel):
 
 
 class ContextBlock(nn.Module):
-    """Residual block over a grid [n, dim, rows, columns]: an output sees its own row and the one above, no lower one."""
+    """Residual block over a grid [n, dim, rows, columns]: an output sees its own row and the one above only."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
