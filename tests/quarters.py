@@ -28,7 +28,7 @@ class Quarters:
     """From which quarter of the picture is the patch? Four answers, all four patches of every image.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; it must hold two patches and twice jitter.
+        canvas: side in px of the square crop that the reader returns; it must hold two patches and twice jitter.
         patch: side of a patch in px.
         jitter: each patch moves by up to so many px on each axis.
         standardise: each patch to channel means 0 and root mean square 1.
