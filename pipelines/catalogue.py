@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines import console
 from pipelines.config import field_docs
-from ssl_core.artefact import fits
+from ssl_core.artefact import fit_functions
 from ssl_core.errors import InputError
 from ssl_core.task import PretextTask
 from ssl_core.tasks import TASKS
@@ -85,5 +85,5 @@ def describe(name: str, cls: type[PretextTask]) -> dict[str, Any]:
         "fields": fields,
         "shortcuts": [dataclasses.asdict(s) for s in cls.shortcuts],
         "search": {field: str(domain) for field, domain in cls.search.items()},
-        "artefacts": {field: (inspect.getdoc(fit) or "").split("\n")[0] for field, fit in fits(cls).items()},
+        "artefacts": {field: (inspect.getdoc(fit) or "").split("\n")[0] for field, fit in fit_functions(cls).items()},
     }

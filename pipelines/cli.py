@@ -22,7 +22,7 @@ from typer.exceptions import TyperException
 
 from components.cluster.stopping import Stopped
 from pipelines import console
-from ssl_core.errors import PretextError, fault, told, trace_of
+from ssl_core.errors import PretextError, bug_message, trace_of, user_message
 
 app = typer.Typer(
     help="Unlabelled images, video and audio in; a registered, evaluated encoder out.",
@@ -336,7 +336,7 @@ def _failed(error: Exception) -> int:
     """Print what the user can mend, in a sentence; for a bug of ours, say where its trace is."""
     if os.environ.get("PRETEXT_DEBUG"):
         traceback.print_exception(error)
-    console.complain(told(error) or fault(error, _kept(trace_of(error))))
+    console.complain(user_message(error) or bug_message(error, _kept(trace_of(error))))
     return error.exit_status if isinstance(error, PretextError) else FAILED
 
 

@@ -24,7 +24,7 @@ from components.machine.checks import (
 )
 from components.storage.files import StorageError
 from components.storage.home import pretext_home
-from ssl_core.errors import told
+from ssl_core.errors import user_message
 
 GIB = 2**30
 
@@ -64,7 +64,7 @@ def examine() -> Iterator[Finding]:
             yield check()
         except Exception as error:  # any failure is the finding
             first = str(error).partition("\n")[0]
-            yield Finding(subject, "fail", told(error) or f"{type(error).__name__}: {first}")
+            yield Finding(subject, "fail", user_message(error) or f"{type(error).__name__}: {first}")
 
 
 def _python() -> Finding:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipelines.config import Recipe
 from pipelines.explain import explain
 from pipelines.source_map import SourceMap, YamlError
-from ssl_core.errors import InputError, told
+from ssl_core.errors import InputError, user_message
 
 RECIPES = Path(__file__).parent / "recipes"
 COMPARISONS = Path(__file__).parent / "comparisons"
@@ -61,7 +61,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         if "base" in source.data:
             raise YamlError(f"{source.where(('base',))}: only a recipe file can name a `base`; write one, and run it")
     except (YamlError, OSError) as error:
-        raise RecipeError(told(error) or str(error)) from None
+        raise RecipeError(user_message(error) or str(error)) from None
     try:
         return Recipe.model_validate(source.data)
     except ValidationError as error:

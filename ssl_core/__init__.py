@@ -1,6 +1,6 @@
 """The learning: tasks, networks, the training loop and the probes, on torch and numpy alone.
 
-What a user of the library in Python needs stands here by name, and is loaded when it is first asked for:
+The public names of the library; each is imported when it is first used:
 
     from ssl_core import knn, load_model, rank_me
     task, model = load_model(Path("run/model"))     # in eval mode
@@ -8,7 +8,7 @@ What a user of the library in Python needs stands here by name, and is loaded wh
     predicted = knn(layers["stage4"], labels, other, classes=10)
 
 `import ssl_core` itself imports nothing, so that the decoder's child process starts without torch. Type checkers read
-the names in `__init__.pyi`: imports here, though for them alone, would be dependencies of every module of the package.
+the names in `__init__.pyi`: imports here, even for type checkers alone, would make every module depend on them.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Artefacts: what a task must learn or fix before it trains, such as a permutation set, a colour prior, a vocabulary.
+"""Artefacts: what a task fits before it trains, such as a permutation set, a colour prior or a vocabulary.
 
-A task's class says how each is made, `artefacts = {field: fit}`; its field holds the digest of the content, so that the
-task stays a handful of plain values and the same digest always means the same tensors:
+A task's class names the function that fits each, `artefacts = {field: fit}`. The field holds the digest of the content,
+so that the task stays a handful of plain values and the same digest always means the same tensors:
 
-    digest = keep(folder, fit(task, batches, rng))      components.training.artefacts, once, before training
+    digest = store(folder, fit(task, batches, rng))     components.training.artefacts, once, before training
     task = replace(task, vocabulary=digest)
     load(task.vocabulary)                               in the task, wherever the tensors are needed
 
-Each is one file, <digest>.safetensors. `load` looks in the folders that `look_in` was told of: the store of the
-installation, the folder of a run, the folder of a saved model.
+Each is one file, <digest>.safetensors. `load` searches the folders that were passed to `search_in`: the store of the
+installation, a run folder, the folder of a saved model.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from ssl_core.folder import DamagedError, read_tensors, write_tensors
 from ssl_core.types import Raw
 
 Fit = Callable[[Any, Iterator[Raw], Generator], Mapping[str, Tensor]]
-"""(task, batches of the corpus in random order without end, randomness) -> tensors; takes as many batches as it needs,
-on the device where they are and where the generator is."""
+"""(task, endless batches of the corpus in random order, generator) -> tensors. It uses as many batches as it needs;
+batches and generator are on the same device."""
 
 _FOLDERS: list[Path] = []
-_HELD: dict[tuple[str, torch.device], Mapping[str, Tensor]] = {}
+_LOADED: dict[tuple[str, torch.device], Mapping[str, Tensor]] = {}
 
 
 class MissingArtefactError(InputError):
-    """A task names an artefact that is nowhere to be found, or names none where it needs one."""
+    """A task names an artefact that is in no folder, or names none where it needs one."""
 
 
-def fits(task: Any) -> Mapping[str, Fit]:
-    """How each artefact of a task is made, by the field that holds its digest; most tasks have none."""
-    made: Mapping[str, Fit] = getattr(task, "artefacts", {})
-    return made
+def fit_functions(task: Any) -> Mapping[str, Fit]:
+    """Field that holds an artefact's digest -> the function that fits it; empty for most tasks."""
+    functions: Mapping[str, Fit] = getattr(task, "artefacts", {})
+    return functions
 
 
 def digests(task: Any) -> dict[str, str]:
-    """Field -> digest of each artefact of a task; empty where it was not made yet."""
-    return {field: getattr(task, field) for field in fits(task)}
+    """Field -> digest of each artefact of a task; an empty digest where it is not fitted yet."""
+    return {field: getattr(task, field) for field in fit_functions(task)}
 
 
 def saved_models(task: Any) -> dict[str, str]:
-    """Field -> saved model that the fits of a task read; a folder where they are called, else what the user wrote.
+    """Field -> saved model that a task's fit functions read: as the user wrote it, but a folder while they run.
 
-    A task names such fields in a ClassVar `saved_models`. An empty one means the run's own encoder, untrained: a folder
-    that holds its config alone.
+    A task names such fields in a ClassVar `saved_models`. An empty value means the run's own encoder, untrained: a
+    folder that holds its config alone.
     """
     return {field: getattr(task, field) for field in getattr(task, "saved_models", ())}
 
 
 def file_name(digest: str) -> str:
-    """Of the artefact, in whatever folder it lies."""
+    """File name of an artefact, the same in every folder."""
     return f"{digest}.safetensors"
 
 
@@ -73,8 +73,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:32]
 
 
-def keep(folder: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Stores tensors in the folder, whole and at most once; returns their digest."""
+def store(folder: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Writes the tensors to the folder, atomically, unless it has them already; returns their digest."""
     sweep(folder)
     digest = digest_of(tensors)
     if not (folder / file_name(digest)).exists():
@@ -82,19 +82,19 @@ def keep(folder: Path, tensors: Mapping[str, Tensor]) -> str:
     return digest
 
 
-def look_in(folder: Path) -> None:
-    """From now on `load` of this process also looks in this folder."""
+def search_in(folder: Path) -> None:
+    """From now on `load` also searches this folder, in this process."""
     if folder not in _FOLDERS:
         _FOLDERS.append(folder)
 
 
 def load_all(task: Any, folder: Path) -> None:
-    """Reads all artefacts of a task, which may lie in this folder: the process then has them when the folder is gone.
+    """Loads all artefacts of a task, which may lie in this folder; the process keeps them when the folder is deleted.
 
     Raises:
         MissingArtefactError, DamagedError: see `load`.
     """
-    look_in(folder)
+    search_in(folder)
     for digest in digests(task).values():
         load(digest)
 
@@ -107,14 +107,14 @@ def path_of(digest: str) -> Path:
     """
     if not digest:
         raise MissingArtefactError(
-            "The task needs an artefact that was not made yet; `pretext run` makes it, as does `pretext artefacts`."
+            "The task needs an artefact that is not fitted yet; fit it with `pretext artefacts` or `pretext run`."
         )
     for folder in _FOLDERS:
         if (folder / file_name(digest)).exists():
             return folder / file_name(digest)
-    looked = ", ".join(str(folder) for folder in _FOLDERS if folder.exists()) or "no folder"
+    searched = ", ".join(str(folder) for folder in _FOLDERS if folder.exists()) or "no folder"
     raise MissingArtefactError(
-        f"The task names the artefact {digest}, which is not in {looked}; leave the field empty to have it made anew."
+        f"The task names the artefact {digest}, which is not in {searched}; leave the field empty to fit it anew."
     )
 
 
@@ -126,16 +126,16 @@ def load(digest: str, device: torch.device | str = "cpu") -> Mapping[str, Tensor
         DamagedError: the file is not what was stored.
     """
     place = torch.device(device)
-    if (digest, place) not in _HELD:
-        _HELD[digest, place] = _read(digest) if place.type == "cpu" else _moved(load(digest), place)
-    return _HELD[digest, place]
+    if (digest, place) not in _LOADED:
+        _LOADED[digest, place] = _read(digest) if place.type == "cpu" else _moved(load(digest), place)
+    return _LOADED[digest, place]
 
 
 def _read(digest: str) -> Mapping[str, Tensor]:
     path = path_of(digest)
     tensors = read_tensors(path)
     if digest_of(tensors) != digest:
-        raise DamagedError(f"{path} has changed since it was stored; delete it and let it be made anew.")
+        raise DamagedError(f"{path} has changed since it was stored; delete it to fit it anew.")
     return tensors
 
 

@@ -1,15 +1,15 @@
-"""The one way to write: a file or folder is whole under its name or not there, whatever stops the process or machine.
+"""Atomic writes: a file or folder is complete or absent under its name, whatever stops the process or the machine.
 
     with replacing(path) as temporary:
         save_file(tensors, temporary)
     replace_text(path, text)
 
-A write is durable unless it says otherwise: file, name and folder are on disk before the block is left. The rule:
-durable where a loss would cost work; not for what is fetched or said again at once, such as a cached download, which
-other processes see whole all the same.
+A write is durable by default: file, name and folder are on disk before the block ends. The rule: durable where a loss
+would cost work; not for what is cheap to get again, such as a cached download. Other processes see a complete file
+either way.
 
 A killed writer leaves `.<name>.<16 hex digits>.part` beside its target, or `.old` where a folder was being replaced.
-Whoever owns the folder calls `sweep` before writing there.
+The owner of the folder calls `sweep` before writing there.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 ABANDONED = 24 * 3600.0
-"""Seconds without a change after which nobody is still writing at a temporary."""
+"""Seconds without a change after which a temporary file counts as abandoned."""
 
 _LEFTOVER = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{16}\.(?P<kind>part|old)", re.DOTALL)
 
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A path beside `path` to write a file or make a folder at; at the end of the block it takes the place of `path`.
+    """Yields a temporary path beside `path` for a new file or folder, which replaces `path` at the end of the block.
 
-    `path` holds the old content until then, and keeps it where the block or the disk fails. Of several writers at once
-    one wins. Missing parents are made. Where a folder replaces one that holds files, there is neither for a moment;
+    `path` has the old content until then, and keeps it where the block or the disk fails. Of several writers at once
+    one wins. Missing parents are created. Where a folder replaces one that holds files, neither exists for a moment;
     after a kill in that moment `sweep` puts the old one back.
     """
-    grown = _make_folder(path.parent)
+    changed = _make_folder(path.parent)
     temporary, old = _beside(path, "part"), _beside(path, "old")
     try:
         yield temporary
@@ -47,14 +47,14 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             _sync_all(temporary)
         _rename(temporary, path, old)
         if durable:
-            for folder in grown:
+            for folder in changed:
                 _sync(folder)
     except BaseException as error:
         if (
             isinstance(error, OSError) and error.errno and error.filename is None
-        ):  # of a write, which knows a descriptor only
+        ):  # raised by a write, which knows only a descriptor
             error.filename = str(temporary)
-        with suppress(OSError):  # fails where something stands at `path`, as it should
+        with suppress(OSError):  # fails where something is at `path`, as it should
             os.rename(old, path)
         raise
     finally:
@@ -69,24 +69,24 @@ def replace_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Writes a UTF-8 file, line ends as they are; see `replacing`."""
+    """Writes a UTF-8 file without changing line ends; see `replacing`."""
     replace_bytes(path, text.encode(), durable=durable)
 
 
 def sweep(folder: Path, pattern: str = "*", *, older_than: float = ABANDONED) -> None:
-    """Clears away what killed writers left in the folder; a replaced folder whose successor never came returns.
+    """Deletes what killed writers left in the folder, and puts back an old folder whose replacement is missing.
 
     Args:
-        folder: none there is fine; what lies deeper is not looked at.
-        pattern: of the targets' names, as in a shell.
-        older_than: seconds since the temporary changed. 0 only where no other writer of such targets can be at work.
+        folder: may be missing; subfolders are not searched.
+        pattern: shell pattern for the names of the targets.
+        older_than: least seconds since the temporary file changed. 0 only where nobody else writes such targets.
     """
     now = time.time()
     for leftover in folder.iterdir() if folder.is_dir() else ():
         match = _LEFTOVER.fullmatch(leftover.name)
         if not match or not fnmatch(match["target"], pattern):
             continue
-        with suppress(OSError):  # its writer was at work after all, and has moved it
+        with suppress(OSError):  # its writer was still at work, and has renamed it
             if match["kind"] == "old":
                 if not (folder / match["target"]).exists():
                     os.rename(leftover, folder / match["target"])
@@ -96,7 +96,7 @@ def sweep(folder: Path, pattern: str = "*", *, older_than: float = ABANDONED) ->
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of that name is one that is still being written, or never was finished."""
+    """Whether a file or folder of that name is still being written, or was never finished."""
     return _LEFTOVER.fullmatch(name) is not None
 
 
@@ -106,14 +106,14 @@ def _beside(path: Path, kind: str) -> Path:
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Makes the folder, too; returns those that get a new entry when a file is written in it."""
+    """Creates the folder; returns all folders that get a new entry when a file is written in it."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return [folder, *(one.parent for one in missing)]
 
 
 def _rename(temporary: Path, path: Path, old: Path) -> None:
-    """Of a folder that holds files rename(2) makes no way for another one: it is renamed to `old` first."""
+    """Renames, also onto a folder that holds files: rename(2) cannot replace one, so it is renamed to `old` first."""
     while True:
         try:
             os.replace(temporary, path)

@@ -1,7 +1,7 @@
-"""Folders that survive a kill at any instant: safetensors and JSON, never pickle.
+"""Atomic folders of safetensors and JSON, never pickle.
 
 A folder is written as a whole (`ssl_core.atomic`), its marker COMPLETE last. The marker lists every file with its size
-and SHA-256, so that a half-deleted, half-uploaded or damaged folder is told from a whole one.
+and SHA-256, which shows whether a folder was partly deleted, partly uploaded or damaged.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 class DamagedError(PretextError):
-    """A checkpoint or model folder cannot be used; the message says which and why."""
+    """A checkpoint or model folder that cannot be used; the message says which and why."""
 
 
 def write_folder(
     folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Writes safetensors and JSON files (file name -> content) as `folder`, marker last; see `atomic.replacing`."""
+    """Writes safetensors and JSON files (file name -> content) to `folder`, marker last; see `atomic.replacing`."""
     with replacing(folder) as part:
         part.mkdir()
         for name, content in tensors.items():
@@ -46,7 +46,7 @@ def write_folder(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes one safetensors file that stands alone and is small; see `atomic.replace_bytes`."""
+    """Writes a single small safetensors file; see `atomic.replace_bytes`."""
     replace_bytes(path, save(_storable(tensors)))
 
 
@@ -54,10 +54,12 @@ def verify(folder: Path) -> None:
     """Reads every file and compares it with the marker.
 
     Raises:
-        DamagedError: not complete, or bytes have changed since they were written.
+        DamagedError: the folder is not complete, or a file has changed since it was written.
     """
     if not is_complete(folder):
-        raise DamagedError(f"{folder} is not complete: its {MARKER} marker or a file that it lists is missing.")
+        raise DamagedError(
+            f"{folder} is not complete: its {MARKER} marker or a file that it lists is missing; use an older one."
+        )
     listing = json.loads((folder / MARKER).read_text())["files"]
     for name, entry in listing.items():
         if _sha256(folder / name) != entry["sha256"]:
@@ -65,7 +67,7 @@ def verify(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the marker is there and every file has the size that it states; reads no tensors."""
+    """Whether the marker exists and every file has the size that it lists; reads no tensors."""
     try:
         listing = json.loads((folder / MARKER).read_text())["files"]
         return all((folder / name).stat().st_size == entry["bytes"] for name, entry in listing.items())
@@ -74,7 +76,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint, marker first, so that a kill in between leaves no folder that looks complete."""
+    """Deletes a checkpoint, marker first, so that no kill leaves a folder that looks complete."""
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -107,12 +109,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """safetensors names what the system refuses in words of its own; this raises the OSError that it was."""
+    """safetensors hides an OSError in an error of its own; this raises the OSError."""
     path.touch()
     mode = path.stat().st_mode
     try:
         save_file(_storable(tensors), path)
-        path.chmod(mode)  # safetensors has its own for every file, 0600
+        path.chmod(mode)  # safetensors gives every file 0600
     except SafetensorError as error:
         refused = re.search(r"os error (\d+)", str(error))
         if not refused:
@@ -122,7 +124,7 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors without shared memory, as safetensors wants them."""
+    """Contiguous CPU tensors without shared memory, as safetensors needs them."""
     seen: set[int] = set()
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Plain data that every layer speaks: what a reader delivers, what a task declares, what it can show."""
+"""Plain data that all layers share: what a reader returns, what a task declares, what it shows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Field:
         modality: what the shape means.
         shape: image (channels, height, width); index (), the sample's number in its corpus version as int64; label (),
             the number of its class as int64; further modalities bring their own order.
-        limit: of an index, how many samples the task tells apart: training on more is refused. Of a label, how many
-            classes: training on more or fewer is refused.
+        limit: for an index, how many samples the task can distinguish: training on more is refused. For a label, the
+            number of classes: training on more or fewer is refused.
     """
 
     modality: Modality
@@ -33,13 +33,13 @@ class Field:
 
 @dataclass(frozen=True)
 class CorpusVersion:
-    """A corpus at one version: what a run trains on, or an evaluation is computed on.
+    """A corpus at one version: what a run trains on, or an evaluation uses.
 
     Attributes:
-        uri: of the corpus.
+        uri: where the corpus is.
         version: its number.
-        digest: of the version's contents; equal contents have equal digests, wherever they lie.
-        samples: rows of that version.
+        digest: digest of the version's contents; equal contents have equal digests, wherever they are stored.
+        samples: number of rows.
     """
 
     uri: str
@@ -49,16 +49,16 @@ class CorpusVersion:
 
 
 def media(sample: Mapping[str, Field]) -> dict[str, Field]:
-    """The fields that hold what was recorded, no number or label; all that `TaskModel.represent` needs."""
+    """The fields that hold media, not an index or a label; all that `TaskModel.represent` needs."""
     return {name: field for name, field in sample.items() if field.modality not in ("index", "label")}
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A way to solve a pretext task without learning what it is for, and the switch that closes it.
+    """A way to solve a pretext task without learning what it is meant to teach, and the switch that closes it.
 
     Attributes:
-        cue: name of the low-level signal; a key of `ssl_core.probes.audit.CUES`.
+        cue: name of the low-level cue; a key of `ssl_core.probes.audit.CUES`.
         countermeasure: one sentence for the reader of `pretext tasks`.
         off: field values of the task that disable the countermeasure; the audit measures with and without them.
     """
@@ -73,9 +73,9 @@ class Matching:
     """The answer of a task that has no targets: which pictures of a batch are of the same image.
 
     Attributes:
-        answers: the input in which the answers are. Its rows are the first view of every image, then the second, and so
+        answers: the input that holds the answers. Its rows are the first view of every image, then the second, and so
             on; where each view's rows are permuted, the answers are wrong.
-        queued: an image is told from those of earlier batches, which wait in a queue, and not from those of its own.
+        queued: the negatives are images of earlier batches, from a queue, and none of its own batch.
     """
 
     answers: str

@@ -28,7 +28,7 @@ class Quarters:
     """From which quarter of the picture is the patch? Four answers, all four patches of every image.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; it must hold two patches and twice jitter.
+        canvas: side in px of the square crop that the reader returns; it must hold two patches and twice jitter.
         patch: side of a patch in px.
         jitter: each patch moves by up to so many px on each axis.
         standardise: each patch to channel means 0 and root mean square 1.
@@ -47,7 +47,7 @@ class Quarters:
 
     def __post_init__(self) -> None:
         if self.patch < 4 or self.jitter < 0:
-            raise ValueError("quarters: patch starts at 4 px, jitter at 0.")
+            raise ValueError("quarters: patch must be at least 4 px, jitter at least 0.")
         if self.canvas < patches.grid_span(2, self.patch, 0, self.jitter):
             raise ValueError(
                 f"quarters: canvas is {self.canvas} px and does not hold two patches of {self.patch} px and twice a "

@@ -161,9 +161,9 @@ def small(name: str, **changed: Any) -> PretextTask:
 @cache
 def fitted(task: PretextTask) -> PretextTask:
     """The task with the artefacts that it lacks, made from easy pictures."""
-    artefact.look_in(Path(STORE.name))
+    artefact.search_in(Path(STORE.name))
     empty = [field for field, digest in artefact.digests(task).items() if not digest]
-    made = {field: artefact.keep(Path(STORE.name), artefact_of(task, field)) for field in empty}
+    made = {field: artefact.store(Path(STORE.name), artefact_of(task, field)) for field in empty}
     return replace(task, **made)  # type: ignore[type-var]
 
 
@@ -175,7 +175,7 @@ def artefact_of(task: PretextTask, field: str) -> Mapping[str, Tensor]:
     (folder / "config.json").write_text(json.dumps({"encoder": asdict(spec)}))
     models = {name: uri or str(folder) for name, uri in artefact.saved_models(task).items()}
     batches = (scenes(task, 32, seed) for seed in itertools.count())
-    return artefact.fits(task)[field](replace(task, **models), batches, generator())  # type: ignore[type-var]
+    return artefact.fit_functions(task)[field](replace(task, **models), batches, generator())  # type: ignore[type-var]
 
 
 class ThreeLayers(Encoder):

@@ -152,9 +152,9 @@ def test_its_artefacts_are_fields_that_are_empty_until_made_and_the_same_wheneve
         assert getattr(type(task)(), field) == ""
         again = artefact_of(dataclasses.replace(task, **{field: ""}), field)
         assert artefact.digest_of(again) == digest
-    if artefact.fits(task):
-        bare = dataclasses.replace(task, **dict.fromkeys(artefact.fits(task), ""))
-        with pytest.raises(artefact.MissingArtefactError, match="was not made yet"):
+    if artefact.fit_functions(task):
+        bare = dataclasses.replace(task, **dict.fromkeys(artefact.fit_functions(task), ""))
+        with pytest.raises(artefact.MissingArtefactError, match="is not fitted yet"):
             task_loss(bare)
 
 

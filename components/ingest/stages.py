@@ -26,7 +26,7 @@ from components.ingest.sources import Part, SourceOptions, stretches
 from components.storage.files import StorageError, is_remote, join, open_file, replacing, stat, storage_errors
 from ssl_core.data.decode import Limits, Rejected, SampleFormat
 from ssl_core.data.shards import SCHEMA, SHARD_BYTES, write_shard
-from ssl_core.errors import PretextError, told
+from ssl_core.errors import PretextError, user_message
 
 DECODED = pa.schema(
     [
@@ -95,7 +95,7 @@ class IngestJob:
         try:
             yield
         except Exception as error:
-            if sentence := told(error):
+            if sentence := user_message(error):
                 self.call_index("fail", error if isinstance(error, PretextError) else PretextError(sentence))
             raise
 

@@ -109,11 +109,11 @@ def prepare(
     if not digests:
         with nullcontext(lease) if lease else folder.lease() as held:
             store = pretext_home() / ARTEFACTS
-            artefact.look_in(store)
+            artefact.search_in(store)
             for digest in filter(None, wanted.values()):
                 artefact.load(digest)
             made = _fit_missing(run, corpus, cluster or Cluster(), progress, tracking)
-            digests = {field: digest or artefact.keep(store, made[field]) for field, digest in wanted.items()}
+            digests = {field: digest or artefact.store(store, made[field]) for field, digest in wanted.items()}
             require(held.record)
             folder.put(ARTEFACTS, lambda path: _write(path, digests))
     differing = [field for field, digest in wanted.items() if (digest or digests.get(field)) != digests.get(field)]
@@ -136,7 +136,7 @@ def load_all(task: PretextTask, folder: RunFolder) -> None:
     Raises:
         MissingArtefactError: one is not there, or was not made.
     """
-    if artefact.fits(task):
+    if artefact.fit_functions(task):
         with folder.local_copy(ARTEFACTS) as kept:
             artefact.load_all(task, kept or pretext_home() / ARTEFACTS)
 
@@ -153,7 +153,7 @@ def _fit_missing(
     progress: Callable[[str, int], None],
     tracking: str | None,
 ) -> Mapping[str, Tensors]:
-    """Runs the fits of the empty fields as one Ray task."""
+    """Runs the fit functions of the empty fields as one Ray task."""
     fields = tuple(field for field, digest in artefact.digests(run.task).items() if not digest)
     if not fields:
         return {}
@@ -213,7 +213,7 @@ def fit(job: FitJob) -> dict[str, Tensors]:
         task = _with_models(job, Path(scratch))
         for field in job.fields:
             with closing(_batches(job, field, shards, digest, device)) as batches:
-                tensors = artefact.fits(task)[field](task, batches, _randomness(job.seed, field, device))
+                tensors = artefact.fit_functions(task)[field](task, batches, _randomness(job.seed, field, device))
                 made[field] = {name: tensor.cpu() for name, tensor in tensors.items()}
     return made
 

@@ -35,7 +35,7 @@ from components.storage.lease import ExclusiveLease, require
 from components.training.run_folder import RunFolder
 from components.training.snapshot import repair
 from components.training.worker import Training, place, work
-from ssl_core.errors import told
+from ssl_core.errors import user_message
 from ssl_core.train.loop import Outcome, Point
 from ssl_core.train.run import Run
 from ssl_core.types import CorpusVersion
@@ -258,6 +258,6 @@ def sentence(error: BaseException | None) -> str:
             "train.accumulate if memory is short. The same command resumes from the last checkpoint."
         )
     last = cause or error
-    known = told(last) if isinstance(last, BaseException) else None
+    known = user_message(last) if isinstance(last, BaseException) else None
     text = known or f"the workers failed, unexpectedly, with {type(last).__name__}: {last}"
     return " ".join(text.split())[:500]

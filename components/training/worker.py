@@ -23,7 +23,7 @@ from components.training import artefacts
 from components.training.run_folder import MODEL, RunFolder
 from ssl_core.data.reader import ReadError
 from ssl_core.data.shards import Shards
-from ssl_core.errors import PretextError, fault, told, trace_of
+from ssl_core.errors import PretextError, bug_message, trace_of, user_message
 from ssl_core.train import checkpoint
 from ssl_core.train.loop import pretrain
 from ssl_core.train.ranks import Checkpoint, Ranks
@@ -76,7 +76,7 @@ def work(config: dict[str, Training]) -> None:
     try:
         _train(training)
     except FINAL as error:
-        ray.get(training.channel.fail.remote(told(error) or _fault(error, training)))
+        ray.get(training.channel.fail.remote(user_message(error) or _fault(error, training)))
         if ray.train.get_context().get_world_size() > 1:
             raise  # the others may wait for this one; Ray ends them all, and the next group returns at once
 
@@ -89,7 +89,7 @@ def _fault(error: Exception, training: Training) -> str:
     except PretextError as refused:
         where = f"the worker's log only ({refused})"
         log.exception("%s", error, exc_info=error)
-    return fault(error, where)
+    return bug_message(error, where)
 
 
 def _train(training: Training) -> None:

@@ -1,8 +1,8 @@
-"""Memory for batches, used again as soon as nobody looks at it, and its way to the device.
+"""Memory for batches, reused as soon as nothing refers to it, and its copy to the device.
 
 A fresh 10 MB array costs one page fault per 4 kB, more than filling it. A buffer is free when nothing but the pool
 refers to it: tensors and views made of a numpy array hold a reference to it, so a batch that the consumer keeps is
-never written again.
+never overwritten.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ssl_core.data.mapping import Bytes
 
 
 class Buffers:
-    """At most `keep` arrays of one shape that take turns; more are made, and dropped, when all are held."""
+    """A pool of at most `keep` arrays of one shape; while all are in use, more are made and dropped afterwards."""
 
     def __init__(self, shape: tuple[int, ...], keep: int, device: torch.device) -> None:
         self._shape, self._keep, self._device = shape, keep, device
@@ -29,7 +29,7 @@ class Buffers:
         self._stream = torch.Stream(device) if device.type == "cuda" else None
 
     def acquire(self) -> Bytes:
-        """An array that nobody else holds, contents undefined; it returns to the pool when its last view is gone."""
+        """An array that is not in use, contents undefined; it returns to the pool when its last view is gone."""
         with self._lock:
             for number in range(len(self._pool)):
                 if sys.getrefcount(self._pool[number]) == self._idle:
@@ -40,7 +40,7 @@ class Buffers:
             return made
 
     def deliver(self, filled: Bytes) -> Tensor:
-        """The array as a tensor on the device. Called by a reading thread, which waits for the copy."""
+        """The array as a tensor on the device. Called by a reader thread, which waits for the copy."""
         tensor = torch.from_numpy(filled)
         if self._stream is None:
             return tensor
@@ -57,7 +57,7 @@ class Buffers:
 
 
 def hand_over(tensor: Tensor) -> Tensor:
-    """Tell the allocator that the consumer's stream uses what a side stream made, so it is not recycled too early."""
+    """Tells the allocator that the consumer's stream uses a side stream's tensor, so it is not recycled too early."""
     if tensor.is_cuda:
         tensor.record_stream(torch.cuda.current_stream(tensor.device))
     return tensor

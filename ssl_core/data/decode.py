@@ -1,18 +1,18 @@
-"""Turn the bytes of one image file into one canonical sample, or say in one sentence why not.
+"""Turns the bytes of one image file into one sample of the corpus's sample format, or says in one sentence why not.
 
-The order is the defence: size in bytes, format by its magic bytes (never by a file's name), dimensions from the header,
-and only then pixels. Only the seven formats named in `_FORMATS` are reachable: no EPS, PDF or other program runs.
-`decode` keeps to the limits it can see (bytes, pixels, aspect); seconds and memory need the child process of
+Checks run in a safe order: size in bytes, format by its magic bytes (never by a file's name), dimensions from the
+header, and only then pixels. Only the formats in `_FORMATS` are opened: no EPS, PDF or other program runs.
+`decode` enforces the limits on bytes, pixels and aspect; those on seconds and memory need the child process of
 `components.decoding.sandbox`, which calls this function.
 
-What comes out is RGB uint8 with short side exactly `SampleFormat.size`, aspect kept:
+The result is RGB uint8 with short side exactly `SampleFormat.size`, aspect kept:
   antialiased bicubic down (JPEG by DCT scaling to no less than twice the size first), bicubic up; EXIF orientation
   applied; alpha and transparent colours composited over white; 16-bit greys scaled from [0, 65535], float and 32-bit
   greys from [0, 1] (float only), [0, 255] or [0, 65535], the first that holds all values, else from their own minimum
   and maximum; CMYK by (1 - c)(1 - k), Adobe's inverted CMYK included; the first frame of a GIF, APNG, WebP or TIFF.
-ICC profiles are ignored: a wide-gamut photo comes out with its numbers as they are.
+ICC profiles are ignored: the values of a wide-gamut photo stay as they are.
 
-Nothing here imports torch: the child starts in a fifth of a second. Pillow's warnings on odd metadata are passed on.
+Nothing here imports torch, so that the child starts in a fifth of a second. Pillow's warnings about metadata pass.
 """
 
 from __future__ import annotations
@@ -100,12 +100,12 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may cost before it is put aside.
+    """What one file may cost before it goes to the quarantine.
 
     Attributes:
         max_bytes: size of the file in bytes.
-        max_pixels: width times height that the header may announce.
-        max_seconds: CPU seconds for decoding the file; thrice as much by the clock.
+        max_pixels: largest width times height in the header.
+        max_seconds: CPU seconds for decoding the file; three times as much by the clock.
         max_memory: bytes of memory for decoding the file, beyond what the decoder itself needs.
         max_aspect: long side over short side.
     """
@@ -126,7 +126,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class SampleFormat:
-    """The one form in which a corpus stores its images.
+    """The format in which a corpus stores its images.
 
     Attributes:
         size: short side in pixels; the long side follows the picture's aspect.
@@ -149,7 +149,7 @@ class SampleFormat:
 
 @dataclass(frozen=True)
 class Image:
-    """One canonical sample: `payload` is H*W*3 bytes of RGB row by row (codec "raw") or a JPEG file (codec "jpeg")."""
+    """One sample: `payload` is H*W*3 bytes of RGB row by row (codec "raw") or a JPEG file (codec "jpeg")."""
 
     payload: bytes
     codec: str
@@ -158,9 +158,9 @@ class Image:
 
 
 def decode(data: bytes, limits: Limits, sample_format: SampleFormat) -> Image:
-    """The canonical sample of an image file; raises `Rejected` and nothing else, whatever the bytes are.
+    """The sample of an image file, in the sample format; raises only `Rejected`, whatever the bytes are.
 
-    Two exceptions to 'nothing else': KeyboardInterrupt and friends, and an ImportError, which is our fault.
+    Two exceptions to this: KeyboardInterrupt and its like, and ImportError, which is a bug of ours.
     """
     check_size(len(data), limits)
     name, plugin = _recognise(data)
@@ -169,15 +169,17 @@ def decode(data: bytes, limits: Limits, sample_format: SampleFormat) -> Image:
     except (Rejected, ImportError):
         raise
     except MemoryError as error:
-        raise Rejected(Reason.MEMORY, f"Decoding the {name} needs more memory than there is.") from error
+        raise Rejected(Reason.MEMORY, f"Decoding the {name} needs more memory than is available.") from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise Rejected(Reason.TOO_MANY_PIXELS, f"Pillow refuses the {name} as a bomb ({error}).") from error
+        raise Rejected(
+            Reason.TOO_MANY_PIXELS, f"Pillow refuses the {name} as a decompression bomb ({error})."
+        ) from error
     except Exception as error:
-        raise _verdict(name, error) from error
+        raise _rejected(name, error) from error
 
 
 def check_size(length: int, limits: Limits) -> None:
-    """Refuse by the number of bytes alone; raises `Rejected`."""
+    """Checks the number of bytes alone; raises `Rejected`."""
     if length == 0:
         raise Rejected(Reason.EMPTY, "The file has no bytes.")
     if length > limits.max_bytes:
@@ -215,7 +217,7 @@ def _recognise(data: bytes) -> tuple[str, Callable[[BytesIO], ImageFile]]:
 
 
 def _announced(name: str, data: bytes) -> tuple[int, int] | None:
-    """(width, height) where opening may already allocate the canvas; None elsewhere: opening reads the header only."""
+    """(width, height) where opening may allocate the canvas already; None where it reads the header only."""
 
     def number(start: int, length: int) -> int:
         return int.from_bytes(data[start : start + length], "little")
@@ -234,11 +236,11 @@ def _announced(name: str, data: bytes) -> tuple[int, int] | None:
 def _check_pixels(name: str, size: tuple[int, int], limits: Limits) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise Rejected(Reason.CORRUPT, f"The {name} header announces {width} x {height} pixels.")
+        raise Rejected(Reason.CORRUPT, f"The {name} header gives {width} x {height} pixels.")
     if width * height > limits.max_pixels:
         raise Rejected(
             Reason.TOO_MANY_PIXELS,
-            f"The {name} header announces {width} x {height} = {width * height:,} pixels; "
+            f"The {name} header gives {width} x {height} = {width * height:,} pixels; "
             f"max_pixels is {limits.max_pixels:,}.",
         )
     if max(size) > limits.max_aspect * min(size):
@@ -256,7 +258,7 @@ def _canonical_size(size: tuple[int, int], short: int) -> tuple[int, int]:
 
 
 def _resized(image: ImageFile, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """[h, w, 3] RGB. Converted no further than needed before the resize, the rest on the few pixels after it."""
+    """[h, w, 3] RGB. Converted as little as possible before the resize; the rest on the fewer pixels after it."""
     if image.mode.startswith("I") or image.mode == "F":
         grey = _deep_grey(image, size)
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -277,7 +279,7 @@ def _shrunk(image: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
 
 
 def _with_alpha(image: ImageFile) -> PIL.Image.Image:
-    """Premultiplied, so that colours hidden behind alpha 0 cannot bleed through the resize."""
+    """Premultiplied, so that colours under alpha 0 cannot bleed in during the resize."""
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
         # A 16-bit PNG: Pillow keeps the high byte of the pixels but both bytes of the transparent colour.
@@ -317,7 +319,7 @@ def _value_range(image: PIL.Image.Image) -> tuple[float, float]:
 
 
 def _oriented(image: ImageFile, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Apply EXIF orientation (Pillow announces and loads a TIFF turned already, and removes the tag)."""
+    """Applies EXIF orientation (Pillow turns a TIFF itself and removes the tag)."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # broken metadata of a good picture: it has no orientation
@@ -338,14 +340,14 @@ def _pack(pixels: npt.NDArray[np.uint8], sample_format: SampleFormat) -> Image:
     return Image(payload, "jpeg", height, width)
 
 
-def _verdict(name: str, error: Exception) -> Rejected:
-    """Name the damage from what Pillow raised; its texts are the only thing that tells the kinds apart."""
+def _rejected(name: str, error: Exception) -> Rejected:
+    """The reason for what Pillow raised; only its messages distinguish the kinds of damage."""
     text = " ".join(str(error).split())[:200].rstrip(".")
     lower = text.lower()
     if isinstance(error, EOFError) or any(hint in lower for hint in ("truncat", "end of", "requires a buffer")):
         return Rejected(Reason.TRUNCATED, f"The {name} ends before its picture does ({text}).")
     if "decompressed data too large" in lower or "too much memory used" in lower:
-        return Rejected(Reason.TOO_LARGE, f"The {name} carries far more text than picture ({text}).")
+        return Rejected(Reason.TOO_LARGE, f"The {name} holds far more text than picture ({text}).")
     if any(hint in lower for hint in ("unknown pixel mode", "unsupported", "illegal conversion", "no decoder")):
-        return Rejected(Reason.UNSUPPORTED, f"The {name} is of a kind that is not supported ({text}).")
+        return Rejected(Reason.UNSUPPORTED, f"The {name} is of a variant that is not supported ({text}).")
     return Rejected(Reason.CORRUPT, f"The {name} is damaged ({text or type(error).__name__}).")

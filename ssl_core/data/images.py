@@ -17,23 +17,23 @@ from ssl_core.errors import InputError, PretextError
 from ssl_core.types import Field
 
 Crop = Callable[[Bytes, int, int, int, int, Bytes], None]
-"""Put rows `top:` and columns `left:` of a payload of some width and height into a [h, w * 3] block."""
+"""(payload, height, width, top, left, block): copies rows `top:` and columns `left:` into the [h, w * 3] block."""
 
 GATHER_BYTES = 8 << 10
-"""Crops up to this size are gathered in one call; above it a copy each is as fast and needs no second buffer."""
+"""Crops up to this size are gathered in one call; above it one copy per crop is as fast, without a second buffer."""
 
 _scratch = threading.local()
 
 
 class ReadError(PretextError):
-    """A sample that cannot be delivered; the message names its shard and row."""
+    """A sample that cannot be read; the message names its shard and row."""
 
 
 def memory(field: Field) -> tuple[int, ...]:
-    """The shape of one sample as it lies in memory: rows, columns, colours. Raises ValueError for no RGB image."""
+    """The shape of one sample in memory: rows, columns, colours. Raises ValueError if the field is no RGB image."""
     if len(field.shape) != 3 or field.shape[0] != 3 or min(field.shape) < 1:
         raise ValueError(
-            f"The corpus holds RGB images, so a field of shape {field.shape} cannot be read; ask for (3, h, w)."
+            f"The corpus holds RGB images, so a field of shape {field.shape} cannot be read; declare (3, h, w)."
         )
     return (*field.shape[1:], field.shape[0])
 
@@ -43,8 +43,8 @@ def view(batch: Tensor) -> Tensor:
     return batch.permute(0, 3, 1, 2)
 
 
-def check(shards: Shards, ids: Ints, field: Field) -> None:
-    """Raise InputError if a crop of the field's size cannot be cut from one of the samples."""
+def check_samples(shards: Shards, ids: Ints, field: Field) -> None:
+    """Raises InputError if a crop of the field's size cannot be cut from one of the samples."""
     places = shards.places(ids)
     _, h, w = field.shape
     small = np.flatnonzero((places.height < h) | (places.width < w))
@@ -52,31 +52,31 @@ def check(shards: Shards, ids: Ints, field: Field) -> None:
         j = int(small[0])
         path, row = shards.locate(int(ids[j]))
         raise InputError(
-            f"The task asks for crops of {h}x{w} pixels, but row {row} of shard {path} is {places.height[j]}x"
-            f"{places.width[j]}; ingest with a larger size or lower the task's canvas."
+            f"The task needs crops of {h}x{w} pixels, but row {row} of shard {path} is {places.height[j]}x"
+            f"{places.width[j]}; ingest with a larger size, or lower the task's canvas."
         )
 
 
 def check_training(shards: Shards, field: Field) -> None:
-    """Each image is checked when it is due: the sizes of a large corpus take long to read."""
+    """No check: reading the sizes of a large corpus takes long, so each image is checked when it is read."""
 
 
 def fetch(shards: Shards, ids: Ints, field: Field, key: str | None, out: Bytes) -> None:
-    """Fill `out` [n, h, w, 3] with a crop of each sample: where `key` and its id say, or of the centre if None."""
-    check(shards, ids, field)
+    """Fills `out` [n, h, w, 3] with a crop of each sample: its place is drawn from `key` and id, or central if None."""
+    check_samples(shards, ids, field)
     places = shards.places(ids)
     shards.will_need(places)
     tops, lefts = _corners(places, ids, field, key)
     _, h, w = field.shape
     blocks = out.reshape(len(ids), h, w * 3)
-    if _alike(places, blocks):
+    if _gatherable(places, blocks):
         _gather(shards, places, places.offset + (tops * places.width + lefts) * 3, blocks)
     else:
         _cut(shards, ids, places, tops, lefts, blocks)
 
 
-def _alike(places: Places, blocks: Bytes) -> bool:
-    """Small crops of raw images of one width, many from each shard: one gather is cheaper than n copies."""
+def _gatherable(places: Places, blocks: Bytes) -> bool:
+    """Whether one gather is cheaper than n copies: small crops of raw images of one width, many from each shard."""
     small = blocks[0].size <= GATHER_BYTES and len(blocks) >= 4 * len(np.unique(places.shard))
     return bool(small and not places.codec.any() and (places.width == places.width[0]).all())
 

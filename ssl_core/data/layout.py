@@ -1,6 +1,6 @@
-"""Where the payloads of a shard lie in its file, worked out from the footer and the lengths before the payloads.
+"""Where the payloads of a shard are in its file, computed from the footer and the lengths before the payloads.
 
-The page header is Thrift's compact protocol and opens with three varints: kind, uncompressed and stored size of the
+The page header is Thrift's compact protocol and begins with three varints: kind, uncompressed and stored size of the
 page (apache/parquet-format, `PageHeader`); the bytes after it are the page.
 """
 
@@ -35,8 +35,8 @@ class Rows:
     """The rows of one shard: [n] each.
 
     Attributes:
-        offset: where a payload starts in the file, bytes.
-        length: how long it is, bytes.
+        offset: byte in the file at which the payload starts.
+        length: of the payload, in bytes.
         height: in pixels.
         width: in pixels.
         codec: index into `CODECS`.
@@ -56,11 +56,11 @@ class Rows:
 
 
 def read_footer(path: Path) -> Any:
-    """The Parquet footer. Raises ShardError for a file that ends early, is none, or is not there."""
+    """The Parquet footer. Raises ShardError if the file is missing, truncated or not Parquet."""
     try:
         return pq.read_metadata(path)
     except FileNotFoundError:
-        raise ShardError(f"Shard {path} is not there; fetch the corpus version again.") from None
+        raise ShardError(f"Shard {path} is missing; fetch the corpus version again.") from None
     except pa.ArrowInvalid as error:
         raise ShardError(
             f"Shard {path} is cut short or not Parquet ({str(error).splitlines()[0]}); "
@@ -69,7 +69,7 @@ def read_footer(path: Path) -> Any:
 
 
 def read_columns(path: Path, names: Sequence[str], footer: Any = None) -> pa.Table:
-    """Columns of a shard, decoded. Raises ShardError like `read_footer`, and for a file with a hole in it."""
+    """Columns of a shard, decoded. Raises ShardError like `read_footer`, and if the file is damaged."""
     footer = footer or read_footer(path)
     try:
         return pq.ParquetFile(path, metadata=footer).read(columns=list(names))
@@ -78,7 +78,7 @@ def read_columns(path: Path, names: Sequence[str], footer: Any = None) -> pa.Tab
 
 
 def read_rows(path: Path, mapped: Bytes, schema: pa.Schema) -> Rows:
-    """Place every payload of a shard. Of raw rows no payload is touched; of others, the 4 bytes before each."""
+    """Locates every payload of a shard. Reads no payload of raw rows, and of others the 4 bytes before each."""
     footer = read_footer(path)
     found = footer.schema.to_arrow_schema().remove_metadata()
     if not found.equals(schema):
@@ -108,7 +108,10 @@ def _page(path: Path, mapped: Bytes, chunk: Any, rows: int) -> tuple[int, int]:
         raise _foreign(path, f"its payloads are compressed or encoded ({chunk.compression}, {chunk.encodings})")
     begin, stop = chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size
     if stop > len(mapped):
-        raise ShardError(f"Shard {path} is cut short: its payloads should end at byte {stop:,} of {len(mapped):,}.")
+        raise ShardError(
+            f"Shard {path} is cut short: its payloads should end at byte {stop:,} of {len(mapped):,}; "
+            "fetch or ingest it again."
+        )
     kind, _, size = _varints(bytes(mapped[begin : begin + 24]))
     if kind != 0 or not 0 < stop - begin - size <= _MAX_HEADER:
         raise _foreign(path, "a row group holds its payloads in several pages")
@@ -134,7 +137,7 @@ def _varints(data: bytes) -> list[int]:
 def _place(
     path: Path, mapped: Bytes, start: int, stop: int, lengths: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Offset and length of each payload of a page; a negative length is not known yet."""
+    """Offset and length of each payload of a page; negative lengths are unknown and are read."""
     if (lengths < 0).any():
         lengths = _walk(path, mapped, start, stop, len(lengths))
     ends = start + np.cumsum(lengths + _LENGTH.size)
@@ -142,13 +145,13 @@ def _place(
     known = _LENGTH.unpack_from(mapped.data, int(offsets[-1]) - _LENGTH.size)[0] if ends[-1] == stop else -1
     if known != lengths[-1]:
         raise ShardError(
-            f"Shard {path} contradicts itself: heights and widths do not add up to its payloads; ingest again."
+            f"Shard {path} is inconsistent: its heights and widths do not match its payloads; ingest again."
         )
     return offsets, lengths
 
 
 def _walk(path: Path, mapped: Bytes, start: int, stop: int, rows: int) -> npt.NDArray[np.int64]:
-    """The lengths written before the payloads, each of which says where the next one is."""
+    """The lengths before the payloads, each of which gives the place of the next one."""
     lengths, at, data = [], start, mapped.data
     for _ in range(rows):
         if at + _LENGTH.size > stop:

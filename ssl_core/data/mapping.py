@@ -1,6 +1,6 @@
 """Read-only memory maps that hold no file descriptor.
 
-Python's own `mmap` keeps one per map, and a corpus of some thousand shards would meet the usual limit of 1,024.
+Python's own `mmap` keeps one per map, and a corpus of some thousand shards would exceed the usual limit of 1,024.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def map_file(path: Path) -> Bytes:
         os.close(descriptor)
     block = (ctypes.c_uint8 * size).from_address(address)
     unmap = weakref.finalize(block, _libc.munmap, address, size)
-    unmap.atexit = False  # views may be read to the very end; the kernel unmaps what is left
+    unmap.atexit = False  # views may be read until the process ends; then the kernel unmaps the rest
     view: Bytes = np.ctypeslib.as_array(block)
     view.flags.writeable = False
     return view
 
 
 def will_need(mapped: Bytes, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> None:
-    """Tell the kernel to start reading these ranges of a map; returns at once, and failing is harmless."""
+    """Tells the kernel to start reading these ranges of a map; returns at once, and a failure does no harm."""
     base = mapped.ctypes.data
     firsts = (starts + base) // mmap.PAGESIZE * mmap.PAGESIZE
     for first, size in zip(firsts.tolist(), (starts + base + lengths - firsts).tolist()):

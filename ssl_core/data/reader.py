@@ -1,8 +1,8 @@
-"""Shards to batches on the device: threads that prefetch what a sampler plans.
+"""From shards to batches on the device: threads that prefetch the batches of a sampler.
 
     cursor -> Sampler -> this rank's sample ids -> fetch per modality -> Raw
 
-Every batch carries the cursor after it, so a checkpoint that stores it resumes to the sample.
+Every batch has the cursor after it; from a checkpoint that stores it, a run resumes at exactly the next sample.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Batch:
     """What one rank reads at a time.
 
     Attributes:
-        raw: field name -> [n, *field.shape] on the device: uint8, numbers and labels
-            int64; images are channels_last in memory.
-        ids: [n] int64, the samples' places in `Shards`.
-        cursor: where to go on after this batch.
+        raw: field name -> [n, *field.shape] on the device: uint8, numbers and labels int64; images are channels_last
+            in memory.
+        ids: [n] int64, the samples' numbers in `Shards`.
+        cursor: the place after this batch.
     """
 
     raw: dict[str, Tensor]
@@ -50,34 +50,34 @@ class Fetcher:
     """How samples of one modality are read.
 
     Attributes:
-        memory: shape of one sample as it lies in memory; raises ValueError for a field that the corpus cannot give.
-        check: raises InputError when one of the samples cannot fill the field.
-        check_training: raises InputError when the corpus as a whole is nothing to train on.
-        fetch: fills [n, *memory] for n sample ids; the key names the random numbers, None means none are drawn.
+        memory: shape of one sample in memory; raises ValueError for a field that a corpus cannot fill.
+        check_samples: raises InputError if one of the samples cannot fill the field.
+        check_training: raises InputError if the corpus as a whole is unfit for training.
+        fetch: fills [n, *memory] for n sample ids; the key seeds the random numbers, None draws none.
         view: [n, *memory] tensor to [n, *field.shape], without a copy.
     """
 
     memory: Callable[[Field], tuple[int, ...]]
-    check: Callable[[Shards, Ints, Field], None]
+    check_samples: Callable[[Shards, Ints, Field], None]
     check_training: Callable[[Shards, Field], None]
     fetch: Callable[[Shards, Ints, Field, str | None, Bytes], None]
     view: Callable[[Tensor], Tensor]
 
 
 FETCHERS: Mapping[Modality, Fetcher] = {
-    "image": Fetcher(images.memory, images.check, images.check_training, images.fetch, images.view),
-    "index": Fetcher(numbers.memory, numbers.check, numbers.check_training, numbers.fetch, numbers.view),
-    "label": Fetcher(labels.memory, labels.check, labels.check_training, labels.fetch, numbers.view),
+    "image": Fetcher(images.memory, images.check_samples, images.check_training, images.fetch, images.view),
+    "index": Fetcher(numbers.memory, numbers.check_samples, numbers.check_training, numbers.fetch, numbers.view),
+    "label": Fetcher(labels.memory, labels.check_samples, labels.check_training, labels.fetch, numbers.view),
 }
 
 
 class Reader:
     """Batches of `sample` from `shards`, as the sampler orders them.
 
-    In training a new crop per sample is drawn from (seed, epoch, id), or from (seed, id) where the sample names an
-    index: what is asked for its number looks the same in every epoch. In evaluation crops are central. Iterating again
-    starts at `start` again; leaving the loop or `close()` ends the threads. A sample that cannot be read raises
-    ReadError where its batch is due.
+    In training each sample's crop is drawn anew from (seed, epoch, id). Where the task reads the sample's index it is
+    drawn from (seed, id), so that a sample looks the same in every epoch. In evaluation crops are central. Iterating
+    again starts at `start` again; leaving the loop or `close()` ends the threads. A sample that cannot be read raises
+    ReadError when its batch is due.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Reader:
             self._pools.discard(pool)
 
     def close(self) -> None:
-        """End all reading threads; the reader cannot be used any more."""
+        """Ends all reader threads; after that the reader cannot be used."""
         self._closed = True
         for pool in list(self._pools):
             pool.shutdown(wait=True, cancel_futures=True)
@@ -148,7 +148,7 @@ class Reader:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise RuntimeError("This reader was closed; make a new one, starting at the last batch's cursor.")
+            raise RuntimeError("This reader is closed; make a new one that starts at the last batch's cursor.")
 
     def _read(self, planned: Planned) -> Batch:
         raw = {}
@@ -160,7 +160,7 @@ class Reader:
         return Batch(raw, planned.ids, planned.after)
 
     def _check(self) -> None:
-        """Refuse at once what would fail later."""
+        """Reports errors now rather than in the middle of the reading."""
         for name in ("threads", "prefetch"):
             value = getattr(self, f"_{name}")
             if value < 1:
@@ -170,13 +170,13 @@ class Reader:
 
     def _check_fields(self) -> None:
         if not self._sample:
-            raise ValueError("The task's sample names no field, so there is nothing to read.")
+            raise ValueError("The task's sample has no fields, so there is nothing to read; declare at least one.")
         for name, field in self._sample.items():
             if field.modality not in FETCHERS:
                 raise ValueError(
-                    f"Field {name!r} is of modality {field.modality!r}, but a corpus gives only {', '.join(FETCHERS)}."
+                    f"Field {name!r} is of modality {field.modality!r}, but a corpus has only {', '.join(FETCHERS)}."
                 )
             FETCHERS[field.modality].memory(field)
-            FETCHERS[field.modality].check(self._shards, np.zeros(1, dtype=np.int64), field)
+            FETCHERS[field.modality].check_samples(self._shards, np.zeros(1, dtype=np.int64), field)
             if self.sampler.train:
                 FETCHERS[field.modality].check_training(self._shards, field)

@@ -1,4 +1,4 @@
-"""Which samples a rank reads, and when: the order as a pure function, so that nothing has to remember it.
+"""Which samples a rank reads, and when: the order is a pure function, so that it need not be stored.
 
     cursor -> positions of a global batch -> permutation -> this rank's sample ids
 
@@ -17,17 +17,17 @@ from ssl_core.data.shuffle import Cursor, Ints, permutation
 from ssl_core.errors import InputError
 
 _AHEAD = 1 << 14
-"""Sample ids worked out at once: a permutation costs the same for 64 as for 1,000."""
+"""Sample ids computed at once: a permutation costs the same for 64 as for 1,000."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A batch to be read.
+    """A batch to read.
 
     Attributes:
         ids: [n] int64, the samples.
-        key: names the random numbers of its epoch; None in evaluation.
-        after: the cursor that the batch will carry.
+        key: seeds the random numbers of its epoch; None in evaluation.
+        after: the cursor after the batch.
     """
 
     ids: Ints
@@ -37,15 +37,15 @@ class Planned:
 
 @dataclass(frozen=True)
 class Sampler:
-    """One rank's share of a corpus: for ever and shuffled in training, once and in order in evaluation.
+    """One rank's share of a corpus: endless and shuffled in training, once and in order in evaluation.
 
-    In training each epoch shuffles all samples and drops those that do not fill a global batch of `batch_size *
+    In training each epoch shuffles all samples and drops the last ones that do not fill a global batch of `batch_size *
     world`. In evaluation rank r takes the r-th consecutive part, and the last batch may be smaller.
 
     Attributes:
         batch_size: samples of this rank's batch.
-        seed: of order and crops; evaluation draws nothing.
-        digest: of the corpus version.
+        seed: seed of order and crops; evaluation draws nothing.
+        digest: digest of the corpus version.
         rank: this process, from 0.
         world: number of processes.
         train: training or evaluation.
@@ -69,12 +69,12 @@ class Sampler:
             )
 
     def check(self, samples: int, start: Cursor) -> None:
-        """Raises ValueError where a corpus of so many samples gives no batch, or none at that place."""
+        """Raises InputError if a corpus of so many samples fills no batch, or `start` is beyond the end of an epoch."""
         whole = self.batch_size * self.world
         if self.train and samples < whole:
             raise InputError(
                 f"The corpus has {samples} samples, fewer than one global batch of {whole} "
-                f"({self.batch_size} on each of {self.world} ranks); lower the batch size or ingest more."
+                f"({self.batch_size} on each of {self.world} ranks); lower the batch size, or ingest more."
             )
         steps = self.steps_per_epoch(samples)
         if self.train and start.step >= steps:
@@ -93,7 +93,7 @@ class Sampler:
         """This rank's batches from `start` on.
 
         samples: how many the corpus has.
-        same_crops: the same ones in every epoch, not new ones.
+        same_crops: each sample gets the same crop in every epoch, not a new one.
         """
         return self._training(samples, start, same_crops) if self.train else self._evaluation(samples, start)
 

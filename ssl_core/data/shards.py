@@ -30,14 +30,14 @@ __all__ = ["CODECS", "SCHEMA", "Classes", "Places", "ShardError", "Shards", "cla
 Ints = npt.NDArray[np.int64]
 
 RESIDENT_BYTES = 1 << 30
-"""Payload bytes read through the maps after which these are dropped and made anew, so that a corpus larger than this
-does not count as this process's memory; the page cache keeps the bytes."""
+"""After reading so many payload bytes, the maps are dropped and mapped again, so that a larger corpus does not count as
+this process's memory; the page cache keeps the bytes."""
 READAHEAD_BYTES = 16 << 10
-"""Payloads from this size on are announced to the kernel; smaller ones come with what it reads anyway."""
+"""Least size of payloads that the kernel is told to read ahead; it reads smaller ones ahead anyway."""
 SHARD_BYTES = 256 << 20
 """Payload bytes after which ingest starts the next shard."""
 ROW_GROUP_BYTES = 32 << 20
-"""Payload bytes per row group: bounds what a foreign reader holds in memory, far below the 2 GiB limit of a page."""
+"""Payload bytes per row group: bounds the memory of other Parquet readers, far below the 2 GiB limit of a page."""
 ROW_GROUP_ROWS = 16_384
 """Rows per row group: Arrow starts a second page at 20,000 rows, whatever the page size."""
 
@@ -55,15 +55,15 @@ SCHEMA = pa.schema(
         pa.field("batch", pa.int64(), nullable=False),
     ]
 )
-"""One row is one canonical sample. `hash`: sha256 (hex) of the source bytes, its identity. `source_mtime`: ns, 0 if
+"""One row is one sample. `hash`: sha256 (hex) of the source bytes, its identity. `source_mtime`: ns, 0 if
 unknown. `payload`: for codec "raw" height x width x 3 bytes of RGB, rows first; for "jpeg" a JPEG file. `batch`: the
-commit it came with."""
+commit that added it."""
 
 
 def write_shard(path: Path, rows: pa.Table) -> None:
-    """Write `rows` (of `SCHEMA`) as one shard: whole under its name, on disk, or not at all.
+    """Writes `rows` (of `SCHEMA`) as one shard, atomically and durably.
 
-    Raises ValueError when the rows do not follow `SCHEMA` or a raw payload contradicts its height and width.
+    Raises ValueError if the rows do not follow `SCHEMA` or a raw payload contradicts its height and width.
     """
     _check_rows(path, rows)
     with replacing(path) as temporary:
@@ -88,7 +88,7 @@ def _write_parquet(path: Path, rows: pa.Table) -> None:
 
 
 def _row_groups(lengths: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of rows within the limits of a row group; a longer payload stands alone."""
+    """Consecutive ranges of rows within the limits of a row group; a longer payload gets a row group of its own."""
     ends = np.cumsum(lengths, dtype=np.int64)
     start = 0
     while start < len(lengths):
@@ -108,7 +108,7 @@ def _check_rows(path: Path, rows: pa.Table) -> None:
             f"(missing: {lack or 'none'}; different: {wrong or 'the order of columns'}); build them with shards.SCHEMA."
         )
     if not len(rows):
-        raise ValueError(f"Cannot write shard {path}: there are no rows to write.")
+        raise ValueError(f"Cannot write shard {path}: there are no rows; give at least one.")
     empty = [f.name for f in SCHEMA if not f.nullable and rows[f.name].null_count]
     if empty:
         raise ValueError(
@@ -134,7 +134,7 @@ def _check_payloads(path: Path, rows: pa.Table) -> None:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a number of samples lie: [n] each.
+    """Where samples are stored: [n] each.
 
     Attributes:
         shard: index into `Shards.paths`.
@@ -167,14 +167,14 @@ class Classes:
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The distinct labels in the order that numbers them: those of digits by their value, then the others by letter."""
+    """The distinct labels in the order of their numbers: digits by value, then the others alphabetically."""
     return tuple(sorted(set(labels), key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name)))
 
 
 class Shards:
-    """The samples of a corpus version as one sequence: shards in the order of their names, rows in theirs.
+    """The samples of a corpus version as one sequence: shards in the order of their names, then rows.
 
-    Opening reads each shard's footer; a shard is mapped and its geometry read when a sample of it is first asked for.
+    Opening reads each shard's footer; a shard is mapped, and its sizes read, when one of its samples is first used.
     May be used from several threads. Every method raises ShardError for a shard that cannot be used.
     """
 
@@ -190,13 +190,15 @@ class Shards:
 
     @classmethod
     def open(cls, paths: Sequence[Path]) -> Shards:
-        """The shards at `paths`, sorted by file name. Raises InputError for none, ValueError for two of one name."""
+        """The shards at `paths`, sorted by file name. Raises InputError for none, ValueError if two share a name."""
         ordered = sorted((Path(path) for path in paths), key=lambda path: path.name)
         if not ordered:
-            raise InputError("There are no shards to read: ingest something into the corpus first.")
+            raise InputError("There are no shards to read; ingest something into the corpus first.")
         for one, other in pairwise(ordered):
             if one.name == other.name:
-                raise ValueError(f"Two shards share a name, so their order is not defined: {one} and {other}.")
+                raise ValueError(
+                    f"Two shards share a name, so their order is not defined: {one} and {other}; rename one."
+                )
         return cls(ordered, [read_footer(path).num_rows for path in ordered])
 
     def __len__(self) -> int:
@@ -217,7 +219,7 @@ class Shards:
         return self.mapped(int(place.shard[0]))[start : start + int(place.length[0])]
 
     def places(self, ids: Ints) -> Places:
-        """Where the samples `ids` lie; every id must be in [0, len)."""
+        """Where the samples `ids` are stored; every id must be in [0, len)."""
         shard = np.searchsorted(self.starts, ids, side="right") - 1
         if not self._placed[shard].all():
             for one in np.unique(shard):
@@ -234,7 +236,7 @@ class Shards:
             return self._map(shard)
 
     def will_need(self, places: Places) -> None:
-        """Announce a read of these samples: starts the disk, and keeps what is mapped within `RESIDENT_BYTES`."""
+        """Starts reading these samples from disk, and keeps the resident maps within `RESIDENT_BYTES`."""
         self._account(int(places.length.sum()))
         large = places.length >= READAHEAD_BYTES
         for shard in np.unique(places.shard[large]):
@@ -273,7 +275,7 @@ class Shards:
 
     @cached_property
     def classes(self) -> Classes:
-        """The labels as numbers; worked out once."""
+        """The labels as numbers; computed once."""
         encoded = self.column("label").combine_chunks().dictionary_encode()
         found = encoded.dictionary.to_pylist()
         names = class_names(found)
@@ -293,7 +295,9 @@ class Shards:
             found = read_rows(self.paths[shard], self._map(shard), SCHEMA)
             rows = slice(int(self.starts[shard]), int(self.starts[shard + 1]))
             if len(found.offset) != rows.stop - rows.start:
-                raise ShardError(f"Shard {self.paths[shard]} was replaced while it was in use; shards must not change.")
+                raise ShardError(
+                    f"Shard {self.paths[shard]} was replaced while it was in use; shards must not change: start again."
+                )
             for name in Rows.__dataclass_fields__:
                 getattr(self._rows, name)[rows] = getattr(found, name)
             self._placed[shard] = True
@@ -310,7 +314,7 @@ class Shards:
         return found
 
     def _account(self, size: int) -> None:
-        """Forget the maps when they may hold too much; views that are out keep theirs."""
+        """Drops the maps when they may hold too much; existing views keep theirs."""
         with self._lock:
             self._touched += size
             if min(self._touched, self._mapped) > RESIDENT_BYTES:

@@ -1,7 +1,8 @@
-"""The order of an epoch and the random numbers of a sample, as pure functions: nothing to store, nothing to replay.
+"""The order of an epoch and the random numbers of a sample, as pure functions, so that nothing is stored or replayed.
 
-The permutation is a Feistel network over the pairs (left, right) of a grid that just holds n points; points outside
-are walked on until they fall inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
+The permutation is a Feistel network over the pairs (left, right) of a grid of at least n points; a point
+outside the first n is encrypted again until it falls inside (Black and Rogaway, "Ciphers with arbitrary finite
+domains", CT-RSA 2002).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Cursor:
     """A place in the endless stream of global batches: the next one to read.
 
     Attributes:
-        epoch: how many whole epochs lie behind.
-        step: how many global batches of the current epoch lie behind.
+        epoch: whole epochs done.
+        step: global batches of the current epoch done.
     """
 
     epoch: int = 0
@@ -37,7 +38,7 @@ class Cursor:
 
 
 class Permutation:
-    """A shuffling of 0..n-1 that is computed where it is asked: `order[positions]`, both int64."""
+    """A permutation of 0..n-1, computed only at the positions that are read: `order[positions]`, both int64."""
 
     def __init__(self, n: int, key: bytes | str) -> None:
         if n < 1:
@@ -53,7 +54,7 @@ class Permutation:
     def __getitem__(self, positions: npt.ArrayLike) -> Ints:
         at = np.asarray(positions, dtype=np.int64)
         if at.size and (at.min() < 0 or at.max() >= self._n):
-            raise IndexError(f"A position of a permutation of {self._n} lies outside it.")
+            raise IndexError(f"A position is outside a permutation of {self._n}.")
         out = self._encrypt(at.ravel())
         outside = np.flatnonzero(out >= self._n)
         while len(outside):
@@ -71,7 +72,7 @@ class Permutation:
 
 
 def permutation(n: int, key: bytes | str) -> Permutation:
-    """The shuffling of 0..n-1 that `key` names."""
+    """The permutation of 0..n-1 for this key."""
     return Permutation(n, key)
 
 

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from ssl_core.errors import InputError
 
 _AT_ONCE = 2**26
-"""Distances computed at a time: 256 MiB of them."""
+"""Distances computed at a time: 256 MiB."""
 
 
 def nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest centre of each vector and the squared Euclidean distance to it; x [m, d], centres [k, d] -> [m], [m].
 
-    Distances are computed in float32 also under autocast, as differences of squares.
+    Distances are computed in float32, also under autocast, from squares and products.
     """
     found = [closeness(part, centres).max(1) for part in torch.split(x, max(1, _AT_ONCE // len(centres)))]
     index, score = (torch.cat([part[i] for part in found]) for i in (1, 0))
@@ -25,8 +25,8 @@ def nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
 def closeness(x: Tensor, centres: Tensor) -> Tensor:
     """x . c - |c|^2 / 2 of all pairs, the larger the nearer, without gradient; x [m, d], centres [k, d] -> [m, k].
 
-    In float32 also under autocast. On a CPU it is oneDNN that multiplies: on AMD's 1.7 times as fast as MKL, which
-    torch calls by itself and which leaves AVX-512 unused there.
+    In float32, also under autocast. On a CPU oneDNN multiplies: on AMD 1.7 times as fast as MKL, torch's default, which
+    does not use AVX-512 there.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x, centres = x.float(), centres.float()
@@ -41,16 +41,16 @@ def _has_onednn() -> bool:
 
 
 def k_means(x: Tensor, k: int, rng: Generator, rounds: int = 25) -> tuple[Tensor, Tensor]:
-    """k centres of the vectors x [m, d], started at k different ones; -> [k, d], and the mean squared distance [].
+    """k centres of the vectors x [m, d], starting from k of them; -> [k, d], and the mean squared distance [].
 
-    A centre that nobody is nearest to starts again at a random vector. On a GPU sums run in any order, so that the last
+    A centre that is nearest to no vector starts again at a random one. On a GPU the order of sums varies, so the last
     bits may differ from call to call.
 
     Raises:
         InputError: there are fewer vectors than centres.
     """
     if len(x) < k:
-        raise InputError(f"k-means: {k} centres were asked for and there are {len(x)} vectors; ask for fewer centres.")
+        raise InputError(f"k-means: {k} centres were requested and there are {len(x)} vectors; request fewer centres.")
     x = x.float()
     centres = x[torch.rand(len(x), generator=rng, device=x.device).argsort()[:k]]
     for _ in range(rounds):

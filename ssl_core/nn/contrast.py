@@ -1,4 +1,4 @@
-"""Contrastive losses that never hold the [n, m] matrix of scores, and the gather that makes negatives global.
+"""Contrastive losses that never store the [n, m] matrix of scores, and a gather for negatives of all ranks.
 
 InfoNCE (van den Oord et al. 2018, https://arxiv.org/abs/1807.03748), for a query q with positive key p and negatives N:
 
@@ -7,9 +7,10 @@ InfoNCE (van den Oord et al. 2018, https://arxiv.org/abs/1807.03748), for a quer
 NT-Xent (SimCLR, Chen et al. 2020, https://arxiv.org/abs/2002.05709) is InfoNCE between the two views of each sample,
 both ways, on L2-normalised vectors, with all other vectors of all ranks as negatives.
 
-Twist: scores are made in pieces that fit the cache, and what a piece has to give is taken from it at once: the sum, the
-best negative, and in `info_nce` the gradient too. `nt_xent` in one process has symmetric scores: it makes half of them,
-and again in backward. The positive is kept out of the sum and added apart, so that the same pass tells whether it won.
+Twist: scores are computed in pieces that fit the cache, and each piece is reduced at once: to its sum, its best
+negative, and in `info_nce` its gradient. In one process the scores of `nt_xent` are symmetric: half of them are
+computed, and again in backward. The positive is added to the sum separately, so that the same pass shows whether it is
+the best.
 
 Across ranks: each rank's loss is the mean over its own examples and DDP averages the gradients over ranks. The
 gradient through `gather` is summed over ranks, which together gives the gradient of the mean over all examples.
@@ -29,7 +30,7 @@ from torch.autograd.function import once_differentiable
 _CPU_SCORES = 2**20
 _GPU_SCORES = 2**24
 
-# Largest |score| whose exponential, summed over a batch, float32 holds without subtracting a maximum first.
+# Largest |score| whose exponentials float32 can sum over a batch without subtracting a maximum first.
 _SAFE_SCORE = 60.0
 
 
@@ -37,15 +38,15 @@ class Positives(NamedTuple):
     """Targets of a task that looks for one picture of the batch: rows of the pictures, [q] each."""
 
     query: Tensor
-    """The picture that is asked about."""
+    """The query picture."""
     key: Tensor
-    """The one to be found among all others."""
+    """The picture that it must find among all others."""
 
 
 def gather(x: Tensor) -> tuple[Tensor, int]:
     """[n, ...] of each rank -> [world * n, ...] of all ranks in rank order, and the row where this rank's part starts.
 
-    Differentiable: the gradient of x is the sum over ranks. Every rank must bring the same shape. Without an
+    Differentiable: the gradient of x is the sum over ranks. Every rank must pass the same shape. Without an
     initialised process group this is (x, 0).
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -119,8 +120,8 @@ def info_nce_and_top1(
 class _InfoNCE(torch.autograd.Function):
     """`apart` is [n, 1 + k]: the positive, then the excluded rows; none of them counts as a negative.
 
-    Forward also makes the gradients of the sum of the losses. Backward scales them; only where the losses weigh
-    differently, unlike in a mean, the keys' gradient takes a second pass.
+    Forward also makes the gradients of the sum of the losses. Backward scales them; only where the losses have
+    different weights, unlike in a mean, the keys' gradient takes a second pass.
     """
 
     @staticmethod
@@ -167,7 +168,7 @@ class _InfoNCE(torch.autograd.Function):
 
 
 def _pieces(query: Tensor, keys: Tensor, apart: Tensor, chunk: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows of queries, the scores of their positives, and [rows, m] with -inf at all that are no negatives.
+    """Rows of queries, the scores of their positives, and [rows, m] scores with -inf at all that are no negatives.
 
     Each piece overwrites the last. Autocast stays off for the caller's loop body too.
     """
@@ -190,7 +191,7 @@ def nt_xent_and_top1(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor
     """Loss [n] of each sample, and the share [n] of its two views (0, 0.5 or 1) whose partner is their nearest.
 
     z1, z2 [n, d] are two views of this rank's samples, not yet normalised; the negatives are all other vectors of all
-    ranks, so that chance is 1 / (2 * n * world - 1). Every rank must bring the same n.
+    ranks, so that chance is 1 / (2 * n * world - 1). Every rank must pass the same n.
     """
     if z1.shape != z2.shape or z1.ndim != 2:
         raise ValueError(f"nt_xent got views of shapes {[*z1.shape]} and {[*z2.shape]}; both must be the same [n, d].")
@@ -207,7 +208,7 @@ def nt_xent_and_top1(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor
 
 
 class _NTXent(torch.autograd.Function):
-    """NT-Xent of one process: the scores z z^T are symmetric, so that only blocks on and above the diagonal are made.
+    """NT-Xent of one process: the scores z z^T are symmetric, so only blocks on and above the diagonal are computed.
 
     z is [2n, d], scaled so that z_i . z_j is a score; row i's positive is row i + n (modulo 2n).
     """
@@ -234,7 +235,7 @@ class _NTXent(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
         z, total, loss = ctx.saved_tensors
-        # Score ij is in the loss of i and in that of j: both softmaxes meet on the same exponential.
+        # Score ij is in the loss of i and in that of j: both softmaxes use the same exponential.
         pull = (grad * torch.expm1(-loss)).view(2, -1).sum(0).repeat(2)
         out = z.roll(len(z) // 2, 0).mul_(pull[:, None])
         weight = grad / total

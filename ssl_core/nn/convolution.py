@@ -1,6 +1,6 @@
 """Convolution that trains quickly on small maps too, in bf16 on a CPU.
 
-The kernels for convolution are made for large maps: in the last stage of a ResNet (3x3 maps of 512 channels) they reach
+The usual kernels are made for large maps: in the last stage of a ResNet (3x3 maps of 512 channels) they reach
 half of the machine's speed, and a quarter of it in the gradient of the weights. There, one matrix product for each
 pixel of the output is faster; it also leaves out the padding, which is 32 of the 81 products in a 3x3 map. The gradient
 of the weights is one product for each place of the kernel, summed over batch and map. A 1x1 convolution with a stride
@@ -20,11 +20,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-# Where the detours pay, measured with 32 to 512 channels and batches of 32 to 512.
+# Where the other ways are faster, measured with 32 to 512 channels and batches of 32 to 512.
 _SIDE, _PIXELS = 6, 2**13
 """Largest side of an output map, and most pixels in all of the batch's, for the gradient of the weights by products."""
 _CHANNELS = 128
-"""A product per pixel pays up to a map of side 2 with so many output channels, of side 3 with twice as many, ..."""
+"""A product per pixel is faster for maps up to side 2 with so many output channels, side 3 with twice as many, ..."""
 
 
 class Conv2d(nn.Conv2d):
@@ -53,7 +53,7 @@ def _trains_in_bf16(x: Tensor) -> bool:
 
 
 class _Axis(NamedTuple):
-    """One axis of a convolution; each method pairs the pixels that meet there."""
+    """One axis of a convolution; each method pairs the pixels that are multiplied."""
 
     size: int
     kernel: int
@@ -66,13 +66,13 @@ class _Axis(NamedTuple):
         return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
 
     def windows(self) -> list[tuple[slice, slice]]:
-        """For each output pixel: the input pixels that it sees, and the places of the kernel that lie on them."""
+        """For each output pixel: the input pixels that it sees, and the places of the kernel over them."""
         starts = [i * self.stride - self.padding for i in range(self.out)]
         ends = [min(start + self.kernel, self.size) for start in starts]
         return [(slice(max(0, a), b), slice(max(0, -a), b - a)) for a, b in zip(starts, ends)]
 
-    def turned_windows(self) -> list[tuple[slice, slice]]:
-        """For each input pixel: the output pixels that see it, and the places of the turned kernel that lie on them."""
+    def flipped_windows(self) -> list[tuple[slice, slice]]:
+        """For each input pixel: the output pixels that see it, and the places of the flipped kernel over them."""
         found = []
         for pixel in range(self.padding, self.padding + self.size):
             first = max(0, -((self.kernel - 1 - pixel) // self.stride))
@@ -82,7 +82,7 @@ class _Axis(NamedTuple):
         return found
 
     def places(self) -> list[tuple[slice, slice]]:
-        """For each place of the kernel: the output pixels where it lies on the map, and the input pixels under it."""
+        """For each place of the kernel: the output pixels for which it is on the map, and the input pixels under it."""
         found = []
         for place in range(-self.padding, self.kernel - self.padding):
             first = max(0, -(place // self.stride))
@@ -134,7 +134,7 @@ def _pixels(x: Tensor, rows: _Windows, columns: _Windows, matrix: Callable[[slic
     for seen_rows, kernel_rows in rows:
         for seen_columns, kernel_columns in columns:
             part = str((kernel_rows, kernel_columns))
-            if part not in matrices:  # pixels along one border share theirs, which is a copy of a part of the weight
+            if part not in matrices:  # pixels along one border share one, a copy of a part of the weight
                 matrices[part] = matrix(kernel_rows, kernel_columns)
             pixels.append(torch.mm(x[:, seen_rows, seen_columns].flatten(1), matrices[part]))
     return torch.stack(pixels, 1).view(len(x), len(rows), len(columns), -1).permute(0, 3, 1, 2)
@@ -145,7 +145,7 @@ def _of_input(x: Tensor, weight: Tensor, grad: Tensor, rows: _Axis, columns: _Ax
         of_x: Tensor = conv2d_input(x.shape, weight, grad, rows.stride, rows.padding)  # type: ignore[no-untyped-call]
         return of_x
     kernel = weight.flip(2, 3).permute(2, 3, 0, 1).contiguous()
-    return _pixels(grad, rows.turned_windows(), columns.turned_windows(), lambda i, j: kernel[i, j].flatten(0, 2))
+    return _pixels(grad, rows.flipped_windows(), columns.flipped_windows(), lambda i, j: kernel[i, j].flatten(0, 2))
 
 
 def _of_weight(x: Tensor, grad: Tensor, rows: _Axis, columns: _Axis) -> Tensor:

@@ -1,4 +1,4 @@
-"""From what an encoder holds back to pixels."""
+"""Decoders: from an encoder's features back to pixels."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def last_map(encoder: Encoder, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 class ChannelwiseLinear(nn.Module):
-    """Each channel's places among themselves: [n, c, s, s] -> the same, with its own s^2 x s^2 matrix for each channel.
+    """A linear layer over the places of each channel, with a s^2 x s^2 matrix per channel: [n, c, s, s] -> the same.
 
-    Pathak et al. 2016: what is seen reaches all places at a c-th of a fully connected layer's weights.
+    Pathak et al. 2016: every place reaches all others, with a c-th of the weights of a fully connected layer.
     """
 
     def __init__(self, channels: int, side: int) -> None:
@@ -65,7 +65,7 @@ class PixelDecoder(nn.Module):
 class PatchDecoder(nn.Module):
     """The masked autoencoder's decoder (https://arxiv.org/abs/2111.06377): a shallow, narrow transformer.
 
-    Patches that the encoder did not see are one learnt vector; all get their sine-cosine positions.
+    Patches that the encoder did not see are one learnt vector; sine-cosine positions are added to all.
     """
 
     positions: Tensor
@@ -84,7 +84,7 @@ class PatchDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, encoded: Tensor, seen: Tensor) -> Tensor:
-        """encoded [n, k, dim], after a class token where there is one; seen [n, k] their places -> [n, t, out]."""
+        """encoded [n, k, dim], preceded by a class token if there is one; seen [n, k], their places -> [n, t, out]."""
         x = self.embed(encoded)
         n, t, width = len(x), self.positions.shape[1], x.shape[2]
         front = x.shape[1] - seen.shape[1]

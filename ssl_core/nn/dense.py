@@ -1,4 +1,4 @@
-"""A head that answers for each cell of a grid, not for the whole picture."""
+"""A head that predicts for each cell of a grid, not for the whole picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssl_core.nn.convolution import Conv2d
 class DenseHead(nn.Module):
     """Feature maps [n, dim, h, w] -> [n, out, side, side]: a 3x3 convolution, enlarged to the grid, another, a 1x1.
 
-    What Zhang et al. 2016 (https://arxiv.org/abs/1603.08511) put on their features, which they enlarged twofold.
+    As Zhang et al. 2016 (https://arxiv.org/abs/1603.08511) do on their features, which they enlarge twofold.
     """
 
     def __init__(self, dim: int, hidden: int, out: int, side: int) -> None:

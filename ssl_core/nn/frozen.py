@@ -1,4 +1,4 @@
-"""Networks that are data: the teachers of the bag-of-words tasks, saved by an earlier run and never trained again."""
+"""Frozen networks: the teachers of the bag-of-words tasks, saved by an earlier run and not trained further."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PREFIX = "encoder."
 
 
 class Frozen(nn.Module):
-    """A network in eval mode without parameters and without a place in the state dict; it moves with its owner.
+    """A network in eval mode, without parameters and not in the state dict; it moves between devices with its owner.
 
-    Whoever saves the owner keeps the network's weights elsewhere, as an artefact.
+    Its weights are stored separately, as an artefact.
     """
 
     def __init__(self, network: Encoder) -> None:
@@ -38,12 +38,12 @@ class Frozen(nn.Module):
         self.network = network.eval()
 
     def train(self, mode: bool = True) -> Frozen:
-        """Stays as it is."""
+        """Stays in eval mode."""
         return self
 
 
 class FixedNorm(nn.Module):
-    """What a trained batch norm computes. Nothing that looks for batch norms, such as train.sync_bn, finds it."""
+    """Computes what a trained batch norm does, but is none, so that train.sync_bn does not convert it."""
 
     scale: Tensor
     shift: Tensor
@@ -60,10 +60,10 @@ class FixedNorm(nn.Module):
 
 
 def saved_encoder(folder: Path, field: Field, seed: int) -> tuple[EncoderSpec, Encoder]:
-    """The encoder of a saved model, for inputs of that shape; where there is a config and no weights, an untrained one.
+    """The encoder of a saved model, for inputs of that shape; an untrained one where the folder has no weights.
 
     Raises:
-        DamagedError: the folder holds no model.
+        DamagedError: the folder holds no model, or its encoder takes inputs of another shape.
         ValueError: the model's encoder does not take such inputs.
     """
     spec = EncoderSpec(**read_json(folder / CONFIG)["encoder"])
@@ -77,15 +77,15 @@ def saved_encoder(folder: Path, field: Field, seed: int) -> tuple[EncoderSpec, E
     return spec, encoder
 
 
-def packed(spec: EncoderSpec, encoder: Encoder) -> dict[str, Tensor]:
+def pack(spec: EncoderSpec, encoder: Encoder) -> dict[str, Tensor]:
     """An encoder as plain tensors: its weights, and the bytes of its spec as JSON."""
     text = json.dumps(asdict(spec), sort_keys=True).encode()
     weights = {_PREFIX + name: tensor for name, tensor in encoder.state_dict().items()}
     return {"spec": torch.tensor(list(text), dtype=torch.uint8), **weights}
 
 
-def unpacked(tensors: Mapping[str, Tensor], field: Field) -> Frozen:
-    """The encoder of `packed`, frozen."""
+def unpack(tensors: Mapping[str, Tensor], field: Field) -> Frozen:
+    """The frozen encoder from the tensors of `pack`."""
     spec: dict[str, Any] = json.loads(bytes(tensors["spec"].tolist()))
     encoder = EncoderSpec(**spec).build(field)
     encoder.load_state_dict({n.removeprefix(_PREFIX): t for n, t in tensors.items() if n.startswith(_PREFIX)})

@@ -1,4 +1,4 @@
-"""What sits on a pooled representation: classifiers, and the projection of the contrastive methods."""
+"""Heads on a pooled representation: classifiers, and the projection head of contrastive methods."""
 
 from __future__ import annotations
 
@@ -81,25 +81,25 @@ class ClassifierHead(nn.Module):
 
 
 def classify(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a classifying task answers in `loss`: cross-entropy [n] and accuracy [n]; logits [n, k], targets [n].
+    """What a classification task returns from `loss`: cross-entropy [n] and accuracy [n]; logits [n, k], targets [n].
 
-    smoothing: share of the target that all classes have alike.
+    smoothing: share of the target that is spread evenly over all classes.
     """
     loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     return loss, {"accuracy": (logits.detach().argmax(1) == targets).float()}
 
 
 class Weighted(NamedTuple):
-    """Targets of which not all count alike, such as a picture of which a part was hidden."""
+    """Targets with weights, such as a picture of which only the hidden part counts."""
 
     values: Tensor
     """[n, ...]."""
     weights: Tensor
-    """How much each counts, of a shape that broadcasts to that of the values."""
+    """Weight of each value, in a shape that broadcasts to that of the values."""
 
 
 def regress(outputs: Tensor, targets: Tensor | Weighted) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a task about quantities or pixels answers in `loss`: mean squared error [n] and "r2" [n]."""
+    """What a task about quantities or pixels returns from `loss`: mean squared error [n] and "r2" [n]."""
     values, weights = targets if isinstance(targets, Weighted) else (targets, targets.new_ones(()))
     error = _sums((outputs - values).square(), weights)
     counted = _sums(weights.expand_as(values), weights.new_ones(())).clamp_min(1e-6)
@@ -107,7 +107,7 @@ def regress(outputs: Tensor, targets: Tensor | Weighted) -> tuple[Tensor, dict[s
 
 
 def r_squared(outputs: Tensor, targets: Tensor | Weighted) -> Tensor:
-    """[n], whose mean is the share of the targets' variance over the batch that the outputs explain.
+    """[n], whose mean is R²: the share of the targets' variance over the batch that the outputs explain.
 
     1 for the targets themselves, 0 for their mean over the batch, taken place by place, or where nothing varies.
     """
@@ -116,7 +116,7 @@ def r_squared(outputs: Tensor, targets: Tensor | Weighted) -> Tensor:
 
 
 def _explained(error: Tensor, values: Tensor, weights: Tensor) -> Tensor:
-    """error [n]: squared and summed over each example."""
+    """error [n]: squared error, summed over each example."""
     variance = _sums((values - values.mean(0)).square_(), weights).mean()
     return torch.where(variance > 0, 1 - error / variance, torch.zeros_like(error))
 

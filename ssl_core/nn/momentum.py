@@ -1,4 +1,4 @@
-"""A slow copy of a network and a queue of the keys that it made: He et al. 2019 (MoCo), arXiv:1911.05722."""
+"""A momentum copy of a network and a queue of its keys: He et al. 2019 (MoCo), arXiv:1911.05722."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ssl_core.nn.contrast import gather, normalise
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def slow_copy(network: Network) -> Network:
-    """A copy with the same weights that gets no gradients; `follow` moves it."""
+def momentum_copy(network: Network) -> Network:
+    """A copy with the same weights and without gradients; `momentum_update` updates it."""
     return deepcopy(network).requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(copy: nn.Module, network: nn.Module, momentum: float | Tensor) -> None:
-    """copy = momentum copy + (1 - momentum) network, for all parameters; running statistics stay the copy's own.
+def momentum_update(copy: nn.Module, network: nn.Module, momentum: float | Tensor) -> None:
+    """copy = momentum copy + (1 - momentum) network, for all parameters; the copy keeps running statistics of its own.
 
     momentum: a number, or [] on the device where it changes from step to step.
     """
@@ -38,16 +38,16 @@ def rising_momentum(start: float, step: Tensor, horizon: int) -> Tensor:
 
 
 class Queue(nn.Module):
-    """The last `size` keys of all ranks, the oldest replaced first; before they come, random unit vectors.
+    """The last `size` keys of all ranks, the oldest replaced first; it starts with random unit vectors.
 
-    The model adds a batch's keys in forward and calls `enqueue` after the optimizer's step. All ranks then hold the
-    same queue: each one's keys go to all, in rank order.
+    The model adds a batch's keys in forward and calls `enqueue` after the optimizer's step. Then all ranks have the
+    same queue, with the keys of all ranks in rank order.
     """
 
     keys: Tensor
     """[size, dim] float32."""
     place: Tensor
-    """[] int64, the row to be replaced next."""
+    """[] int64, the row that is replaced next."""
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class Queue(nn.Module):
         self._waiting: list[Tensor] = []
 
     def add(self, keys: Tensor) -> None:
-        """Keeps a micro-batch's keys [n, dim] until `enqueue`."""
+        """Stores a micro-batch's keys [n, dim] until `enqueue`."""
         self._waiting.append(keys.detach())
 
     @torch.no_grad()
     def enqueue(self) -> None:
-        """Puts the keys that wait, on all ranks, in place of the oldest; every rank must bring as many."""
+        """Replaces the oldest keys by those stored on all ranks; every rank must have the same number."""
         if not self._waiting:
             return
         size = len(self.keys)

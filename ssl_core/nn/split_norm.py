@@ -1,6 +1,6 @@
 """Batch norm over parts of a batch, as if each part were on a GPU of its own.
 
-Statistics of the whole batch tell each sample who else is in it. Where a query and its key are in one batch and the
+Statistics of the whole batch reveal to a sample which others are in it. Where query and key are in one batch and the
 negatives come from others, that alone gives the answer away (He et al. 2019, arXiv:1911.05722, section 3.3).
 """
 
@@ -19,10 +19,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class SplitBatchNorm(nn.Module):
-    """Batch norm whose statistics are of `splits` consecutive, equal parts of the batch; same state dict.
+    """Batch norm with separate statistics for `splits` consecutive, equal parts of the batch; same state dict.
 
-    Running statistics move by the mean over parts. No subclass of PyTorch's, so that train.sync_bn, which would bring
-    the parts together again, leaves it alone.
+    Running statistics are updated by the mean over parts. No subclass of PyTorch's, so that train.sync_bn, which would
+    join the parts again, leaves it alone.
     """
 
     running_mean: Tensor
@@ -58,7 +58,7 @@ class SplitBatchNorm(nn.Module):
 
 
 def split_batch_norm(network: Network, splits: int) -> Network:
-    """`network` with every batch norm in it split, in place."""
+    """Replaces every batch norm in `network` by a split one, in place."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm):

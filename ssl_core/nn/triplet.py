@@ -27,7 +27,7 @@ def semi_hard_triplet_and_top1(z: Tensor, views: int, margin: float) -> tuple[Te
     z = normalise(z)
     keys, offset = gather(z)
     if len(keys) == views:
-        raise InputError("A triplet loss got one image only, so that there is no negative; enlarge the batch.")
+        raise InputError("A triplet loss got one image only, so there is no negative; raise train.batch_size.")
     distance = (2 - 2 * z @ keys.T).clamp_min(0)
     row = torch.arange(m, device=z.device).unsqueeze(1)
     same = offset + (row + n * torch.arange(views, device=z.device)) % m  # [m, views], each row's own place first

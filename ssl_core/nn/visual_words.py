@@ -1,7 +1,7 @@
 """Visual words: what the bag-of-words tasks of Gidaris et al. 2020 share (arXiv:2002.12247, arXiv:2012.11552).
 
-a teacher's map [n, d, h, w] -> every place takes part in its nearest words -> a histogram of words per image
-the student, which sees a disturbed image, predicts the histogram: soft-target cross-entropy
+a teacher's map [n, d, h, w] -> each place is assigned to its nearest words -> a histogram of words per image
+the student, which sees a changed image, predicts the histogram: soft-target cross-entropy
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from ssl_core.errors import InputError
 from ssl_core.nn.clusters import closeness, k_means, nearest
 from ssl_core.nn.contrast import gather
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.frozen import packed, saved_encoder, unpacked
+from ssl_core.nn.frozen import pack, saved_encoder, unpack
 from ssl_core.nn.heads import r_squared
 from ssl_core.nn.momentum import Queue
 from ssl_core.types import Field, Raw
 
 SCORES = 2**22
-"""Shares of places in words that are held at a time where only the largest of each image is kept."""
+"""Assignments of places to words that are computed at a time, where only the largest of each image is kept."""
 
 
 class TaughtWords(Protocol):
-    """What a task says of words that a frozen teacher gives: fields of its own, and what both networks see."""
+    """Fields and methods of a task whose visual words come from a frozen teacher."""
 
     @property
     def teacher(self) -> str:
-        """A saved model: a folder where words are fitted, else as the user wrote it."""
+        """A saved model, as the user wrote it; a folder while words are fitted."""
         ...
 
     @property
     def layer(self) -> str:
-        """Of the teacher, whose places are described by words."""
+        """The teacher's layer whose places are described by words."""
         ...
 
     @property
@@ -48,17 +48,17 @@ class TaughtWords(Protocol):
 
     @property
     def words(self) -> int:
-        """How many there are."""
+        """Number of words."""
         ...
 
     @property
     def vectors(self) -> int:
-        """Places that k-means gets for each word."""
+        """Places per word that k-means is fitted on."""
         ...
 
     @property
     def vocabulary(self) -> str:
-        """Digest of teacher and words, an artefact that `fit_vocabulary` made."""
+        """Digest of the artefact of `fit_vocabulary`: teacher and words."""
         ...
 
     @property
@@ -67,27 +67,27 @@ class TaughtWords(Protocol):
         ...
 
     def plain(self, x: Tensor) -> Tensor:
-        """Whole images as the teacher sees them; x bytes as the reader delivers them."""
+        """Whole images as the teacher sees them; x uint8, from the reader."""
         ...
 
 
 def check_taught_words(name: str, task: TaughtWords) -> None:
-    """Reject fields of a task that are out of bounds.
+    """Rejects fields of a task that are out of bounds.
 
     Raises:
-        InputError: names the task and the field.
+        InputError: a field is out of bounds; the message has the task and the field.
     """
     if task.words < 2 or task.vectors < 1 or task.border < 0:
-        raise InputError(f"{name}: words start at 2, vectors at 1 and border at 0.")
+        raise InputError(f"{name}: words must be at least 2, vectors at least 1 and border at least 0.")
     if "@" in task.teacher:
         raise InputError(
-            f"{name}: teacher {task.teacher} may be another model tomorrow, while the run's key stays; name a version, "
+            f"{name}: teacher {task.teacher} may become another model under the same run key; name a version, "
             "such as models:/NAME/3."
         )
 
 
 class Bags(NamedTuple):
-    """What a bag-of-words task answers: logits and true shares of each word, both [n, ..., words]."""
+    """Outputs of a bag-of-words task: logits and true shares of each word, both [n, ..., words]."""
 
     logits: Tensor
     bags: Tensor
@@ -96,7 +96,7 @@ class Bags(NamedTuple):
 class WordHead(nn.Module):
     """[..., dim] -> logits [..., words]: gamma x . w / |w| with one learned gamma (BoWNet, equation 4).
 
-    Words of any frequency get weights of one length, normalised in every forward pass.
+    The weights of frequent and rare words have the same length, normalised in every forward pass.
     """
 
     def __init__(self, dim: int, words: int) -> None:
@@ -105,7 +105,7 @@ class WordHead(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Lengths divide the products, of which there are fewer than weights; normalised weights would be copied often.
+        # Lengths divide the products, of which there are fewer than weights; normalising the weights would copy them.
         length: Tensor = torch.linalg.vector_norm(self.weight, dim=1)
         return F.linear(x, self.weight) * (self.scale / length.clamp_min(1e-12))
 
@@ -113,8 +113,8 @@ class WordHead(nn.Module):
 class WordsToWeights(nn.Module):
     """Words [words, dim] -> weights [words, out] of a linear head for them: OBoW's dynamic predictor (section 3.4).
 
-    The words change all the time, and a head of fixed weights would always be that of earlier ones. Two layers turn
-    each word, as a unit vector, into a weight vector of length `scale`.
+    The words change all the time, and a head of learnt weights would always lag behind. Two layers turn each word, as a
+    unit vector, into a weight vector of length `scale`.
     """
 
     def __init__(self, dim: int, out: int, scale: float) -> None:
@@ -127,20 +127,20 @@ class WordsToWeights(nn.Module):
         return self.scale * F.normalize(self.mlp(F.normalize(words, dim=1)), dim=1)
 
 
-class LateWords(nn.Module):
-    """Words of a teacher that learns: places of the images that it saw of late, in a queue (OBoW, section 3.3).
+class RecentWords(nn.Module):
+    """Words of a teacher that learns: a queue of places of the images that it saw last (OBoW, section 3.3).
 
-    In training each image leaves one place of its map, averaged with the places around it, which becomes a word when
-    `after_step` is called. All ranks hold the same words.
+    In training one place of each image's map, averaged with the places around it, becomes a word when `after_step` is
+    called. All ranks have the same words.
     """
 
     spread: Tensor
     """[], running mean of the squared distance of a place to its nearest word; OBoW starts it at 0.5."""
     counted: Tensor
-    """[] int64, batches in it."""
+    """[] int64, batches in `spread`."""
 
     def __init__(self, words: int, dim: int, sharpness: float, decay: float) -> None:
-        """sharpness: of the soft assignment, against `spread`, which keeps `decay` of itself at each step."""
+        """sharpness: of the soft assignment, relative to `spread`. decay: share of `spread` that each step keeps."""
         super().__init__()
         self.sharpness, self.decay = sharpness, decay
         self.queue = Queue(words, dim)
@@ -150,7 +150,7 @@ class LateWords(nn.Module):
 
     @torch.no_grad()
     def bags(self, maps: Tensor, pick: Tensor) -> Tensor:
-        """[n, h, w, d] -> how strongly each word occurs at the place where it does most: [n, words], sums are 1.
+        """[n, h, w, d] -> each word's largest assignment over places: [n, words], normalised to sum 1.
 
         pick: [n] in [0, 1), chooses the places that become words.
         """
@@ -168,21 +168,21 @@ class LateWords(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Takes in what was left since the last call, on all ranks."""
+        """Adds the words and distances since the last call, of all ranks."""
         if not self._waiting:
             return
         self.queue.enqueue()
         least = gather(torch.stack(self._waiting))[0].mean()
         self._waiting.clear()
         self.counted += 1
-        # A plain mean at first, since a run may be over before OBoW's has forgotten where it started.
+        # A plain mean at first, since a short run may end before OBoW's mean has forgotten its start.
         self.spread.lerp_(least, (1 / self.counted).clamp_min(1 - self.decay))
 
 
 def surroundings(maps: Tensor, pick: Tensor) -> Tensor:
     """One place of each map, averaged with its neighbours: [n, h, w, d] -> [n, d].
 
-    3 x 3 places, or as many as a smaller map has; pick [n] in [0, 1) says which of those that lie wholly inside.
+    3 x 3 places, or as many as a smaller map has; pick [n] in [0, 1) chooses among those that are wholly inside.
     """
     kernel = (min(3, maps.shape[1]), min(3, maps.shape[2]))
     means = F.avg_pool2d(maps.permute(0, 3, 1, 2), kernel, stride=1).flatten(2)
@@ -199,18 +199,17 @@ class Teacher(nn.Module):
     """[], mean squared distance of a place to its nearest word."""
 
     def __init__(self, task: TaughtWords) -> None:
-        """InputError: the artefact is of another layer or number of words."""
+        """Raises InputError if the artefact is for another layer or number of words."""
         super().__init__()
         self.layer, self.border = task.layer, task.border
         tensors = artefact.load(task.vocabulary)
         self.register_buffer("words", tensors["words"], persistent=False)
         self.register_buffer("spread", tensors["spread"], persistent=False)
-        self.frozen = unpacked(tensors, task.field)
+        self.frozen = unpack(tensors, task.field)
         if self.words.shape != (task.words, self.frozen.network.dims.get(task.layer)):
             raise InputError(
                 f"The vocabulary holds {len(self.words)} words of {self.words.shape[1]} numbers, which are not the "
-                f"{task.words} of layer {task.layer!r} that the task asks for; leave task.vocabulary empty to have it "
-                "made anew."
+                f"{task.words} of layer {task.layer!r} that the task needs; leave task.vocabulary empty to fit it anew."
             )
 
     @torch.no_grad()
@@ -220,36 +219,36 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def bags(self, pictures: Tensor, binary: bool = False) -> Tensor:
-        """[n, 3, s, s] -> shares of each word among the places, each of which takes its nearest: [n, words].
+        """[n, 3, s, s] -> share of places whose nearest word is each word: [n, words].
 
         binary: all words that occur get the same share.
         """
         maps = self.maps(pictures)
-        found, _ = nearest(maps.flatten(0, 2), self.words)
-        bags = histogram(found.view(len(maps), -1), len(self.words))
+        nearest_words, _ = nearest(maps.flatten(0, 2), self.words)
+        bags = histogram(nearest_words.view(len(maps), -1), len(self.words))
         return F.normalize((bags > 0).float(), p=1.0, dim=1) if binary else bags
 
     @torch.no_grad()
     def soft_maps(self, pictures: Tensor, sharpness: float) -> Tensor:
-        """[n, 3, s, s] -> each place's share in each word, [n, words, h, w]; sharpness: against `spread`."""
+        """[n, 3, s, s] -> assignment of each place to each word, [n, words, h, w]; sharpness: relative to `spread`."""
         maps = self.maps(pictures)
         shares, _ = soft_words(maps.flatten(0, 2), self.words, sharpness / self.spread.clamp_min(1e-12))
         return shares.view(*maps.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def places(encoder: Encoder, pictures: Tensor, layer: str, border: int) -> Tensor:
-    """A layer's map as [n, h, w, d] float32, its outermost `border` places left out, which see padding.
+    """A layer's map as [n, h, w, d] float32, without its outermost `border` places, which see padding.
 
     Raises:
         InputError: the encoder has no such layer.
     """
     if layer not in encoder.dims:
-        raise InputError(f"the teacher has no layer {layer!r}; set task.layer to one of {', '.join(encoder.dims)}.")
-    return inner(encoder.stages(pictures)[layer], border)
+        raise InputError(f"The teacher has no layer {layer!r}; set task.layer to one of {', '.join(encoder.dims)}.")
+    return without_border(encoder.stages(pictures)[layer], border)
 
 
-def inner(maps: Tensor, border: int) -> Tensor:
-    """[n, d, h, w] -> [n, h', w', d] float32 without the border; a map of few places keeps one at least."""
+def without_border(maps: Tensor, border: int) -> Tensor:
+    """[n, d, h, w] -> [n, h', w', d] float32 without the border; a small map keeps at least one place."""
     rows, columns = (min(border, (side - 1) // 2) for side in maps.shape[2:])
     cut = maps[:, :, rows : maps.shape[2] - rows, columns : maps.shape[3] - columns]
     return cut.permute(0, 2, 3, 1).float()
@@ -269,10 +268,10 @@ def soft_words(x: Tensor, words: Tensor, sharpness: Tensor) -> tuple[Tensor, Ten
 
 
 def match_bags(answer: Bags) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a bag-of-words task answers in `loss`: soft-target cross-entropy [n] and metrics.
+    """What a bag-of-words task returns from `loss`: soft-target cross-entropy [n] and metrics.
 
-    "r2" is that of the shares. "perplexity" is how many words share an image's bag, "batch_perplexity" how many
-    those of the whole batch: near 1 the vocabulary has collapsed, and with it the question.
+    "r2" is that of the shares. "perplexity" is the effective number of words in an image's bag, "batch_perplexity"
+    that of the whole batch: near 1 the vocabulary has collapsed, and there is nothing to learn.
     """
     logits, bags = (x.flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1) for x in answer)
     log_shares = logits.log_softmax(-1)
@@ -288,9 +287,9 @@ def match_bags(answer: Bags) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def fit_vocabulary(task: TaughtWords, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
-    """The encoder of the task's teacher and the k-means centres of the places of its maps of whole images.
+    """The teacher's encoder, and the k-means centres of the places of its maps of whole images.
 
-    That is what `Teacher` is made of; batches hold "image" [n, 3, h, w] and never end.
+    `Teacher` is built from them; batches hold "image" [n, 3, h, w] and are endless.
     """
     spec, encoder = saved_encoder(Path(task.teacher), task.field, seed=rng.initial_seed())
     encoder = encoder.to(rng.device).eval()
@@ -300,9 +299,9 @@ def fit_vocabulary(task: TaughtWords, batches: Iterator[Raw], rng: Generator) ->
             pictures = task.plain(next(batches)["image"])
             vectors.append(places(encoder, pictures, task.layer, task.border).flatten(0, 2))
     centres, spread = k_means(torch.cat(vectors), task.words, rng)
-    return {"words": centres, "spread": spread, **packed(spec, encoder)}
+    return {"words": centres, "spread": spread, **pack(spec, encoder)}
 
 
 def beside_originals(views: Tensor, originals: Tensor) -> Tensor:
-    """Views [k n, 3, s, s], then the originals that are asked about, as large as views: [(k + 1) n, 3, s, s]."""
+    """Views [k n, 3, s, s], then their originals, resized to the views: [(k + 1) n, 3, s, s]."""
     return torch.cat([views, F.adaptive_avg_pool2d(originals, views.shape[-1])])

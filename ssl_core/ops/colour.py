@@ -1,7 +1,7 @@
-"""Colour: jitter in the standard order semantics, grey, dropped and projected channels; RGB float [n, 3, h, w].
+"""Colour: jitter in random order as in torchvision, grey, dropped and projected channels; RGB float [n, 3, h, w].
 
-Brightness, contrast and saturation are one operation, a blend with black, with the image's mean grey and with its
-grey: `clamp(f x + (1 - f) other)`. So a batch in which every image has its own order of the three is three blends.
+Brightness, contrast and saturation are one operation, `clamp(f x + (1 - f) other)`: a blend with black, with the mean
+of the image's grey, or with its grey. So a batch in which each image has its own order of them takes three blends.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
 def change_hsv(x: Tensor, turns: Tensor, power: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by `turns` [n] of the full circle; saturation and value (HSV) become gain s^power + shift in [0, 1].
 
-    power, gain and shift [n, 2] hold the saturation's, then the value's.
+    power, gain and shift [n, 2]: for saturation, then for value.
     """
     hue, chroma, value = _hue_chroma_value(x)
     saturation = chroma.div_(value.clamp_min(1e-8))
@@ -63,7 +63,7 @@ def _hue_chroma_value(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     With value V, chroma C, least channel m and hue h in sixths of a turn:
         h = sign(green - blue) (1 + (green + blue - red - m) / C)
-    This is the usual six cases in one, which saves a CPU the slow selections.
+    One formula for the usual six cases, which is faster on a CPU than selections.
     """
     red, green, blue = x.unbind(1)
     value = torch.maximum(red, green)
@@ -78,7 +78,7 @@ def _hue_chroma_value(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rgb(hue: Tensor, turns: Tensor, chroma: Tensor, value: Tensor) -> Tensor:
-    """[n, 3, h, w] from [n, h, w] each and the turns [n] by which the hue, -0.5 to 0.5, is to be changed.
+    """[n, 3, h, w] from [n, h, w] each and the turns [n] by which the hue, -0.5 to 0.5, is turned.
 
     channel c = V - C clamp(2 - |k - 2|, 0, 1),  k = (n_c + h) mod 6,  n = 5, 3, 1
     """
@@ -134,8 +134,8 @@ def colour_jitter(
 def _in_drawn_order(x: Tensor, factors: Tensor, turns: Tensor | None, rng: Generator) -> Tensor:
     """Applies factors [n, 3] and turns [n, 1] in one of the 24 orders for each image, all equally likely.
 
-    Where the hue's turn comes is stratified: a random quarter of the batch has it first, another second and so on,
-    which costs one turn of the hue for each image instead of four.
+    The place of the hue is stratified: it is first for a random quarter of the batch, second for another, and so on,
+    so that the hue is computed once per image instead of four times.
     """
     n = len(x)
     order = uniform((n, 3), 0, 1, rng).argsort(1)
@@ -169,7 +169,7 @@ def random_grey(x: Tensor, rng: Generator, chance: float) -> Tensor:
 def drop_channels(x: Tensor, rng: Generator, noise: float = 0.01) -> Tensor:
     """Keep one random channel, replace the others by Gaussian noise of `noise` times the kept one's deviation.
 
-    Doersch et al. 2015, section 3.1: without two channels there is no chromatic aberration to read.
+    Doersch et al. 2015, section 3.1: with two channels missing, chromatic aberration cannot be seen.
     """
     kept = torch.randint(3, (len(x), 1, 1, 1), generator=rng, device=x.device)
     deviation = x.std((2, 3), keepdim=True).gather(1, kept)

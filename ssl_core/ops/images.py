@@ -1,9 +1,9 @@
 """Conversion, resampling, blur and right-angle turns of image batches.
 
 Every resampling here is separable and linear: along each axis an output pixel is a weighted sum of a few input pixels,
-its taps, which differ from image to image. `resample` takes the sums with embedding_bag, a kernel that CPUs and GPUs
-have: exact antialiasing, a box or a sigma per image, no loop over samples. On a CPU that takes
-a third of the time of dense batched matrix products.
+its taps, which differ from image to image. `resample` computes the sums with embedding_bag, a kernel for CPUs and GPUs:
+exact antialiasing, a box or a sigma per image, no loop over samples. On a CPU that takes a third of the time of dense
+batched matrix products.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def normalise(x: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[flo
 
 
 def denormalise(x: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> Tensor:
-    """The inverse of `normalise`, clamped to [0, 1] for showing."""
+    """The inverse of `normalise`, clamped to [0, 1] for display."""
     x = x.float() * channel_values(std, x.device) + channel_values(mean, x.device)
     return x.clamp_(0, 1)
 
@@ -49,7 +49,7 @@ def uniform(shape: tuple[int, ...], low: float, high: float, rng: Generator) -> 
 
 
 def change_some(x: Tensor, chance: float, rng: Generator, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """`change` each sample of x [n, ...] with probability `chance`, computing little more than those that are changed.
+    """Applies `change` to each sample of x [n, ...] with probability `chance`; computes little more than those.
 
     Of n samples, ceil(chance n) are drawn, and each of these is changed with probability chance n / ceil(chance n).
     """
@@ -63,7 +63,7 @@ def change_some(x: Tensor, chance: float, rng: Generator, change: Callable[[Tens
 
 
 class Taps(NamedTuple):
-    """What the output pixels along one axis are made of, for k images: weighted sums of t input pixels each."""
+    """The weighted sums of t input pixels that make the output pixels along one axis, for k images."""
 
     reads: Tensor
     """[k, out, t] int64: which input pixels."""
@@ -74,7 +74,7 @@ class Taps(NamedTuple):
 def resample(x: Tensor, rows: Taps, columns: Taps) -> Tensor:
     """Resample both axes; x [n, c, h, w] -> float32 [k, c, H, W], contiguous.
 
-    k is n, or a multiple of it: output i is made from image i modulo n. uint8 images come out as they are, 0 to 255.
+    k is n, or a multiple of it: output i is made from image i modulo n. uint8 images keep their range, 0 to 255.
     """
     return _mix_rows(_mix_rows(x.transpose(2, 3), columns).transpose(2, 3), rows)
 
@@ -109,8 +109,8 @@ def triangle_taps(start: Tensor, length: Tensor, size: int, out: int) -> Taps:
 def crop_boxes(n: int, rng: Generator, min_area: float, max_ratio: float, max_area: float = 1.0) -> Tensor:
     """Boxes of a random resized crop: [n, 4] top, left, height, width as fractions of the image.
 
-    Area uniform in [min_area, max_area], width/height log-uniform in [1/max_ratio, max_ratio]; of ten candidates the
-    first that fits the image is taken, as in Inception's crop; where none does, the last one's longer side is cut.
+    Area uniform in [min_area, max_area], width/height log-uniform in [1/max_ratio, max_ratio]; the first of
+    ten candidates that fits the image is used, as in Inception's crop; if none does, the last one's longer side is cut.
     """
     tries = 10
     area = uniform((n, tries), min_area, max_area, rng)
@@ -161,7 +161,7 @@ def random_resized_crop(
 
 
 def resize(x: Tensor, size: int) -> Tensor:
-    """The whole of each image, antialiased, to float [n, c, size, size] in [0, 1]; x uint8 or float in [0, 1]."""
+    """Resizes each image, antialiased, to float [n, c, size, size] in [0, 1]; x uint8 or float in [0, 1]."""
     if x.shape[-2:] == (size, size):
         return x if x.is_floating_point() else to_float(x)
     whole = torch.zeros(len(x), 4, device=x.device)
@@ -186,7 +186,7 @@ def gaussian_taps(sigma: Tensor, size: int, radius: int) -> Taps:
     A sigma of 0 is the identity.
     """
     if radius >= size:
-        raise InputError(f"a blur radius of {radius} px does not fit an image of {size} px; use a smaller one")
+        raise InputError(f"a blur radius of {radius} px does not fit an image of {size} px; use a smaller radius")
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
     kernel = torch.exp(-0.5 * offset.square() / sigma.view(-1, 1).square().clamp_min(1e-6))
     kernel = (kernel / kernel.sum(1, keepdim=True)).unsqueeze(1)
@@ -237,8 +237,8 @@ def random_pixelate(x: Tensor, rng: Generator, chance: float, min_pixels: int = 
 def standardise(x: Tensor, each_channel: bool = False) -> Tensor:
     """Each channel of each image to mean 0, then each image to root mean square 1; x [n, c, h, w] float.
 
-    each_channel: each channel to root mean square 1 by itself, for where one alone will be seen: it would else tell how
-    strong its contrast is against that of the others.
+    each_channel: each channel to root mean square 1, for tasks that show one channel alone; otherwise it would reveal
+    its contrast relative to the others.
     """
     x = x - x.mean((2, 3), keepdim=True)
     over = (2, 3) if each_channel else (1, 2, 3)
@@ -246,5 +246,5 @@ def standardise(x: Tensor, each_channel: bool = False) -> Tensor:
 
 
 def shown_standardised(x: Tensor) -> Tensor:
-    """What was standardised, for showing: mean 0.5, deviation 0.2, clamped to [0, 1]."""
+    """Standardised images for display: mean 0.5, deviation 0.2, clamped to [0, 1]."""
     return x.float().mul(0.2).add_(0.5).clamp_(0, 1)

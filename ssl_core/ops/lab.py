@@ -1,11 +1,11 @@
-"""CIE Lab: from and to sRGB, and the paper's 313 colours of Zhang et al. 2016, https://arxiv.org/abs/1603.08511.
+"""CIE Lab: from and to sRGB, and the 313 colours of Zhang et al. 2016 ("the paper"), https://arxiv.org/abs/1603.08511.
 
     light(rgb) -> lightness(light) [n, 1, h, w] L in 0 to 100;  from_light(light) [n, 3, h, w] L, a, b
     encode(ab, k, sigma) -> the k nearest bins and their shares;  annealed_mean(logits, temperature) -> ab
 
-White is that of sRGB (D65): greys have a = b = 0. Light adds up, so means over pixels are taken of light. Both curves
-of the definitions, sRGB's and the cube root of Lab, have a straight foot: they are the curve stopped at the foot's end
-plus the line below it, which saves a CPU the slow selections.
+White is that of sRGB (D65): greys have a = b = 0. Means over pixels are taken of linear light, which is additive. Both
+curves of the definitions, sRGB's and Lab's cube root, are lines near 0. They are computed as the curve clamped at the
+end of the line plus the line below it, which is faster on a CPU than a selection.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 _PRIMARIES = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
 _TO_XYZ = [[part / sum(row) for part in row] for row in _PRIMARIES]
-"""Linear RGB to X, Y, Z as shares of white's (IEC 61966-2-1)."""
+"""Linear RGB to X, Y, Z as shares of those of white (IEC 61966-2-1)."""
 _FROM_XYZ: list[list[float]] = torch.linalg.inv(torch.tensor(_TO_XYZ, dtype=torch.float64)).tolist()
 _FOOT = 6 / 29
 """End of the line in the cube root of Lab."""
@@ -35,7 +35,7 @@ BINS = tuple(
 )
 """The 313 colours (a, b), in the order of the paper's released models."""
 _REACH = 110
-"""Largest |a| and |b| that `encode` tells apart; sRGB's are 98 and 108."""
+"""Largest |a| and |b| that `encode` distinguishes; those of sRGB are 98 and 108."""
 
 
 def light(x: Tensor) -> Tensor:
@@ -65,13 +65,13 @@ def _mixed(x: Tensor, weights: list[float]) -> Tensor:
 
 
 def _root(t: Tensor) -> Tensor:
-    """Lab's cube root, its foot a line; changes t."""
+    """Lab's cube root, a line near 0; changes t in place."""
     line = (t - _FOOT**3).clamp_max_(0)
     return t.clamp_min_(_FOOT**3).pow_(1 / 3).add_(line, alpha=1 / (3 * _FOOT**2))
 
 
 def _cube(f: Tensor) -> Tensor:
-    """The inverse of `_root`; changes f."""
+    """The inverse of `_root`; changes f in place."""
     line = (f - _FOOT).clamp_max_(0)
     return f.clamp_min_(_FOOT).pow_(3).add_(line, alpha=3 * _FOOT**2)
 
@@ -93,14 +93,14 @@ def from_rgb(x: Tensor) -> Tensor:
 
 
 def to_rgb(x: Tensor) -> Tensor:
-    """Lab to sRGB in [0, 1], channels of colours that a screen cannot show clamped; [n, 3, h, w] both."""
+    """Lab to sRGB in [0, 1], clamped for colours that a screen cannot show; [n, 3, h, w] both."""
     middle = (x[:, 0] + 16) / 116
     xyz = _cube(torch.stack([middle + x[:, 1] / 500, middle, middle - x[:, 2] / 200], 1))
     return _inverse_curve(torch.stack([_mixed(xyz, row) for row in _FROM_XYZ], 1)).clamp_(0, 1)
 
 
-def painted(lightness: Tensor, ab: Tensor) -> Tensor:
-    """sRGB of L [n, 1, h, w] with colours of a coarser grid, [n, 2, rows, columns], enlarged over it: [n, 3, h, w]."""
+def paint(lightness: Tensor, ab: Tensor) -> Tensor:
+    """sRGB of L [n, 1, h, w] and colours [n, 2, rows, columns] of a coarser grid, enlarged: [n, 3, h, w]."""
     smooth = F.interpolate(ab, lightness.shape[-2:], mode="bilinear", align_corners=False)
     return to_rgb(torch.cat([lightness, smooth], 1))
 
@@ -123,7 +123,7 @@ class Soft(NamedTuple):
 def encode(ab: Tensor, k: int, sigma: float = 5.0) -> Soft:
     """The k nearest bins of each colour, weighted by a Gaussian of their distance (the paper's soft encoding).
 
-    ab [n, 2, h, w], rounded to whole units first, about what 8 bits tell apart: so all is looked up in a table.
+    ab [n, 2, h, w], rounded to whole units first (about the precision of 8 bits), and looked up in a table.
     """
     nearest, shares = _table(k, sigma, ab.device)
     a, b = ab.round().add_(_REACH).clamp_(0, 2 * _REACH).long().unbind(1)

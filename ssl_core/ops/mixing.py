@@ -9,12 +9,12 @@ from ssl_core.ops.images import uniform
 
 
 def cutmix(x: Tensor, rng: Generator, chance: float) -> tuple[Tensor, Tensor]:
-    """With probability `chance` a box of the image before (for the first: of the last) is pasted at its place.
+    """With probability `chance` pastes in a box of the previous image (for the first: of the last) at the same place.
 
     Yun et al. 2019, https://arxiv.org/abs/1905.04899: the box has a share of the image's area that is uniform in
     [0, 1], before it is cut at the border, and the image's proportions.
 
-    x [n, c, h, w] -> the same, and [n, 1, h, w]: 1 where the image is still itself, else 0.
+    x [n, c, h, w] -> the same, and [n, 1, h, w]: 1 where the pixel is the image's own, else 0.
     """
     n, _, h, w = x.shape
     if not chance:
@@ -27,6 +27,6 @@ def cutmix(x: Tensor, rng: Generator, chance: float) -> tuple[Tensor, Tensor]:
 
 
 def _within(middle: Tensor, length: Tensor, size: int) -> Tensor:
-    """[n, size]: whether a pixel's centre lies in the interval, whose middle and length are shares of the side."""
+    """[n, size]: whether a pixel's centre lies in the interval, of which middle and length are shares of the side."""
     centres = (torch.arange(size, device=middle.device) + 0.5) / size
     return (centres - middle).abs() < length / 2

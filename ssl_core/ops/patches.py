@@ -1,4 +1,4 @@
-"""Grids of patches with gap and jitter, and without."""
+"""Grids of patches, with or without gap and jitter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def random_grids(
 ) -> tuple[Tensor, Tensor]:
     """Corners of n grids placed uniformly in a square of `side` px, each patch moved by up to +-jitter px on each axis.
 
-    -> top, left: [n, cells * cells] whole pixels, row by row. The caller makes sure that the grid fits.
+    -> top, left: [n, cells * cells] whole pixels, row by row. The caller ensures that the grid fits.
     """
     room = side - grid_span(cells, patch, gap, jitter) + 1
     origin = torch.randint(room, (n, 2, 1), generator=rng, device=rng.device)
@@ -34,9 +34,9 @@ def random_grids(
 def some_of_grid(
     n: int, side: int, rng: Generator, *, cells: int, patch: int, jitter: int, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Corners of `count` different patches each of a grid of cells x cells that spans a square of `side` px.
+    """Corners of `count` different patches per image, of a cells x cells grid that spans a square of `side` px.
 
-    Each is moved by 0 to `jitter` px on each axis. -> top, left: [n, count] whole pixels.
+    Each patch is moved by 0 to `jitter` px on each axis. -> top, left: [n, count] whole pixels.
     """
     step = (side - patch - jitter) // max(1, cells - 1)
     cell = uniform((n, cells * cells), 0, 1, rng).argsort(1)[:, :count]

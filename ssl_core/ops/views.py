@@ -13,14 +13,14 @@ from ssl_core.errors import InputError
 from ssl_core.ops import colour, images, warps
 
 PIECE = 2**18
-"""Pixels of views augmented at a time on a CPU: what fits its caches is faster than the whole batch at once."""
+"""Pixels of views that a CPU augments at a time: pieces that fit its caches are faster than the whole batch at once."""
 
 Jitter: TypeAlias = tuple[float, float, float, float]
 """Strengths of brightness, contrast and saturation, and the largest turn of the hue; see `colour_jitter`."""
 
 
 class ViewFields(Protocol):
-    """Fields of a task that an `Augmentation` takes as they are; the task says what its paper has."""
+    """Fields of a task that an `Augmentation` uses as they are; the task's docstring gives the paper's values."""
 
     @property
     def min_area(self) -> float: ...
@@ -46,14 +46,14 @@ class ViewFields(Protocol):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a view differs from its image; by default not at all.
+    """The random changes that make a view of an image; none by default.
 
     Attributes:
         min_area, max_area, max_ratio: of the crop, see `crop_boxes`.
         flip: chance of a left-right mirror.
         degrees, shear, translate, zoom, elastic: strengths of the warp, see `random_affine`.
-        jitter: of the colours.
-        jitter_chance, grey, blur: chances that colours change, that they are lost, and of a Gaussian blur.
+        jitter: strengths of colour jitter.
+        jitter_chance, grey, blur: chances of colour jitter, of losing the colours, and of a Gaussian blur.
     """
 
     min_area: float = 1.0
@@ -72,7 +72,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, task: ViewFields, jitter: Jitter, max_area: float = 1.0, blur: float = 0.0) -> Augmentation:
-        """As a task's fields say; jitter, and what not every such task has, are given apart."""
+        """From a task's fields; jitter, and what only some tasks have, are arguments."""
         return cls(
             min_area=task.min_area,
             max_area=max_area,
@@ -107,7 +107,7 @@ def random_views(
 
     x [n, 3, h, w] uint8 or float in [0, 1] -> [views n, 3, size, size], channels_last in memory: the first view of
     every image, then the second, and so on.
-    scaled: takes views in [0, 1] to the network's range, each by itself.
+    scaled: maps views in [0, 1] to the network's range, each separately.
     """
 
     def some_views(part: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def random_views(
         mirrored = images.uniform((len(boxes),), 0, 1, rng) < augmentation.flip
         return scaled(augment(images.crop_resize(part, boxes, size, mirrored), rng, augmentation))
 
-    # Each piece goes to its places in a batch laid out as convolutions read it; to join the pieces costs more.
+    # Each piece is written to its place in a channels_last batch; joining the pieces would cost more.
     made = torch.empty(views, len(x), size, size, 3, device=x.device).permute(0, 1, 4, 2, 3)
     many = max(8, PIECE // (views * size**2)) if x.device.type == "cpu" else len(x)
     for start in range(0, len(x), many):
@@ -126,7 +126,7 @@ def random_views(
 
 
 def augment(x: Tensor, rng: Generator, augmentation: Augmentation) -> Tensor:
-    """All that an augmentation says but crop and mirror; x [n, 3, s, s] in [0, 1], the same back."""
+    """All of an augmentation but crop and mirror; x [n, 3, s, s] in [0, 1], the same back."""
     if augmentation.moves_pixels:
         x = warps.random_affine(
             x,
@@ -151,24 +151,24 @@ def augment(x: Tensor, rng: Generator, augmentation: Augmentation) -> Tensor:
 
 
 class Bounds(NamedTuple):
-    """Which values a field may have, and how to say so: "it ..."."""
+    """Which values a field may have, and the words for it: "it must ..."."""
 
     hold: Callable[[float], bool]
     sentence: str
 
 
 def _up_to(most: float) -> Bounds:
-    return Bounds(lambda value: 0 <= value <= most, f"it lies between 0 and {most:g}")
+    return Bounds(lambda value: 0 <= value <= most, f"it must be between 0 and {most:g}")
 
 
-_FACTOR = Bounds(lambda value: value >= 1, "it is a factor and starts at 1")
+_FACTOR = Bounds(lambda value: value >= 1, "it is a factor and must be at least 1")
 
 BOUNDS: Mapping[str, Bounds] = {
-    "min_area": Bounds(lambda value: 0 < value <= 1, "it is a share, above 0 and at most 1"),
+    "min_area": Bounds(lambda value: 0 < value <= 1, "it is a share and must be above 0 and at most 1"),
     "max_ratio": _FACTOR,
     "flip": _up_to(1),
-    "degrees": Bounds(lambda value: value >= 0, "it starts at 0"),
-    "shear": Bounds(lambda value: 0 <= value < 90, "it lies in [0, 90)"),
+    "degrees": Bounds(lambda value: value >= 0, "it must be at least 0"),
+    "shear": Bounds(lambda value: 0 <= value < 90, "it must be at least 0 and below 90"),
     "translate": _up_to(1),
     "zoom": _FACTOR,
     "elastic": _up_to(1),
@@ -178,14 +178,14 @@ BOUNDS: Mapping[str, Bounds] = {
     "grey": _up_to(1),
     "blur": _up_to(1),
 }
-"""Of the fields that tasks have for their views."""
+"""Field of a task's views -> its bounds."""
 
 
 def check_views(name: str, task: Any, **most: float) -> None:
-    """Reject fields of a task, a dataclass, that are out of bounds: those in BOUNDS, and further ones from 0 to `most`.
+    """Rejects fields of a task, a dataclass, that are out of bounds: those in BOUNDS, and others from 0 to `most`.
 
     Raises:
-        InputError: names the task, the field, its value and its bounds.
+        InputError: a field is out of bounds; the message has the task, the field, its value and its bounds.
     """
     bounds = {**BOUNDS, **{field: _up_to(highest) for field, highest in most.items()}}
     for field, value in vars(task).items():

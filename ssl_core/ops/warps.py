@@ -27,9 +27,9 @@ def affine_matrices(angle: Tensor, shear: Tensor, scale: Tensor, translate: Tens
 
 
 def warp(x: Tensor, matrices: Tensor, fill: Fill = "zeros", bend: Tensor | None = None) -> Tensor:
-    """Move each image by its forward map [n, 2, 3] (see `affine_matrices`); x [n, c, h, w] float, same shape back.
+    """Moves each image by its forward map [n, 2, 3] (see `affine_matrices`); x [n, c, h, w] float, same shape back.
 
-    bend: [n, h, w, 2] right and down, in half sides, added to where each pixel is read; see `bends`.
+    bend: [n, h, w, 2] right and down, in half sides, added to the place where each pixel is read; see `bends`.
     Bilinear without antialiasing: meant for scales near 1.
     """
     h, w = x.shape[-2:]
@@ -44,7 +44,7 @@ def warp(x: Tensor, matrices: Tensor, fill: Fill = "zeros", bend: Tensor | None 
 
 
 def bends(n: int, side: int, strength: float, rng: Generator, knots: int = 4) -> Tensor:
-    """[n, side, side, 2]: smooth random displacement, as Simard et al. 2003 bend handwriting.
+    """[n, side, side, 2]: smooth random displacements, as Simard et al. 2003 use on handwriting.
 
     Normal with standard deviation `strength` half sides at knots x knots places, bicubic between them.
     """
@@ -65,7 +65,7 @@ def random_affine(
 ) -> Tensor:
     """Rotation and shear up to +-degrees, shift up to +-translate of the side, scale log-uniform in [1/zoom, zoom].
 
-    elastic: strength of `bends`, in the same resampling; x [n, c, side, side], black where nothing is read.
+    elastic: strength of `bends`, in the same resampling; x [n, c, side, side], black beyond its border.
     """
     n, side = len(x), x.shape[-1]
     angle = uniform((n,), -radians(degrees), radians(degrees), rng)
@@ -103,10 +103,10 @@ def inverse(maps: Tensor) -> Tensor:
 
 
 def project(x: Tensor, reads: Tensor, size: int, fill: Fill = "zeros", bend: Tensor | None = None) -> Tensor:
-    """Read each output pixel where its map [n, 3, 3] says; x [n, c, s, s] float -> [n, c, size, size].
+    """Reads each output pixel at the place given by its map [n, 3, 3]; x [n, c, s, s] float -> [n, c, size, size].
 
-    Maps take places in the output to places in the input's middle `size` pixels, both in sides from the upper left
-    corner (x right, y down); what lies around the middle comes into view where a map reads beyond it.
+    Maps go from places in the output to places in the input's middle `size` pixels, both in sides from the upper left
+    corner (x right, y down); where a map reads beyond the middle, the picture around it comes into view.
     bend: [n, size or 1, size or 1, 2] as in `warp`.
     """
     axis = (torch.arange(size, device=x.device) + 0.5) / size

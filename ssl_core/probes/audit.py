@@ -1,12 +1,12 @@
-"""The shortcut audit: how much of a pretext task's answer can be read from a low-level cue alone?
+"""The shortcut audit: how well can a pretext task be answered from a low-level cue alone?
 
-A cue is a handful of numbers computed from what the network sees (the inputs that `make_batch` made) and nothing
-else: a histogram, the sharpness, how borders match. A linear classifier on them must do well where a task's
+A cue is a handful of numbers computed from what the network sees (the inputs of `make_batch`) and nothing else: a
+histogram, the sharpness, how borders match. A linear classifier on them must do well where a task's
 countermeasure is off and the data carries the shortcut, and be near chance where it is on.
 
     raw -> make_batch -> inputs -> cue_pairs -> CUES[cue] -> features -> linear probe -> accuracy, beside task.chance
 
-What the answers hang on, a task says itself (`ssl_core.task.cue_pairs`, `matching_of`); nothing here knows a task.
+The task says on which pictures answers depend (`ssl_core.task.cue_pairs`, `matching_of`); no task is imported here.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ssl_core.types import Raw, Shortcut
 Cue = Callable[[Tensor, Tensor], Tensor]
 """Pictures [q, 3, h, w] and their partners (of `cue_pairs`) -> features [q, d].
 
-Where the answer is pixels, [q, d, h, w] are features of each pixel alone. Where it is another picture, [q, 2, d] are
-what a picture asks for and what it offers."""
+Where the answer is pixels: [q, d, h, w], features of each pixel. Where it is another picture: [q, 2, d], features of
+each picture as a query and as a key."""
 
 QUEUED_BATCHES = 4
-"""Batches that the pictures of an audit make for a task whose negatives come from other batches."""
+"""Number of batches into which an audit's pictures are cut for a task whose negatives come from other batches."""
 
 
 def black_bars(x: Tensor, _: Tensor) -> Tensor:
-    """How flat each of the four outermost strips is, against the whole picture: [q, 4]."""
+    """Deviation of each of the four outermost strips over that of the whole picture: [q, 4]."""
     strip = max(1, x.shape[-1] // 16)
     sides = (x[..., :strip], x[..., -strip:], x[..., :strip, :], x[..., -strip:, :])
     return torch.stack([side.std((1, 2, 3)) for side in sides], 1) / x.std((1, 2, 3)).clamp_min(1e-6).unsqueeze(1)
@@ -47,7 +47,7 @@ def black_bars(x: Tensor, _: Tensor) -> Tensor:
 def interpolation(x: Tensor, _: Tensor) -> Tensor:
     """Log share of fine detail along both axes and both diagonals, in the middle half of the picture: [q, 4].
 
-    Interpolated pixels are means of their neighbours, so that fine detail is gone.
+    Interpolated pixels are means of their neighbours and lack fine detail.
     """
     quarter = x.shape[-1] // 4
     x = x[..., quarter:-quarter, quarter:-quarter]
@@ -69,13 +69,13 @@ def flat_wedges(_: Tensor, second: Tensor) -> Tensor:
 
 
 def luminance(first: Tensor, second: Tensor) -> Tensor:
-    """Mean and deviation of both pictures, and the differences: [q, 6]."""
+    """Mean and deviation of both pictures, and their differences: [q, 6]."""
     a, b = (torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3))], 1) for x in (first, second))
     return torch.cat([a, b, b - a], 1)
 
 
 def middle_rim(x: Tensor, _: Tensor) -> Tensor:
-    """The two rows and columns around the middle half of the picture, coarsely, the mean of the channels: [q, 40]."""
+    """Rows and columns at the rim of the middle half of the picture, averaged coarsely and over channels: [q, 40]."""
     side = x.shape[-1]
     near, far = side // 4, side - side // 4
     grey = x.mean(1, keepdim=True)[..., near - 2 : far + 2, near - 2 : far + 2]
@@ -84,7 +84,7 @@ def middle_rim(x: Tensor, _: Tensor) -> Tensor:
 
 
 def local_smoothing(x: Tensor, _: Tensor) -> Tensor:
-    """Means of what is neither black nor white within 1 and 2 px of each pixel, where there is nothing the picture's.
+    """Means of pixels neither black nor white within 1 and 2 px of each pixel; without any, the picture's mean.
 
     [q, 3, h, w] -> [q, 6, h, w].
     """
@@ -143,9 +143,9 @@ def colour_histogram(x: Tensor, _: Tensor, bins: int = 8) -> Tensor:
 
 
 def shared_pixels(x: Tensor, _: Tensor) -> Tensor:
-    """What a picture shows in its lower half, and in its upper half, coarsely: [q, 2, 8].
+    """The lower half and the upper half of a picture, averaged coarsely: [q, 2, 8].
 
-    Where the answer is another picture, the lower half of the one asked about is compared with the other's upper half.
+    As a query a picture is its lower half, as a key its upper half.
     """
     half = x.shape[2] // 2
     halves = torch.stack([x[:, :, -half:], x[:, :, :half]], 1).mean(2)
@@ -153,7 +153,7 @@ def shared_pixels(x: Tensor, _: Tensor) -> Tensor:
 
 
 def batch_statistics(_: Tensor, together: Tensor) -> Tensor:
-    """Mean of each channel over all that batch norm sees together: [q, 3]."""
+    """Mean of each channel over the pictures that share batch norm's statistics: [q, 3]."""
     return together.mean((2, 3))
 
 
@@ -174,14 +174,14 @@ CUES: Mapping[str, Cue] = {
 
 @dataclass(frozen=True)
 class Audit:
-    """What one cue alone achieves.
+    """What a probe on one cue alone achieves.
 
     Attributes:
         cue: the low-level signal.
-        chance: what chance achieves with the countermeasure on: accuracy, or R² of quantities.
-        open_chance: the same with the countermeasure off, where switching it changes the answers' number.
-        closed: what the cue-only probe achieves with the countermeasure on.
-        opened: and with it off.
+        chance: chance level with the countermeasure on: accuracy, or R² of quantities.
+        open_chance: chance level with the countermeasure off, which may change the number of answers.
+        closed: score of the cue-only probe with the countermeasure on.
+        opened: its score with the countermeasure off.
     """
 
     cue: str
@@ -192,7 +192,7 @@ class Audit:
 
 
 def audit(task: Any, shortcut: Shortcut, fit: Raw, test: Raw, seed: int = 0) -> Audit:
-    """Try a shortcut with its countermeasure on and off. `fit` trains the cue's probe, `test` scores it."""
+    """Audits a shortcut with its countermeasure on and off. `fit` trains the cue-only probe, `test` scores it."""
     off = replace(task, **shortcut.off)
     n = len(next(iter(test.values())))
     (chance, open_chance) = (_chance(each, n) for each in (task, off))
@@ -208,12 +208,12 @@ def _chance(task: PretextTask, n: int) -> float:
 def cue_probe(task: PretextTask, cue: str, fit: Raw, test: Raw, seed: int = 0) -> float:
     """Accuracy, or R², on `test` of answering the task from the cue alone.
 
-    By what the targets are:
+    Depends on the targets:
         classes: softmax regression on the cue's features, fitted on `fit`.
         quantities or pixels: ridge regression, fitted on `fit`.
-        `Positives`, another picture each: the share of those that are nearest of all pictures in features.
-        None, a `Matching`: the share of pictures whose nearest other one in features shows the same image; with a
-            queue, among the pictures of other batches and those of its own image.
+        `Positives`, another picture each: the share of queries whose own key is the nearest picture in features.
+        None, a `Matching`: the share of pictures whose nearest other picture in features shows the same image; with
+            a queue, candidates are pictures of other batches and of the same image.
     """
     if cue not in CUES:
         raise InputError(f"audit: there is no cue {cue!r}; known are {', '.join(CUES)}.")
@@ -241,9 +241,9 @@ def _batches(task: PretextTask) -> int:
 
 
 def _regression(fit_x: Tensor, fit_y: Tensor | Weighted, x: Tensor, y: Tensor | Weighted) -> float:
-    """Explained variance on x, y of a ridge regression that is fitted on fit_x, fit_y.
+    """R² on x, y of a ridge regression that is fitted on fit_x, fit_y.
 
-    Features stand for examples, or for pixels: then one filter serves all places, fitted where pixels count.
+    Rows of features are examples or pixels; for pixels one filter is fitted for all places, on those that count.
     """
     values, weights = fit_y if isinstance(fit_y, Weighted) else (fit_y, torch.ones_like(fit_y))
     if len(fit_x) == len(values):
@@ -261,7 +261,7 @@ def _by_pixel(x: Tensor) -> Tensor:
 
 
 def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tuple[Tensor, Any]:
-    """Features of all batches of the pictures, a row for each answer (or pixel), and the last batch's targets."""
+    """Features of all batches, one row per answer (or pixel), and the targets of the last batch."""
     n, parts = len(next(iter(raw.values()))) // _batches(task), []
     for start in range(0, n * _batches(task), n):
         inputs, targets = task.make_batch({name: value[start : start + n] for name, value in raw.items()}, rng)
@@ -273,7 +273,8 @@ def _features(task: PretextTask, cue: str, raw: Raw, rng: torch.Generator) -> tu
 
 
 def _retrieval(x: Tensor, n: int, batches: int) -> float:
-    """x: features of `batches` batches in a row, in each the first views before the second and so on; n images in all.
+    """Accuracy of finding a view of the same image. x: features of `batches` batches of n images in all, in each batch
+    the first view of every image, then the second, and so on.
 
     With several batches, other images of a view's own batch are no candidates, as with a queue.
     """

@@ -1,10 +1,9 @@
-"""What features tell of the factors behind the samples: names by the linear probe, quantities by ridge regression.
+"""How well features predict the factors behind the samples: names by a linear probe, quantities by ridge regression.
 
-    features of the training part, factors there -> probes -> factors of the test part, and how sure the score is
+    features and factors of the training part -> probes -> factors of the test part, with an interval for each score
 
-A name is scored by accuracy, a quantity by the R²: 1 for the quantity itself, 0 for its
-mean. What comes round again, such as an angle, is a point on a circle. All quantities of one layer share one
-decomposition of its features.
+A name is scored by accuracy, a quantity by R²: 1 for the quantity itself, 0 for its mean. A periodic quantity, such as
+an angle, is a point on a circle. All quantities of one layer share one decomposition of its features.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from ssl_core.probes.linear import Standardiser, linear_probe
 from ssl_core.probes.ridge import Ridge
 
 Factors = Mapping[str, Tensor]
-"""Factor -> of each sample the number of its name, [n] int64, or its quantities, [n, k] float64."""
+"""Factor -> the number of each sample's name, [n] int64, or each sample's quantities, [n, k] float64."""
 
 RESAMPLES = 2000
-"""Of the test part, for the interval of an explained share."""
+"""Resamples of the test part for the interval of an R²."""
 
 
 def on_circle(values: Tensor, period: float) -> Tensor:
@@ -32,36 +31,36 @@ def on_circle(values: Tensor, period: float) -> Tensor:
     return torch.stack([turn.cos(), turn.sin()], 1)
 
 
-def read_out(x: Tensor, known: Factors, test_x: Tensor, asked: Factors, seed: int = 0) -> dict[str, Interval]:
+def read_out(x: Tensor, factors: Factors, test_x: Tensor, test_factors: Factors, seed: int = 0) -> dict[str, Interval]:
     """Score of each factor with its 95 % interval over test samples.
 
-    x, test_x: [n, d], [m, d] features. known, asked: the same factors of both; a name's number that `known` has not is
-    never answered, so it counts as wrong. The interval is Wilson's of a name, else a bootstrap.
+    x, test_x: [n, d], [m, d] features. factors, test_factors: the same factors for both; a name of the test part that
+    `factors` lacks is never predicted, so it counts as wrong. The interval is Wilson's for a name, else a bootstrap.
     """
-    scores = {name: _accuracy(x, y, test_x, asked[name], seed) for name, y in known.items() if y.ndim == 1}
-    quantities = [name for name, y in known.items() if y.ndim > 1]
+    scores = {name: _accuracy(x, y, test_x, test_factors[name], seed) for name, y in factors.items() if y.ndim == 1}
+    quantities = [name for name, y in factors.items() if y.ndim > 1]
     if quantities:
         scale = Standardiser.of(x.double())
         ridge, test = Ridge.of(scale(x.double())), scale(test_x.double())
-        found = [ridge.fit(known[name], ridge.choose(known[name]))(test) for name in quantities]
-        scores |= zip(quantities, _explained(found, [asked[name] for name in quantities], seed))
-    return {name: scores[name] for name in known}
+        predicted = [ridge.fit(factors[name], ridge.choose(factors[name]))(test) for name in quantities]
+        scores |= zip(quantities, _r_squared(predicted, [test_factors[name] for name in quantities], seed))
+    return {name: scores[name] for name in factors}
 
 
-def best_layers(layers: Mapping[str, Tensor], known: Factors, seed: int = 0) -> dict[str, str]:
-    """Factor -> the layer that tells it best on one random half of the samples after fitting on the other half.
+def best_layers(layers: Mapping[str, Tensor], factors: Factors, seed: int = 0) -> dict[str, str]:
+    """Factor -> the layer that predicts it best on one random half of the samples after fitting on the other half.
 
-    layers: shallow to deep, each [n, d] with n >= 4; of equals the deepest.
+    layers: shallow to deep, each [n, d] with n >= 4; the deepest wins a tie.
     """
     if len(layers) == 1:
-        return dict.fromkeys(known, next(iter(layers)))
+        return dict.fromkeys(factors, next(iter(layers)))
     n = len(next(iter(layers.values())))
     fit, held = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tensor_split(2)
-    fit_y, held_y = ({name: y[rows.to(y.device)] for name, y in known.items()} for rows in (fit, held))
+    fit_y, held_y = ({name: y[rows.to(y.device)] for name, y in factors.items()} for rows in (fit, held))
     scores = {
         layer: read_out(x[fit.to(x.device)], fit_y, x[held.to(x.device)], held_y, seed) for layer, x in layers.items()
     }
-    return {name: max(reversed(scores), key=lambda layer: scores[layer][name].mean) for name in known}
+    return {name: max(reversed(scores), key=lambda layer: scores[layer][name].mean) for name in factors}
 
 
 def _accuracy(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -> Interval:
@@ -69,8 +68,8 @@ def _accuracy(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, seed: int) -
     return wilson(int((answers == test_y).sum()), len(test_y))
 
 
-def _explained(answers: Sequence[Tensor], truths: Sequence[Tensor], seed: int) -> list[Interval]:
-    """Explained share of the variance, 0 where nothing varies, of several quantities of the same samples [m, k]."""
+def _r_squared(answers: Sequence[Tensor], truths: Sequence[Tensor], seed: int) -> list[Interval]:
+    """R², 0 where nothing varies, of several quantities of the same samples [m, k]."""
     errors = [(answer - truth).square().sum(1) for answer, truth in zip(answers, truths)]
     squares = [(truth - truth.mean(0)).square().sum(1) for truth in truths]
     values = torch.stack([*errors, *squares], 1)

@@ -1,4 +1,4 @@
-"""How sure a figure is: 95 % intervals over test samples, over label draws, and of a paired difference."""
+"""95 % intervals of a score: over test samples, over draws of labels, and of a paired difference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Z = 1.959963984540054
 
 
 class Interval(NamedTuple):
-    """A figure and the bounds of its 95 % interval."""
+    """A score and the bounds of its 95 % interval."""
 
     mean: float
     low: float
@@ -23,9 +23,9 @@ class Interval(NamedTuple):
 
 
 def wilson(right: int, n: int) -> Interval:
-    """Share of n samples that are right, with Wilson's score interval: sound near 0 and 1 and for small n."""
+    """Accuracy on n samples with Wilson's score interval, which is sound near 0 and 1 and for small n."""
     if n < 1:
-        raise InputError("There are no test samples, so no share of them can be right.")
+        raise InputError("There are no test samples, so there is no accuracy; evaluate on at least one.")
     share, z2 = right / n, _Z * _Z
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z * sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
@@ -33,7 +33,7 @@ def wilson(right: int, n: int) -> Interval:
 
 
 def over_draws(values: Tensor) -> Interval:
-    """Mean of [draws] figures with Student's t interval: how it varies with the choice of labels."""
+    """Mean of [draws] scores with Student's t interval: how it varies with the choice of labels."""
     n, mean = len(values), float(values.double().mean())
     if n < 2:
         raise ValueError(f"An interval over draws needs at least 2 of them; there are {n}.")
@@ -42,7 +42,7 @@ def over_draws(values: Tensor) -> Interval:
 
 
 def normal_mean(values: Tensor) -> Interval:
-    """Mean of [n] independent figures with the normal interval."""
+    """Mean of [n] independent scores with the normal interval."""
     n, mean = len(values), float(values.double().mean())
     half = _Z * float(values.double().std(correction=0)) / sqrt(n)
     return Interval(mean, mean - half, mean + half)
@@ -51,7 +51,7 @@ def normal_mean(values: Tensor) -> Interval:
 def paired_bootstrap(difference: Tensor, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Mean of per-sample differences [n] with the percentile bootstrap over samples (Efron & Tibshirani 1993)."""
     if len(difference) < 1:
-        raise ValueError("There are no samples to compare on.")
+        raise ValueError("There are no samples to compare on; give at least one.")
     means = bootstrap_means(difference.unsqueeze(1), resamples, seed)
     return percentiles(float(difference.double().mean()), means.squeeze(1))
 
@@ -59,7 +59,7 @@ def paired_bootstrap(difference: Tensor, resamples: int = 10_000, seed: int = 0)
 def bootstrap_means(values: Tensor, resamples: int, seed: int) -> Tensor:
     """[resamples, c] means of the columns of values [n, c], each over n samples drawn with replacement.
 
-    The draws depend on n and seed alone, so that columns, also those of other calls, are resampled together.
+    The draws depend on n and seed alone, so all columns, also those of other calls, are resampled together.
     """
     n = len(values)
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ def bootstrap_means(values: Tensor, resamples: int, seed: int) -> Tensor:
 
 
 def percentiles(mean: float, resampled: Tensor) -> Interval:
-    """`mean` with the 2.5 % and 97.5 % points of what came of the resamples."""
+    """`mean` with the 2.5 % and 97.5 % points of its resamples."""
     low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(mean, low, high)
 

@@ -1,4 +1,4 @@
-"""k nearest neighbours by cosine: the probe without parameters (Wu et al. 2018, https://arxiv.org/abs/1805.01978).
+"""k nearest neighbours by cosine: a probe without training (Wu et al. 2018, https://arxiv.org/abs/1805.01978).
 
 features -> L2-normalise -> cosine in chunks -> the k nearest -> votes, weighted by exp(cosine / temperature)
 """
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ssl_core.errors import InputError
 
 _CHUNK_BYTES = 1 << 28
-"""Similarities held at once."""
+"""Memory for the similarities of one chunk."""
 
 
 class Neighbours(NamedTuple):
@@ -47,20 +47,20 @@ def neighbours(queries: Tensor, keys: Tensor, k: int, *, exclude_self: bool = Fa
     return Neighbours(torch.cat([part.values for part in found]), torch.cat([part.indices for part in found]))
 
 
-def vote(found: Neighbours, labels: Tensor, classes: int, temperature: float | None = 0.07) -> Tensor:
+def vote(nearest: Neighbours, labels: Tensor, classes: int, temperature: float | None = 0.07) -> Tensor:
     """Each query's class by its neighbours' votes: [m] int64.
 
     labels: [n] int64 of the keys. A vote weighs exp(similarity / temperature) (Wu 2018, section 3.4); without a
     temperature all weigh the same, and a tie goes to the lower class.
     """
     if temperature is None:
-        weights = torch.ones_like(found.similarity)
+        weights = torch.ones_like(nearest.similarity)
     else:
-        weights = ((found.similarity - found.similarity[:, :1]) / temperature).exp()
+        weights = ((nearest.similarity - nearest.similarity[:, :1]) / temperature).exp()
     votes = torch.zeros(len(weights), classes, device=weights.device, dtype=weights.dtype)
     # One neighbour rank at a time: adding all at once sums in no fixed order on a GPU.
     for rank in range(weights.shape[1]):
-        votes.scatter_add_(1, labels[found.ids[:, rank, None]], weights[:, rank, None])
+        votes.scatter_add_(1, labels[nearest.ids[:, rank, None]], weights[:, rank, None])
     return votes.argmax(1)
 
 
@@ -72,8 +72,8 @@ def knn(
 
 
 def leave_one_out(x: Tensor, y: Tensor, *, classes: int, k: int = 20, temperature: float | None = 0.07) -> Tensor:
-    """[n] bool: whether each row is classified rightly by its neighbours among the other rows.
+    """[n] bool: whether each row is classified correctly by its neighbours among the other rows.
 
-    Ranks layers without a look at the test set.
+    Ranks layers without using the test set.
     """
     return vote(neighbours(x, x, k, exclude_self=True), y, classes, temperature) == y

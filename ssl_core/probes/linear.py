@@ -2,7 +2,7 @@
 
     features -> standardise -> ridge logistic regression, its strength chosen on held-out training rows
 
-What every pretext paper reports; here a convex problem with one answer, so that no learning rate is tuned.
+Most pretext papers report it. Here it is a convex problem with one solution, so that no learning rate is tuned.
 Every step is full batch in chunks of rows: 1,347 x 512 takes about half a second on a CPU core, ImageNet's
 1.28 million x 2048 x 1000 needs a GPU that holds the features (10 GB) and about a minute.
 """
@@ -20,13 +20,13 @@ from ssl_core.probes.logistic import Classifier, fit, fit_in_span
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
 """Ridge strengths per sample that `linear_probe` tries, strongest first."""
 _LOOSE = 1e-3
-"""Gradient per sample at which a fit is good enough for counting right answers."""
+"""Gradient per sample at which a fit is good enough to count correct answers."""
 _CHOICE_ROWS = 50_000
-"""Rows that the choice of the strength looks at; the final fit sees all."""
+"""Rows that choose the strength; the final fit uses all."""
 
 
 class Probed(NamedTuple):
-    """What a linear probe says.
+    """What a linear probe returns.
 
     Attributes:
         predictions: [m] int64.
@@ -61,16 +61,16 @@ def linear_probe(
 ) -> Probed:
     """Fit on train_x [n, d], train_y [n] int64; predict test_x [m, d].
 
-    The strength with the best accuracy on a random `holdout` part of the training set is used on all of it; ties go to
-    the stronger.
+    The strength is the one with the best accuracy on a random `holdout` part of the training set (the stronger one wins
+    a tie); the final fit uses all of it.
     """
     if len(train_x) < 2:
         raise InputError(f"A linear probe needs at least 2 labelled samples to train on; there are {len(train_x)}.")
     scale = Standardiser.of(train_x)
     x = scale(train_x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:_CHOICE_ROWS].to(x.device)
-    held, kept = order.tensor_split([max(1, round(holdout * len(order)))])
-    penalty, accuracy = _choose(x[kept], train_y[kept], x[held], train_y[held], classes)
+    holdout_rows, fit_rows = order.tensor_split([max(1, round(holdout * len(order)))])
+    penalty, accuracy = _choose(x[fit_rows], train_y[fit_rows], x[holdout_rows], train_y[holdout_rows], classes)
     final = fit(x[None], train_y[None], classes, penalty * len(x), steps=100)
     return Probed(final.predict(scale(test_x))[0], penalty, accuracy)
 
@@ -86,7 +86,7 @@ def _choose(x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, classes: int) 
 
 
 def draw_shots(labels: Tensor, classes: int, shots: int, draws: int, seed: int) -> Tensor:
-    """[draws, rows] indices with `shots` random samples of each class; all that a smaller class has.
+    """[draws, rows] indices with `shots` random samples of each class, or all of a smaller class.
 
     A function of labels and seed alone, so that every representation is evaluated on the same draws.
     """
@@ -103,7 +103,7 @@ def draw_shots(labels: Tensor, classes: int, shots: int, draws: int, seed: int) 
 def few_shot(train_x: Tensor, train_y: Tensor, test_x: Tensor, chosen: Tensor, *, classes: int) -> Tensor:
     """[draws, m] int64: predictions for test_x of probes that see only the labels of `chosen` [draws, rows].
 
-    Features are standardised by all of train_x (that needs no label); the penalty is scikit-learn's default, C = 1.
+    Features are standardised by all of train_x, which needs no labels; the penalty is scikit-learn's default, C = 1.
     """
     scale = Standardiser.of(train_x)
     chosen = chosen.to(train_x.device)

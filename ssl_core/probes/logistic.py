@@ -3,7 +3,7 @@
     minimise over W, b:   sum_i cross_entropy(x_i W + b, y_i) + penalty / 2 * |W|^2         (the bias is free)
 
 A leading dimension of problems (the draws of a few-shot probe) is solved together: each has its own curvature memory
-and step length, and one that has converged stands still. The objective is that of
+and step length, and stops moving once it has converged. The objective is that of
 scikit-learn's LogisticRegression(C=1/penalty).
 """
 
@@ -49,7 +49,7 @@ def fit(
     """Classifiers of x [p, n, d] with labels y [p, n].
 
     Rows are taken in chunks, so memory above x itself stays bounded for millions of rows.
-    start: warm start, e.g. the solution for a near penalty. tolerance: largest gradient per sample at the end.
+    start: warm start, e.g. the solution for a similar penalty. tolerance: largest gradient per sample at the end.
     """
     problems, rows, dim = x.shape
     hot = y if rows > _CHUNK_ROWS else torch.nn.functional.one_hot(y, classes).to(x.dtype)
@@ -75,7 +75,7 @@ def fit(
 
 
 def _few_columns(few: Tensor, many: Tensor) -> Tensor:
-    """The transpose of few @ many. As the transposes' product, with few columns, a CPU takes 2 to 12 times as long."""
+    """The transpose of few @ many; many.mT @ few.mT, a product with few columns, takes a CPU 2 to 12 times as long."""
     return (few @ many).mT
 
 
@@ -111,7 +111,7 @@ def minimise(objective: Objective, theta: Tensor, steps: int, tolerance: float) 
 
 
 def _inverse_hessian_times(slope: Tensor, moves: list[Tensor], bends: list[Tensor]) -> Tensor:
-    """The two-loop recursion; a pair without positive curvature (a problem at rest) counts for nothing."""
+    """The two-loop recursion; a pair without positive curvature (of a converged problem) is ignored."""
     q, alphas = slope, []
     curvatures = [(move * bend).sum(1, keepdim=True) for move, bend in zip(moves, bends)]
     inverses = [torch.where(c > 0, 1 / c.clamp_min(1e-30), torch.zeros_like(c)) for c in curvatures]
@@ -130,7 +130,7 @@ def _inverse_hessian_times(slope: Tensor, moves: list[Tensor], bends: list[Tenso
 def _search(
     objective: Objective, theta: Tensor, value: Tensor, slope: Tensor, direction: Tensor, *, first: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Halves each problem's step until its value falls enough; a problem whose value cannot fall stays where it is."""
+    """Halves each problem's step until its value falls enough; a problem whose value cannot fall does not move."""
     descent = (slope * direction).sum(1)
     step = torch.ones_like(value)
     if first:

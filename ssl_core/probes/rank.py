@@ -1,4 +1,4 @@
-"""Measures that need no labels: how many dimensions a representation uses, and how it lies on the sphere.
+"""Measures that need no labels: how many dimensions a representation uses, and how it is spread over the sphere.
 
 RankMe: Garrido et al. 2023, https://arxiv.org/abs/2210.02885. Alignment and uniformity: Wang & Isola 2020,
 https://arxiv.org/abs/2005.10242. Spread: Chen & He 2021, https://arxiv.org/abs/2011.10566, section 4.1.
@@ -22,7 +22,7 @@ _PAIR_ROWS = 8_192
 
 
 def rank_me(x: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of x [n, d]: between 1 and min(n, d); 1 has collapsed.
+    """exp of the entropy of the normalised singular values of x [n, d]: 1 (collapse) to min(n, d).
 
     The features are not centred (equation 3 of the paper). The singular values are the roots of the d x d Gram
     matrix's eigenvalues in float64: exact to about 1e-8 of the largest, and quick for many rows.
@@ -48,7 +48,7 @@ def alignment(x: Tensor, y: Tensor, power: float = 2.0) -> float:
 def uniformity(x: Tensor, t: float = 2.0) -> float:
     """log mean over pairs of exp(-t distance^2) on the unit sphere, x [n, d]: 0 in one point, near -2t when uniform."""
     if len(x) < 2:
-        raise InputError(f"Uniformity is about pairs and there are {len(x)} samples; give at least 2.")
+        raise InputError(f"Uniformity is about pairs, and there are {len(x)} samples; give at least 2.")
     unit = F.normalize(x[:_PAIR_ROWS].double(), dim=1)
     n = len(unit)
     parts = (unit[start : start + 1024] for start in range(0, n, 1024))
@@ -75,17 +75,17 @@ class Collapse(NamedTuple):
 
 
 def collapse(x: Tensor, least_spread: float = 1e-2, least_rank: float = 1.5) -> Collapse:
-    """Whether the features x [n, d] say the same of every sample, or differ along a single line."""
+    """Whether the features x [n, d] are nearly the same for every sample, or differ along a single line."""
     if not bool(torch.isfinite(x).all()):
-        return Collapse(float("nan"), float("nan"), "The features hold NaN or infinity: the model is broken.")
+        return Collapse(float("nan"), float("nan"), "The features hold NaN or infinity; the model is broken.")
     unit = F.normalize(x.double(), dim=1)
     centred = unit - unit.mean(0)
     spread = float(centred.square().sum(1).mean().sqrt())
     rank = rank_me(centred)
     if spread < least_spread:
-        reason = f"All samples have nearly the same features (spread {spread:.2g}, at least {least_spread:g} is asked)."
+        reason = f"All features are nearly the same (spread {spread:.2g}; it must be at least {least_spread:g})."
     elif rank < least_rank:
-        reason = f"The features differ along one direction only (rank {rank:.2f}, at least {least_rank:g} is asked)."
+        reason = f"The features differ along one direction only (rank {rank:.2f}; it must be at least {least_rank:g})."
     else:
         reason = ""
     return Collapse(spread, rank, reason)

@@ -1,12 +1,12 @@
-"""Ridge regression: quantities from features, and how strong the penalty should be, all in closed form.
+"""Ridge regression: quantities from features, and the choice of the penalty, all in closed form.
 
     minimise over W, b:   sum_i counts_i |x_i W + b - y_i|^2 + penalty |W|^2         (the bias is free)
 
     x -> one eigendecomposition -> any number of targets and penalties
 
-What the fit without row i says of row i needs no other fit: its error is that of the whole fit over 1 - h_i, where h_i
-is the share that y_i has in its own prediction (Allen 1974). Float64; of the products of features and of rows the
-smaller matrix is decomposed.
+Leaving out row i needs no other fit: its error on row i is that of the whole fit over 1 - h_i, where h_i is the share
+of y_i in its own prediction (Allen 1974). Float64. The smaller of the two Gram matrices, of features or of rows, is
+decomposed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Linear(NamedTuple):
 
 
 class Ridge(NamedTuple):
-    """Features, decomposed.
+    """The decomposition of features.
 
     Attributes:
-        mean: [d] of the rows.
+        mean: [d], mean of the rows.
         axes: [d, r] directions in feature space.
         rows: [n, r] the centred rows along them, each times the root of its count.
         squares: [r] sum of the squares of each column of `rows`.
-        counts: [n, 1] what each row weighs.
+        counts: [n, 1], the weight of each row.
     """
 
     mean: Tensor
@@ -73,20 +73,20 @@ class Ridge(NamedTuple):
         return Linear(weight, centre - self.mean @ weight)
 
     def leave_one_out(self, y: Tensor, penalties: Sequence[float]) -> Tensor:
-        """[penalties, n, k]: what a fit to all other rows says of each row of y [n, k]. Counts must be above 0."""
+        """[penalties, n, k]: each row of y [n, k] as predicted by a fit to all other rows. Counts must be above 0."""
         centre, along = self._along(y)
-        freed = 1 / (self.squares + torch.tensor(penalties, dtype=torch.float64, device=y.device).unsqueeze(1))
-        own = self.rows.square() @ freed.mT + self.counts / self.counts.sum()
+        inverses = 1 / (self.squares + torch.tensor(penalties, dtype=torch.float64, device=y.device).unsqueeze(1))
+        own = self.rows.square() @ inverses.mT + self.counts / self.counts.sum()
         found = []
-        for share, own_share in zip(freed, own.mT):
+        for share, own_share in zip(inverses, own.mT):
             error = centre + (self.rows @ (share.unsqueeze(1) * along)) / self.counts.sqrt() - y
             found.append(y + error / (1 - own_share).clamp_min(1e-12).unsqueeze(1))
         return torch.stack(found)
 
     def choose(self, y: Tensor) -> float:
-        """The penalty with the least squared error of rows left out, one for all columns of y [n, k].
+        """The penalty with the least leave-one-out squared error, one for all columns of y [n, k].
 
-        Of equals the strongest.
+        The strongest wins a tie.
         """
         weight = float(self.counts.sum())
         penalties = [strength * weight for strength in PENALTIES]
@@ -94,7 +94,7 @@ class Ridge(NamedTuple):
         return penalties[int(errors.argmin())]
 
     def _along(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean of y, [k], and what its deviations have in common with each axis, [r, k]."""
+        """The mean of y, [k], and the products of its deviations with each axis, [r, k]."""
         y = y.double()
         centre = (self.counts * y).sum(0) / self.counts.sum()
         return centre, self.rows.mT @ (self.counts.sqrt() * (y - centre))

@@ -1,6 +1,6 @@
 """The pretext tasks: one paper, one file; `TASKS` is the whole list.
 
-TASKS[name](**fields) -> a task; its fields are its configuration, its docstring explains them
+TASKS[name](**fields) -> a task; its fields are its configuration; its docstring explains them
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """AMDIM: Bachman, Hjelm & Buchwalter 2019, https://arxiv.org/abs/1906.00910.
 
-Mutual information between features of two views of an image, at several scales: what the network says of the whole
-first view must tell each place of the second view from every place of all other images, and so must what it says of one
+Maximises mutual information between features of two views of an image, at several scales: the features of the whole
+first view must match each place of the second view and no place of any other image, and so must the features of one
 place of the first view. The paper's maps are 1x1, 5x5 and 7x7; here they are the encoder's own:
 
     whole    the last stage, pooled                                             the paper's 1x1
@@ -11,7 +11,7 @@ place of the first view. The paper's maps are 1x1, 5x5 and 7x7; here they are th
     loss = nce(whole, coarse) + nce(whole, fine) + nce(coarse, coarse), each the mean of both directions
 
 The paper's further loss, over mixtures of features, is optional there and absent here.
-The encoder of the paper has no batch norm and pads nothing; a residual network's maps see more of their surroundings.
+The paper's encoder has no batch norm and no padding; a place in a residual network's map sees more of its surroundings.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shor
 
 @dataclass(frozen=True)
 class AMDIM:
-    """Which places show the same image? Contrastive at several scales, among all places of the batch on all ranks.
+    """Which places show the same image? Contrastive at several scales, against all places of the batch on all ranks.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; views are cut from it. The paper cuts from the whole
-            picture and shrinks to 146 px to test.
+        canvas: side in px of the square crop that the reader returns; views are cut from it. The paper cuts from the
+            whole picture and shrinks to 146 px to test.
         size: side in px of a view, what the network sees; the paper: 128.
         min_area: smallest share of the canvas that a view shows; the paper: 0.3.
         max_ratio: a view's sides before resizing differ by at most this factor; the paper: 1.4.
         flip: chance that an image is mirrored, both views alike; the paper: 0.5. 0 for writing and digits.
-        degrees: rotation by up to so many degrees; the paper: none.
-        elastic: bends the picture smoothly, shifts having this standard deviation as a share of half the side; the
+        degrees: rotation by at most so many degrees; the paper: none.
+        elastic: smooth elastic distortion; standard deviation of the shifts, as a share of half the side; the
             paper: none.
         jitter: strength of colour jitter of brightness, contrast and saturation; the paper: 0.4.
         hue: largest turn of the hue, as a share of the circle; the paper: 0.1.
@@ -53,11 +53,10 @@ class AMDIM:
         grey: chance that a view loses its colours; the paper: 0.25.
         coarse: most places along a side of the coarse map; the paper: 5.
         fine: most places along a side of the fine map; the paper: 7.
-        out: width in which places are compared; the paper: 1536. The paper's encoder is that wide at its end, so that
-            its 1x1 is compared as it is; here it too gets an embedding, which is thrown away.
+        out: width in which places are compared; the paper: 1536. The paper's encoder ends that wide, so that its
+            1x1 features are compared directly; here they too get an embedding, which is discarded.
         clip: scores s become clip tanh(s / clip); the paper: 20.
-        penalty: weight of the mean squared score, before clipping; the paper: 0.04; its released code has had 0.05
-            too.
+        penalty: weight of the mean squared score, before clipping; the paper: 0.04; its released code also had 0.05.
     """
 
     canvas: int = 146
@@ -95,10 +94,10 @@ class AMDIM:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or min(self.coarse, self.fine, self.out) < 1:
-            raise InputError("amdim: canvas and size start at 8 px; coarse, fine and out at 1.")
+            raise InputError("amdim: canvas and size must be at least 8 px; coarse, fine and out at least 1.")
         check_views("amdim", self)
         if self.clip <= 0 or self.penalty < 0:
-            raise InputError("amdim: clip lies above 0, penalty starts at 0.")
+            raise InputError("amdim: clip must be above 0, penalty must be at least 0.")
 
     @property
     def sample(self) -> Mapping[str, Field]:
@@ -126,9 +125,9 @@ class AMDIM:
         return InfomaxModel(encoder(Field("image", (3, self.size, self.size))), self)
 
     def loss(self, outputs: Scales, targets: None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Accuracy: whether the place that scores best with the whole, on all ranks, is of the other view.
+        """Accuracy: whether the place on all ranks with the best score for the whole view is of the other view.
 
-        Each image has two answers, one from either view.
+        Each image has two answers, one from each view.
         """
         losses, right = [], []
         for here, there in ((0, 1), (1, 0)):
@@ -142,7 +141,7 @@ class AMDIM:
     def _nce(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Noise-contrastive estimation from vectors [n, d] to their images' places [n, l, d]; loss and top-1 [n].
 
-        The negatives of a vector are all places of all other images: other places of its own image are none.
+        The negatives of a vector are all places of all other images, and no places of its own.
         """
         target, offset = gather(target)
         n, (m, places, d) = len(source), target.shape
@@ -168,7 +167,7 @@ class AMDIM:
 
 
 class Scales(NamedTuple):
-    """Of the first views, then of the second: the whole [2 n, d], one coarse place [2 n, d], all places [2 n, l, d]."""
+    """First views, then second ones: the whole [2 n, d], one coarse place [2 n, d], all places [2 n, l, d]."""
 
     whole: Tensor
     place: Tensor
@@ -177,7 +176,7 @@ class Scales(NamedTuple):
 
 
 class InfomaxModel(TaskModel):
-    """Encoder and an embedding for each scale, which are thrown away after training."""
+    """Encoder and an embedding for each scale, which are discarded after training."""
 
     def __init__(self, encoder: Encoder, task: AMDIM) -> None:
         super().__init__()
@@ -205,7 +204,7 @@ class InfomaxModel(TaskModel):
 class Embedding(nn.Module):
     """Two layers and a shortcut on every place [n, l, before]; starts as the identity where it is wider.
 
-    On rows, not as 1x1 convolutions of maps, which take a CPU 1.4 times as long in bf16, and 3 times where l is 1.
+    On rows: 1x1 convolutions of maps take a CPU 1.4 times as long in bf16, and 3 times where l is 1.
     """
 
     def __init__(self, before: int, after: int) -> None:
@@ -234,8 +233,8 @@ def _local_stages(encoder: Encoder, size: int) -> tuple[str, str]:
     local = [name for name, features in maps.items() if features[0, 0].numel() > 1]
     if len(local) < 2:
         raise InputError(
-            f"amdim: at task.size {size} all but {len(local)} of this encoder's stages have maps of a single place; "
-            "two larger ones are needed: enlarge task.size, or set encoder.stem to cifar."
+            f"amdim: at task.size {size} all but {len(local)} of this encoder's stages have maps of a single place, "
+            "and two larger maps are needed; raise task.size, or set encoder.stem to cifar."
         )
     return local[-1], local[-2]
 

@@ -1,12 +1,12 @@
 """Bags of visual words (BoWNet): Gidaris, Bursuc, Komodakis, Perez & Cord 2020, https://arxiv.org/abs/2002.12247.
 
-A network that was trained without labels before, the teacher, describes each place of an image by the nearest of a
-few thousand visual words; how often each word occurs is the image's bag of words. The student sees the image cropped,
-recoloured and mixed with another one, and predicts the bag: what is in the image, however it looks at the moment.
+The teacher, a network trained earlier without labels, assigns each place of an image to the nearest of a few thousand
+visual words; how often each word occurs is the image's bag of words. The student sees the image cropped, recoloured and
+mixed with another one, and predicts the bag: what is in the image, whatever it looks like now.
 
-The words are an artefact, k-means centres of the teacher's features, and hold the teacher itself. The paper's first
-teacher is a RotNet; then the student becomes the teacher of the next round, which is to give its model as `teacher`.
-What the teacher sees is the plain image, so that colours alone would tell much of the bag; hence the recolouring.
+The words are k-means centres of the teacher's features, an artefact that also holds the teacher. The paper's first
+teacher is a RotNet; then the student becomes the teacher of the next round (set `teacher` to its model). The teacher
+sees the plain image, so that colours alone would give away much of the bag; hence the recolouring.
 """
 
 from __future__ import annotations
@@ -39,38 +39,37 @@ from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shor
 
 @dataclass(frozen=True)
 class BagOfWords:
-    """Which visual words does the undisturbed image hold, and how many of each (or, in `binary`, at all)?
+    """Which visual words does the unchanged image contain, and how often (with `binary`: whether at all)?
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; the student's view is cut from it.
+        canvas: side in px of the square crop that the reader returns; the student's view is cut from it.
         size: side in px of what student and teacher see; the paper: 224, on CIFAR 32.
         teacher: the saved model whose features make the words: a folder, models:/NAME/VERSION or runs:/RUN/encoder;
             the paper: RotNet, then the student of the round before. Empty: this run's own network, untrained.
-        layer: of the teacher, whose features make the words; the paper: conv4 or conv5, here stage3 or stage4.
+        layer: the teacher's layer whose features make the words; the paper: conv4 or conv5, here stage3 or stage4.
         words: how many visual words there are; the paper: 2048 on CIFAR-100, 20000 on ImageNet.
-        vectors: places of the teacher's maps that k-means gets for each word; the paper: those of the whole training
-            set.
-        border: outermost places of the teacher's map that are left out, since padding shows there; the paper: 0, its
+        vectors: places of the teacher's maps per word that k-means is fitted on; the paper: all of the training set.
+        border: rim of the teacher's map that is left out, in places, since it sees padding; the paper: 0, its
             successor OBoW: 1.
-        binary: a word counts once, however many places show it; off: as often as it is shown. Either bag is divided by
-            its sum. The paper has both: counts on CIFAR-100 and MiniImageNet, presence on ImageNet.
+        binary: a word counts once, however many places show it; if false, as often as it occurs. Both bags are
+            normalised to sum 1. The paper has both: counts on CIFAR-100 and MiniImageNet, presence on ImageNet.
         min_area: smallest share of the canvas that the student sees; the paper crops and gives no number.
         max_ratio: the crop's sides differ by at most this factor; the usual 4/3.
         flip: chance of a left-right mirror; the paper: 0.5. 0 for writing and digits.
-        jitter: strength of colour jitter of brightness, contrast and saturation, the hue's is a quarter of it; the
+        jitter: strength of colour jitter of brightness, contrast and saturation, for the hue a quarter of it; the
             paper jitters and gives no number, OBoW: 0.4.
         jitter_chance: chance that a view is jittered; OBoW: 0.8.
         grey: chance that a view loses its colours; the paper: yes, OBoW: 0.2.
-        degrees: rotation by up to so many degrees; the paper: none.
-        shear: shear by up to so many degrees; the paper: none.
+        degrees: rotation by at most so many degrees; the paper: none.
+        shear: shear by at most so many degrees; the paper: none.
         translate: shift by up to this share of the side, black filled in; the paper: none.
         zoom: scale by up to this factor, up or down; the paper: none, which is 1.
-        elastic: bends the picture smoothly, shifts having this standard deviation as a share of half the side; the
+        elastic: smooth elastic distortion; standard deviation of the shifts, as a share of half the side; the
             paper: none.
         cutmix: chance that a box of another image is pasted into the view and its bag mixed in; the paper mixes and
             gives no number, CutMix itself (Yun 2019): 1 on ImageNet, 0.5 on CIFAR. Whether, where and how large is
-            drawn for each image, by Yun once for a batch.
-        vocabulary: digest of teacher and words, an artefact; empty to have them made before training.
+            drawn per image; Yun draws once per batch.
+        vocabulary: digest of teacher and words, an artefact; empty to fit it before training.
     """
 
     canvas: int = 256
@@ -114,7 +113,7 @@ class BagOfWords:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8:
-            raise InputError("bag_of_words: canvas and size start at 8 px.")
+            raise InputError("bag_of_words: canvas and size must be at least 8 px.")
         check_views("bag_of_words", self, cutmix=1)
         check_taught_words("bag_of_words", self)
 
@@ -134,7 +133,7 @@ class BagOfWords:
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], None]:
         """n images -> "views", mixed with the image before, and "originals", [n, 3, size, size]; "own" [n], its share.
 
-        The bags are made from the originals, by the teacher, in forward.
+        The teacher makes the bags from the originals, in forward.
         """
         x = raw["image"]
         jitter = (self.jitter, self.jitter, self.jitter, self.jitter / 4)
@@ -158,17 +157,17 @@ class BagOfWords:
 
     def show(self, inputs: dict[str, Tensor], outputs: Bags, targets: None) -> Panel:
         views, originals = (images.denormalise(inputs[name]) for name in ("views", "originals"))
-        said, true = outputs.logits.argmax(1).tolist(), outputs.bags.max(1)
+        answers, true = outputs.logits.argmax(1).tolist(), outputs.bags.max(1)
         what = "is there, share of the bag" if self.binary else "fills"
         captions = [
             f"word {word} {what} {share:.0%}, answered {answer}"
-            for word, share, answer in zip(true.indices.tolist(), true.values.tolist(), said)
+            for word, share, answer in zip(true.indices.tolist(), true.values.tolist(), answers)
         ]
         return Panel({"view": views, "mixed in": originals.roll(1, 0), "original": originals}, captions)
 
 
 class BagModel(TaskModel):
-    """The student, its head, and the teacher, which is no part of what is trained or saved."""
+    """The student, its head, and the teacher, which is neither trained nor saved with them."""
 
     def __init__(self, encoder: Encoder, task: BagOfWords) -> None:
         super().__init__()

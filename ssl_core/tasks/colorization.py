@@ -1,14 +1,14 @@
 """Colorization: Zhang, Isola & Efros 2016, https://arxiv.org/abs/1603.08511.
 
-The network sees how light each pixel is (L of Lab) and says what colour it has (a and b), as a distribution over 313
-colours for each cell of a grid. To answer it must know what it sees: grass, skin, brick. Colours are classes, since
-many objects have several; each true colour is shared out over its nearest classes.
+The network sees the lightness of each pixel (L of Lab) and predicts its colour (a and b), as a distribution over 313
+colours for each cell of a grid. For that it must recognise what it sees: grass, skin, brick. Colours are classes, since
+many objects have several; each true colour is spread over its nearest classes.
 
-Most of a photograph is nearly grey, and so is the safe answer. Rare colours therefore weigh more in the loss, by a
-prior over the corpus that is an artefact. The annealed mean, between the mean and the mode, decodes the answer.
+Most of a photograph is nearly grey, and so is the safe answer. Rare colours therefore weigh more in the loss, by an
+artefact: the prior of colours in the corpus. The annealed mean, between the mean and the mode, decodes the answer.
 
-Grey pictures say nothing and are left out. A cell's colour is that of its light, averaged: JPEG stores colours at half
-the resolution, and lenses shift them by a pixel or so. The encoder never sees colours, also where it is evaluated.
+Grey pictures teach nothing and are left out. A cell's colour is that of its mean light, since JPEG stores colours at
+half the resolution and lenses shift them by a pixel or so. The encoder never sees colours, not even in the evaluation.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Unif
 
 COLOURS = len(lab.BINS)
 PRIOR_IMAGES = 10_000
-"""Pictures with colours that the prior is counted on; the paper: all of ImageNet."""
+"""Pictures with colours that the prior is computed from; the paper: all of ImageNet."""
 PATIENCE = 20
-"""Batches in which no picture with colours has turned up, after which there are none."""
+"""Batches without any picture with colours after which the corpus counts as grey."""
 
 
 def fit_prior(task: Colorization, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
     """How often each of the 313 colours occurs in pictures that are not grey: "prior" [313], sum 1.
 
-    Smoothed by a Gaussian of `sigma`, as in the paper, so that no colour's weight hangs on a few pixels.
+    Smoothed by a Gaussian of `sigma`, as in the paper, so that no colour's weight depends on a few pixels.
 
     Raises:
         InputError: the corpus has no colours.
@@ -66,22 +66,23 @@ def fit_prior(task: Colorization, batches: Iterator[Raw], rng: Generator) -> dic
 
 @dataclass(frozen=True)
 class Colorization:
-    """Which colours has this grey picture? 313 answers for each cell of a grid.
+    """Which colours does this grey picture have? 313 answers for each cell of a grid.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts and the network sees; the paper's code: 176 of 256.
+        canvas: side in px of the square crop that the reader returns and the network sees; the paper's code: 176 of
+            256.
         flip: mirror images at random, as the paper's code does.
         stride: side in px of a cell; it must divide canvas. The paper: 4, with features of stride 8; those of a ResNet
             have 32, and cells of 4 px take as long as the ResNet-18 itself; the paper's code takes one pixel of each
             cell, here its mean light.
         hidden: channels of the layers between the encoder's last maps and the answers; the paper: 256.
-        neighbours: nearest classes over which a colour is shared out; the paper: 5, its code: 10.
-        sigma: width of the Gaussian of that sharing, and of the prior's smoothing, in units of Lab; the paper: 5.
-        uniform: share of a uniform distribution mixed into the prior, of which weights are the inverse; the paper: 0.5.
-            At 1 all colours weigh the same, and answers turn grey.
+        neighbours: nearest classes over which a colour is spread; the paper: 5, its code: 10.
+        sigma: width of the Gaussian for this spreading, and for the prior's smoothing, in units of Lab; the paper: 5.
+        uniform: share of a uniform distribution mixed into the prior; weights are the inverse of the mixture; the
+            paper: 0.5. At 1 all colours weigh the same, and answers turn grey.
         temperature: of the annealed mean that decodes the answer; the paper: 0.38. 1 is the mean, near 0 the mode.
         grey: pictures in which no cell's a or b is further than this from 0 are left out; the paper's code: 5.
-        prior: digest of the prior over colours, an artefact; empty to have it made before training.
+        prior: digest of the prior over colours, an artefact; empty to fit it before training.
     """
 
     canvas: int = 176
@@ -106,17 +107,19 @@ class Colorization:
     def __post_init__(self) -> None:
         if self.canvas < 8 or self.stride < 1 or self.canvas % self.stride:
             raise InputError(
-                f"colorization: stride is {self.stride} px and canvas {self.canvas} px; canvas starts at 8 and must be "
+                f"colorization: stride is {self.stride} px and canvas {self.canvas} px; canvas must be at least 8 and "
                 "a multiple of stride."
             )
         if self.hidden < 1 or not 1 <= self.neighbours <= COLOURS:
-            raise InputError(f"colorization: hidden starts at 1, neighbours lies between 1 and {COLOURS}.")
+            raise InputError(f"colorization: hidden must be at least 1, neighbours must be between 1 and {COLOURS}.")
         if min(self.sigma, self.temperature) <= 0:
             raise InputError("colorization: sigma and temperature must be above 0.")
         if not 0 < self.uniform <= 1:
-            raise InputError(f"colorization: uniform is {self.uniform}; it is a share, above 0 and at most 1.")
+            raise InputError(
+                f"colorization: uniform is {self.uniform}; it is a share and must be above 0 and at most 1."
+            )
         if self.grey < 0:
-            raise InputError(f"colorization: grey is {self.grey}; it starts at 0.")
+            raise InputError(f"colorization: grey is {self.grey}; it must be at least 0.")
 
     @property
     def sample(self) -> Mapping[str, Field]:
@@ -129,11 +132,11 @@ class Colorization:
         return {"lightness": _scaled(lab.lightness(light))}, cells[:, 1:]
 
     def coloured(self, ab: Tensor) -> Tensor:
-        """[n]: whether a picture is more than grey."""
+        """[n]: whether a picture has colours."""
         return ab.abs().amax((1, 2, 3)) > self.grey
 
     def weights(self, device: torch.device) -> Tensor:
-        """[313]: what each colour weighs in the loss, 1 on average over the prior (equation 4)."""
+        """[313]: each colour's weight in the loss, 1 on average over the prior (equation 4)."""
         prior = artefact.load(self.prior, device)["prior"]
         weights = 1 / torch.lerp(prior, torch.full_like(prior, 1 / COLOURS), self.uniform)
         return weights / (weights * prior).sum()
@@ -142,7 +145,7 @@ class Colorization:
         return ColourModel(encoder(Field("image", (1, self.canvas, self.canvas))), self)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy with the shared-out colour, weighted by the nearest class (equation 2); grey pictures: 0."""
+        """Cross-entropy with the spread colour, weighted by the nearest class (equation 2); 0 for grey pictures."""
         true, counts = (
             lab.encode(targets, self.neighbours, self.sigma),
             self.coloured(targets).float().view(-1, 1, 1, 1),
@@ -159,16 +162,16 @@ class Colorization:
         lightness = inputs["lightness"].float().add(1).mul(50)
         decoded = lab.annealed_mean(outputs, self.temperature)
         columns = {
-            "seen": lab.painted(lightness, torch.zeros_like(targets)),
-            "its colours": lab.painted(lightness, targets),
-            "answered": lab.painted(lightness, decoded),
+            "seen": lab.paint(lightness, torch.zeros_like(targets)),
+            "its colours": lab.paint(lightness, targets),
+            "answered": lab.paint(lightness, decoded),
         }
         off = (decoded - targets).square().sum(1).sqrt().mean((1, 2)).tolist()
         return Panel(columns, [f"off by {distance:.0f} on average" for distance in off])
 
 
 class ColourModel(TaskModel):
-    """Encoder of lightness, and a head that answers for each cell."""
+    """Encoder of lightness, and a head that predicts for each cell."""
 
     def __init__(self, encoder: Encoder, task: Colorization) -> None:
         super().__init__()
@@ -186,5 +189,5 @@ class ColourModel(TaskModel):
 
 
 def _scaled(lightness: Tensor) -> Tensor:
-    """L to the network's range, -1 to 1; the paper takes 50 off. Changes its argument."""
+    """L to the network's range, -1 to 1; the paper subtracts 50. Changes its argument in place."""
     return lightness.div_(50).sub_(1)

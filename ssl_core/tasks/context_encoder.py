@@ -1,12 +1,12 @@
 """Context encoder: Pathak, Krahenbuhl, Donahue, Darrell & Efros 2016, https://arxiv.org/abs/1604.07379.
 
-A region of the picture is blanked and the network paints it from what is around. Features are best learnt from regions
-of any shape at any place: a hole that is always in the middle is painted from its rim, by what the rim's pixels alone
-tell, and a network that has learnt this sees little in a picture without the hole.
+A region of the picture is blanked and the network paints it from its surroundings. Features are best learnt from
+regions of any shape at any place: a hole that is always in the middle can be painted from the pixels of its rim alone,
+and a network that has learnt this sees little in a picture without the hole.
 
-The paper's inpainting adds an adversary that tells painted from real pictures, which sharpens them. Its features were
-learnt without one, and so it is off. Where it is on, its gradient reaches the encoder reversed (Ganin & Lempitsky
-2014), so that one optimizer trains both.
+The paper's inpainting adds an adversary that distinguishes painted from real pictures, which sharpens them. The paper
+learns its features without one, so it is off by default. If it is on, its gradient reaches the encoder reversed (Ganin
+& Lempitsky 2014), so that one optimizer trains both.
 """
 
 from __future__ import annotations
@@ -30,33 +30,34 @@ from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Unif
 BLOCKS = 5
 """Squares that region "blocks" blanks; the paper: "a number of smaller, possibly overlapping" ones."""
 KNOTS = 16
-"""Px between the knots of the noise whose lows are region "random"; the authors' code: 1 / 0.06."""
+"""Px between the knots of the noise whose minima are region "random"; the authors' code: 1 / 0.06."""
 
 
 class Contest(NamedTuple):
-    """What a model with an adversary answers."""
+    """Outputs of a model with an adversary."""
 
     pixels: Tensor
     """[n, 3, s, s]."""
     real: Tensor
-    """[n] logits, the adversary's, of true pictures being true."""
+    """[n] logits of the adversary that real pictures are real."""
     painted: Tensor
-    """[n] logits of painted pictures being true."""
+    """[n] logits of the adversary that painted pictures are real."""
 
 
 @dataclass(frozen=True)
 class ContextEncoder:
-    """What is in the region that was blanked? Its pixels, by regression from what is around.
+    """What is in the region that was blanked? Its pixels, by regression from its surroundings.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts and the network sees; the paper: 227, and 128 to inpaint.
-        region: "random" blanks any shape anywhere (the paper: silhouettes of another data set, its code: lows of smooth
-            noise, as here), "blocks" some squares, "central" one in the middle. The paper tries all three.
+        canvas: side in px of the square crop that the reader returns and the network sees; the paper: 227, and 128 to
+            inpaint.
+        region: "random" blanks any shape anywhere (the paper: silhouettes of another data set, its code: minima of
+            smooth noise, as here), "blocks" some squares, "central" one in the middle. The paper tries all three.
         share: of the picture's area that is blanked, for blocks at most; the paper: 0.25.
         overlap: central: px of the context around the hole that are painted too, with ten times the weight, so that the
             two fit together; the paper: 7; its code: 4, within the square.
         adversarial: weight of the adversary; the paper: 0.001 to inpaint, 0 for features. The paper trains the painter
-            at ten times its adversary's rate, its code with the non-saturating loss; here both learn at one rate, by
+            at ten times its adversary's rate; its code uses the non-saturating loss. Here both learn at one rate, by
             the minimax of equation 2. The paper's adversary has batch norm and sees the painted region alone where that
             is central; here it has none and sees the whole picture.
         flip: chance of a left-right mirror first; the paper: 0.5. 0 for writing and digits.
@@ -80,20 +81,21 @@ class ContextEncoder:
 
     def __post_init__(self) -> None:
         if self.canvas < 8 or self.overlap < 0:
-            raise InputError("context_encoder: canvas starts at 8 px, overlap at 0.")
+            raise InputError("context_encoder: canvas must be at least 8 px, overlap at least 0.")
         if self.region not in ("random", "blocks", "central"):
             raise InputError(f"context_encoder: region is {self.region!r}; it can be random, blocks or central.")
         if not 0.02 <= self.share <= 0.9:
-            raise InputError(f"context_encoder: share is {self.share}; it lies between 0.02 and 0.9.")
+            raise InputError(f"context_encoder: share is {self.share}; it must be between 0.02 and 0.9.")
         if not 0 <= self.adversarial < 1 or not 0 <= self.flip <= 1:
-            raise InputError("context_encoder: adversarial lies in [0, 1), flip between 0 and 1.")
+            raise InputError("context_encoder: adversarial must be at least 0 and below 1, flip between 0 and 1.")
 
     @property
     def sample(self) -> Mapping[str, Field]:
         return {"image": Field("image", (3, self.canvas, self.canvas))}
 
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Weighted]:
-        """n images -> "images" [n, 3, s, s], blanked with the mean colour; whole pictures, of which the holes count.
+        """n images -> "images" [n, 3, s, s], blanked with the mean colour; the whole pictures, of which only the holes
+        count.
 
         An adversary gets the whole pictures as "real".
         """
@@ -121,20 +123,20 @@ class ContextEncoder:
         knots = max(4, self.canvas // KNOTS)
         coarse = torch.randn(n, 1, knots, knots, generator=rng, device=rng.device)
         smooth = F.interpolate(coarse, (self.canvas, self.canvas), mode="bicubic", align_corners=True)
-        step = max(1, self.canvas // 64)  # a sample of the pixels tells the level and spares the search in all
+        step = max(1, self.canvas // 64)  # a sample of the pixels gives the level, without a search in all
         some = smooth[..., ::step, ::step].flatten(1)
         level = some.kthvalue(max(1, round(self.share * some.shape[1])), 1).values
         return smooth <= level.view(-1, 1, 1, 1)
 
     def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the painter sees; the whole pictures are its adversary's."""
+        """What the painter sees; only the adversary sees the whole pictures."""
         return inputs["images"], inputs["images"]
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
         return PaintingModel(encoder(self.sample["image"]), self)
 
     def loss(self, outputs: Tensor | Contest, targets: Weighted) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error in the hole and its overlap, and the adversary's own cross-entropy; explained: in the hole.
+        """Squared error in the hole and its overlap, and the adversary's own cross-entropy; R²: in the hole.
 
         The squared error is weighted and then divided by the number of pixels painted, as in the paper's code: divided
         by the sum of weights, it would count for less against the adversary wherever there is an overlap.
@@ -169,9 +171,9 @@ class ContextEncoder:
 
 
 class PaintingModel(TaskModel):
-    """Encoder; linear layers over places and over channels, which carry what is seen into the hole; a decoder.
+    """Encoder; linear layers over places and over channels, which carry features into the hole; a decoder.
 
-    Beside them the adversary, where there is one, which sees whole pictures and nothing of the context.
+    Beside them the adversary, if there is one, which sees whole pictures without knowing the hole.
     """
 
     def __init__(self, encoder: Encoder, task: ContextEncoder) -> None:

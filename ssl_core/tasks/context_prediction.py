@@ -1,11 +1,11 @@
 """Context prediction: Doersch, Gupta & Efros 2015, https://arxiv.org/abs/1505.05192.
 
-From a 3x3 grid of patches the network gets the middle one and one of its eight neighbours, and says which of the eight
-it is. Each pair is shown in both orders; the encoder sees a grid's nine patches once for its sixteen pairs.
+From a 3x3 grid of patches the network gets the middle one and one of its eight neighbours, and predicts which of the
+eight it is. Each pair is shown in both orders; the encoder sees a grid's nine patches once for its sixteen pairs.
 
-The paper spends its length on shortcuts: patches stand apart and are moved at random, so that lines do not continue
-from one into the other; two colour channels are dropped, since the lens shifts colours outwards and so tells a patch
-its place in the picture; each patch is standardised, since lighting varies over the picture.
+Most of the paper is about shortcuts: patches have gaps and are moved at random, so that lines do not continue from one
+into the other; two colour channels are dropped, since the lens shifts colours outwards and so reveals a patch's place
+in the picture; each patch is standardised, since lighting varies over the picture.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ class ContextPrediction:
     """Where was the second patch, seen from the first? Eight answers.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; it must hold the grid, 3 patch + 2 gap + 2 jitter.
+        canvas: side in px of the square crop that the reader returns; it must hold the grid, 3 patch + 2 gap + 2
+            jitter.
         min_area: smallest share of the canvas that is cut and enlarged to it at random, once per image; 1 takes the
             canvas as it is. The paper resizes images to between 150,000 and 450,000 px, a third to all of the area.
         patch: side of a patch in px; the paper: 96.
         gap: px between patches; the paper: 48. 0 lets lines and textures continue from patch to patch.
-        jitter: each patch moves by up to so many px on each axis; the paper: 7.
-        grids: grids per image, placed at random; the paper: 4 grids that fill an image, all neighbours of which are
-            paired (here the middle with its eight).
+        jitter: each patch moves by at most so many px on each axis; the paper: 7.
+        grids: grids per image, placed at random; the paper: 4 grids that fill an image, with all neighbours paired
+            (here the middle patch with its eight).
         colour: "drop" keeps one random channel of a patch and makes the others noise; "project" removes the axis from
             green to magenta, where achromatic lenses err, but not red against blue; "keep" leaves colours, and with
             them all chromatic aberration. The paper: drop or project.
         standardise: each patch to channel means 0 and root mean square 1, as the paper does; where channels are
             dropped, the one that is kept, as in its code.
-        pixelate: chance that a patch is reduced to as little as 100 px and enlarged again; the paper: 0.33.
+        pixelate: chance that a patch is reduced, to 100 px at least, and enlarged again; the paper: 0.33.
         hidden: width of the two fully connected layers over a pair; the paper: 4096. Its fc6 of 4096 on each patch is
             here the encoder's pooled vector.
         representation: "patches" averages over nine patches that cover the canvas, what the encoder was trained on;
-            "canvas" shows it the whole canvas at once.
+            "canvas" shows the whole canvas at once.
     """
 
     canvas: int = 400
@@ -78,14 +79,16 @@ class ContextPrediction:
 
     def __post_init__(self) -> None:
         if min(self.patch, self.grids, self.hidden) < 1 or min(self.gap, self.jitter) < 0:
-            raise InputError("context_prediction: patch, grids and hidden start at 1, gap and jitter at 0.")
+            raise InputError(
+                "context_prediction: patch, grids and hidden must be at least 1, gap and jitter at least 0."
+            )
         if self.canvas < self.span:
             raise InputError(
                 f"context_prediction: the grid needs {self.span} px (3 patch + 2 gap + 2 jitter), canvas has "
                 f"{self.canvas}; enlarge canvas or shrink patch, gap or jitter."
             )
         if not 0 < self.min_area <= 1 or not 0 <= self.pixelate <= 1:
-            raise InputError("context_prediction: min_area and pixelate are shares between 0 and 1.")
+            raise InputError("context_prediction: min_area and pixelate must be shares between 0 and 1.")
         if self.colour not in ("drop", "project", "keep"):
             raise InputError(f"context_prediction: colour is {self.colour!r}; it can be drop, project or keep.")
         if self.representation not in ("patches", "canvas"):
@@ -117,7 +120,7 @@ class ContextPrediction:
         return patches.random_grids(n, self.canvas, rng, cells=3, patch=self.patch, gap=self.gap, jitter=self.jitter)
 
     def _prepare(self, cells: Tensor, rng: Generator) -> Tensor:
-        """What the network sees of patches [m, 3, p, p]: pixelated, standardised, without the colours' shift."""
+        """What the network sees of patches [m, 3, p, p]: pixelated, standardised, without chromatic aberration."""
         x = cells if cells.is_floating_point() else images.to_float(cells)
         if self.pixelate:
             x = images.random_pixelate(x, rng, self.pixelate)
@@ -146,7 +149,7 @@ class ContextPrediction:
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
         seen = images.shown_standardised(inputs["patches"])
         pairs = zip(targets.tolist(), outputs.argmax(1).tolist())
-        captions = [f"{DIRECTIONS[true]}, answered {DIRECTIONS[said]}" for true, said in pairs]
+        captions = [f"{DIRECTIONS[true]}, answered {DIRECTIONS[answer]}" for true, answer in pairs]
         return Panel({"first": seen[inputs["first"]], "second": seen[inputs["second"]]}, captions)
 
 
@@ -176,9 +179,10 @@ class PairModel(TaskModel):
         return logits
 
     def represent(self, raw: Raw) -> dict[str, Tensor]:
-        """Without chance: no jitter, no pixelation. Where training dropped channels, all three are seen at a third.
+        """Deterministic: no jitter, no pixelation. Where training dropped channels, all three are shown at a third of
+        their value.
 
-        The first layer then answers with the mean of its answers to each channel alone, standardised as in training.
+        So the first layer's output is the mean of its outputs for each channel alone, standardised as in training.
         """
         x, task = raw["image"], self.task
         if task.representation == "canvas":

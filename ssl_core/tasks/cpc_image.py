@@ -1,14 +1,14 @@
 """Contrastive predictive coding on images: van den Oord, Li & Vinyals 2018, https://arxiv.org/abs/1807.03748.
 
 An image is cut into a grid of overlapping patches, each of which the encoder sees alone. Row by row from the top
-a masked convolution sums up what was seen so far, and from there the vectors of the patches some rows below are
+a masked convolution sums up the patches so far, and from this context the vectors of the patches some rows below are
 predicted. Each prediction must find its patch among all patches of all images (InfoNCE):
 
     score(patch, context, k) = vector(patch) . W_k context
 
-The context network is that of CPC v2 (Hénaff et al. 2019, https://arxiv.org/abs/1905.09272). Batch norm would carry
-what lies below into what was seen so far: set encoder.norm to none, as the paper does. (Group norm divides by next to
-nothing on patches of one colour; digits, whose borders are such patches, are not learnt with it.)
+The context network is that of CPC v2 (Hénaff et al. 2019, https://arxiv.org/abs/1905.09272). Batch norm would leak the
+rows below into the context: set encoder.norm to none, as the paper does. (Group norm divides by almost zero on patches
+of one colour; digits, whose borders are such patches, are not learnt with it.)
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
 GREY_MEAN, GREY_STD = (0.458,), (0.226,)
-"""Of ImageNet's luma."""
+"""Mean and deviation of ImageNet's luma."""
 
 
 @dataclass(frozen=True)
 class CPCImage:
-    """Which patch lies k rows below? Contrastive, among all patches of the batch on all ranks.
+    """Which patch lies k rows below? Contrastive, against all patches of the batch on all ranks.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; it must hold the grid, (cells - 1) stride + patch, which
-            is placed at random where there is room. The paper: 256.
+        canvas: side in px of the square crop that the reader returns; it must hold the grid, (cells - 1) stride +
+            patch, which is placed at random where there is room. The paper: 256.
         cells: patches along each side of the grid; the paper: 7.
         patch: side of a patch in px; the paper: 64.
         stride: px from one patch to the next; the paper: 32, so that neighbours share half of their pixels.
         subcrop: side in px of the part of a patch that is shown, cut at random and padded back; the paper: 60.
         flip: chance of a left-right mirror; the paper: 0.5.
         grey: show luma only, as the paper does.
-        steps: the farthest row below that is predicted; the paper: 5. Every prediction weighs alike, so that near rows,
-            of which there are more, weigh more; v2 weighs rows alike.
-        skip: nearest rows below that are not asked for; the paper: 0, v2: 2, here 1, the rows that share pixels
+        steps: the farthest row below that is predicted; the paper: 5. All predictions have the same weight, so near
+            rows, of which there are more, weigh more; in v2 all rows have the same weight.
+        skip: nearest rows below that are not predicted; the paper: 0, v2: 2, here 1, the rows that share pixels
             as long as patch is at most twice stride.
         blocks: residual blocks of the context network; v2: 5.
         width: channels within these blocks; v2: 256.
@@ -72,7 +72,7 @@ class CPCImage:
 
     paper: ClassVar[str] = "van den Oord et al. 2018, arXiv:1807.03748"
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
-        Shortcut("shared_pixels", "Rows that overlap with what was seen are not asked for.", {"skip": 0}),
+        Shortcut("shared_pixels", "Rows that overlap with the context are not predicted.", {"skip": 0}),
     )
     search: ClassVar[Mapping[str, Choice | LogUniform | Uniform]] = {
         "skip": Choice((0, 1, 2)),
@@ -82,10 +82,12 @@ class CPCImage:
 
     def __post_init__(self) -> None:
         if min(self.cells, self.patch, self.stride, self.subcrop, self.width) < 1 or min(self.blocks, self.out) < 0:
-            raise InputError("cpc_image: cells, patch, stride, subcrop and width start at 1; blocks and out at 0.")
+            raise InputError(
+                "cpc_image: cells, patch, stride, subcrop and width must be at least 1; blocks and out at least 0."
+            )
         if self.subcrop > self.patch or (self.patch - self.subcrop) % 2:
             raise InputError(
-                f"cpc_image: subcrop is {self.subcrop}; it is at most patch, {self.patch}, and less by an even number."
+                f"cpc_image: subcrop is {self.subcrop}; it must be patch, {self.patch}, or less by an even number."
             )
         if self.canvas < self.span:
             raise InputError(
@@ -94,11 +96,11 @@ class CPCImage:
             )
         if not 0 <= self.skip < self.steps < self.cells:
             raise InputError(
-                f"cpc_image: skip is {self.skip} and steps is {self.steps}; skip is below steps, and steps below "
+                f"cpc_image: skip is {self.skip} and steps is {self.steps}; skip must be below steps, and steps below "
                 f"cells, {self.cells}."
             )
         if not 0 <= self.flip <= 1 or self.scale <= 0:
-            raise InputError("cpc_image: flip lies between 0 and 1, scale above 0.")
+            raise InputError("cpc_image: flip must be between 0 and 1, scale above 0.")
 
     @property
     def span(self) -> int:
@@ -107,7 +109,7 @@ class CPCImage:
 
     @property
     def channels(self) -> int:
-        """Of a patch as the encoder sees it."""
+        """Channels of a patch as the encoder sees it."""
         return 1 if self.grey else 3
 
     @property
@@ -115,7 +117,7 @@ class CPCImage:
         return {"image": Field("image", (3, self.canvas, self.canvas))}
 
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Positives]:
-        """n images -> "patches" [n cells cells, c, p, p], row by row, image by image; where to start, what to find."""
+        """n images -> "patches" [n cells cells, c, p, p], row by row, image by image; queries and patches to find."""
         x = self.prepared(raw["image"])
         if self.flip:
             x = images.random_flip(x, rng, self.flip)
@@ -125,7 +127,7 @@ class CPCImage:
         return {"patches": self.cut(x, top, left)}, self._below(len(x), x.device)
 
     def prepared(self, x: Tensor) -> Tensor:
-        """Bytes [n, 3, h, w] -> what patches are cut from, [n, channels, h, w]."""
+        """uint8 [n, 3, h, w] -> the pictures that patches are cut from, [n, channels, h, w]."""
         x = images.to_float(x)
         return images.normalise(colour.grey(x), GREY_MEAN, GREY_STD) if self.grey else images.normalise(x)
 
@@ -145,7 +147,7 @@ class CPCImage:
         return PredictiveModel(encoder(Field("image", (self.channels, self.patch, self.patch))), self)
 
     def loss(self, outputs: Predictions, targets: Positives) -> tuple[Tensor, dict[str, Tensor]]:
-        """One per prediction. Accuracy: whether it is nearest to its own patch of all on all ranks."""
+        """One per prediction. Accuracy: whether its own patch is the nearest on all ranks."""
         predicted, vectors = outputs
         keys, offset = gather(vectors)
         loss, top1 = info_nce_and_top1(predicted, keys, targets.key + offset, 1.0)
@@ -155,7 +157,7 @@ class CPCImage:
         return {"accuracy": 1 / (batch * self.cells**2)}
 
     def show(self, inputs: dict[str, Tensor], outputs: Predictions, targets: Positives) -> Panel:
-        """Some predictions: the patch that they start from, the one they should find, the one they find."""
+        """Some predictions: the patch that they start from, the one to find, and the one that they find."""
         some = torch.linspace(
             0, len(outputs.predicted) - 1, min(32, len(outputs.predicted)), device=outputs.predicted.device
         ).long()
@@ -206,7 +208,7 @@ class PredictiveModel(TaskModel):
 
 
 class ContextBlock(nn.Module):
-    """Residual block over a grid [n, dim, rows, columns]: an output sees its own row and the one above, none below."""
+    """Residual block over a grid [n, dim, rows, columns]: an output sees its own row and the one above only."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 Vincent et al. 2010, https://jmlr.org/papers/v11/vincent10a.html.
 
 The network sees a damaged picture and restores the clean one. To fill in what was lost it must know what pictures look
-like; but where single pixels were lost, the mean of their neighbours does as well. So noise here strikes whole squares.
+like; but for single pixels the mean of their neighbours does as well. So noise here damages whole squares.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ class DenoisingAutoencoder:
     """What did the picture look like before it was damaged? Its pixels, by regression.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts and the network sees.
+        canvas: side in px of the square crop that the reader returns and the network sees.
         noise: "masking" blackens, "salt_pepper" makes black or white, "gaussian" adds; the papers try all three, on
-            stacks of shallow autoencoders that are trained layer by layer, where here the whole encoder learns at once.
-        level: masking and salt_pepper: chance that a square is struck, in all channels; the papers: 0.1, 0.25 and 0.4,
+            stacks of shallow autoencoders trained layer by layer; here the whole encoder learns at once.
+        level: masking and salt_pepper: chance that a square is damaged, in all channels; the papers: 0.1, 0.25 and 0.4,
             and exactly this share of the inputs. gaussian: the standard deviation, black to white being 1; the papers:
             0.05 to 5.
-        block: side in px of the squares that noise strikes; the papers: 1, single pixels, which local smoothing undoes.
-        error: "squared", or "cross_entropy" of each pixel, as the papers take for writing.
-        untouched: weight of pixels that no noise struck in the loss; the papers: 1, and also 0.5 and 0 (emphasis).
+        block: side in px of the squares that noise damages; the papers: 1, single pixels, which local smoothing
+            restores.
+        error: "squared", or "cross_entropy" of each pixel, as the papers use for writing.
+        untouched: weight of undamaged pixels in the loss; the papers: 1, and also 0.5 and 0 (emphasis).
         flip: chance of a left-right mirror first; the papers: none, and 0 for writing and digits.
     """
 
@@ -51,7 +52,7 @@ class DenoisingAutoencoder:
 
     paper: ClassVar[str] = "Vincent et al. 2008, doi:10.1145/1390156.1390294"
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
-        Shortcut("local_smoothing", "Noise strikes squares, whose middle no neighbour tells.", {"block": 1}),
+        Shortcut("local_smoothing", "Noise damages squares, whose middle no neighbour gives away.", {"block": 1}),
     )
     search: ClassVar[Mapping[str, Choice | LogUniform | Uniform]] = {
         "level": Uniform(0.1, 0.75),
@@ -61,7 +62,9 @@ class DenoisingAutoencoder:
 
     def __post_init__(self) -> None:
         if self.canvas < 8 or not 1 <= self.block <= self.canvas:
-            raise InputError("denoising_autoencoder: canvas starts at 8 px, block lies between 1 px and canvas.")
+            raise InputError(
+                "denoising_autoencoder: canvas must be at least 8 px, block must be between 1 px and canvas."
+            )
         if self.noise not in ("masking", "salt_pepper", "gaussian"):
             raise InputError(
                 f"denoising_autoencoder: noise is {self.noise!r}; it can be masking, salt_pepper or gaussian."
@@ -70,23 +73,23 @@ class DenoisingAutoencoder:
             raise InputError(f"denoising_autoencoder: error is {self.error!r}; it can be squared or cross_entropy.")
         if self.level <= 0 or (self.noise != "gaussian" and self.level >= 1):
             raise InputError(
-                f"denoising_autoencoder: level is {self.level}; it is above 0, and below 1 where it is a chance."
+                f"denoising_autoencoder: level is {self.level}; it must be above 0, and below 1 where it is a chance."
             )
         if not 0 <= self.untouched <= 1 or not 0 <= self.flip <= 1:
-            raise InputError("denoising_autoencoder: untouched and flip lie between 0 and 1.")
+            raise InputError("denoising_autoencoder: untouched and flip must be between 0 and 1.")
 
     @property
     def sample(self) -> Mapping[str, Field]:
         return {"image": Field("image", (3, self.canvas, self.canvas))}
 
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Weighted]:
-        """n images -> "images" [n, 3, canvas, canvas], damaged; the clean ones in [0, 1] and where they were struck."""
+        """n images -> "images" [n, 3, canvas, canvas], damaged; the clean ones in [0, 1] and where they are damaged."""
         clean = images.random_flip(images.to_float(raw["image"]), rng, self.flip)
         damaged, struck = self._damage(clean, rng)
         return {"images": images.normalise(damaged)}, Weighted(clean, struck)
 
     def _damage(self, x: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Damaged pictures [n, 3, s, s], and 1 where noise struck, else 0: [n, 1, s, s]."""
+        """Damaged pictures [n, 3, s, s], and 1 where they are damaged, else 0: [n, 1, s, s]."""
         cells = -(-self.canvas // self.block) + (self.block > 1)
         if self.noise == "gaussian":
             noise = torch.randn(len(x), 3, cells, cells, generator=rng, device=x.device).mul_(self.level)
@@ -97,7 +100,7 @@ class DenoisingAutoencoder:
         return torch.where(struck, white, x), struck.float()
 
     def _squares(self, cells: Tensor, rng: Generator) -> Tensor:
-        """A value for each square -> for each pixel; the squares' corner is drawn anew for each image."""
+        """A value for each square -> for each pixel; the corner of the squares is drawn per image."""
         if self.block == 1:
             return cells
         corner = torch.randint(self.block, (2, len(cells), 1), generator=rng, device=rng.device)
@@ -109,7 +112,7 @@ class DenoisingAutoencoder:
         return DenoisingModel(encoder(self.sample["image"]), self)
 
     def loss(self, outputs: Tensor, targets: Weighted) -> tuple[Tensor, dict[str, Tensor]]:
-        """Explained: of the pixels that noise struck. Signal to noise in dB: of the whole picture."""
+        """R²: of the damaged pixels. Signal to noise in dB: of the whole picture."""
         clean, struck = targets
         restored = self._restored(outputs)
         weights = struck + self.untouched * (1 - struck)
@@ -137,7 +140,7 @@ class DenoisingAutoencoder:
 
 
 class DenoisingModel(TaskModel):
-    """Encoder and a decoder of its last feature map, without a way around the encoder."""
+    """Encoder and a decoder of its last feature map, without skip connections."""
 
     def __init__(self, encoder: Encoder, task: DenoisingAutoencoder) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
 """Exemplar-CNN: Dosovitskiy, Fischer, Springenberg, Riedmiller & Brox 2014, https://arxiv.org/abs/1406.6909.
 
 Every image of the corpus is a class of its own, whose samples are random transformations of one patch of it, the seed:
-shifted, scaled, turned, and changed in its colours. The network says which image it sees. Classes are the samples'
-numbers in their corpus version, so there is no answer on other corpora, and a new version needs a new run.
+shifted, scaled, turned, and changed in its colours. The network predicts which image it sees. Classes are the samples'
+numbers in their corpus version, so there are no answers on other corpora, and a new version needs a new run.
 
 Two images that look the same make one class contradict the other. The corpus holds the same file only once; pictures
-that merely look alike are for the user to leave out. With very many images the classes become too alike: the paper
-found 8,000 best, and `exemplar_triplet` is the form that grows.
+that merely look alike must be left out by the user. With very many images the classes become too alike: the paper
+found 8,000 best, and `exemplar_triplet` is the form that scales.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class ExemplarCNN:
     Factors are drawn log-uniformly, so that f and 1 / f are as likely; 1 leaves a transformation out.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts, the same one of an image in every epoch.
+        canvas: side in px of the square crop that the reader returns, the same crop of an image in every epoch.
         size: side in px of a patch, what the network sees; the paper: 32.
-        classes: room for so many images; a corpus of more is refused. The paper: 50 to 32000, best 8000.
+        classes: largest number of images; a larger corpus is refused. The paper: 50 to 32000, best 8000.
         seeds: "gradient" takes each canvas's patch of the largest mean squared gradient (the paper draws patches in
             proportion to it), "centre" the middle one; the paper varies their scale too, here the canvas sets it.
         translate: shift by up to this share of the patch; the paper: 0.2.
         zoom: scale by up to this factor, up or down; the paper: 1.4.
-        degrees: rotation by up to so many degrees; the paper: 20.
+        degrees: rotation by at most so many degrees; the paper: 20.
         contrast: multiply each principal component of the colours by up to this factor, up or down; the paper: 2. The
             paper's components are those of its own pixels, here ImageNet's, light around 0.45.
         power: raise saturation and value to a power between 1 / power and power; the paper: 4.
         gain: then multiply both by up to this factor, up or down; the paper: 1.4.
         shift: then add up to this to both; the paper: 0.1.
         hue: largest turn of the hue, as a share of the circle; the paper: 0.1.
-        fill: what is seen beyond the canvas.
+        fill: what is shown beyond the canvas: its reflection, or black.
         dropout: before the last layer; the paper: 0.5.
     """
 
@@ -89,18 +89,21 @@ class ExemplarCNN:
     def __post_init__(self) -> None:
         if not 8 <= self.size <= self.canvas:
             raise InputError(
-                f"exemplar_cnn: size is {self.size} px and canvas {self.canvas}; size starts at 8 and fits the canvas."
+                f"exemplar_cnn: size is {self.size} px and canvas {self.canvas}; size must be at least 8 "
+                "and at most the canvas."
             )
         if self.classes < 2:
             raise InputError(f"exemplar_cnn: classes is {self.classes}; a choice needs at least 2.")
         for name in ("zoom", "contrast", "power", "gain"):
             if getattr(self, name) < 1:
-                raise InputError(f"exemplar_cnn: {name} is {getattr(self, name)}; a factor starts at 1, which is none.")
+                raise InputError(
+                    f"exemplar_cnn: {name} is {getattr(self, name)}; a factor must be at least 1, for no change."
+                )
         for name in ("translate", "shift", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"exemplar_cnn: {name} is {getattr(self, name)}; it lies in [0, 1).")
+                raise InputError(f"exemplar_cnn: {name} is {getattr(self, name)}; it must be at least 0 and below 1.")
         if not 0 <= self.hue <= 0.5 or self.degrees < 0:
-            raise InputError("exemplar_cnn: hue lies between 0 and 0.5, degrees starts at 0.")
+            raise InputError("exemplar_cnn: hue must be between 0 and 0.5, degrees must be at least 0.")
         if self.seeds not in ("gradient", "centre") or self.fill not in ("reflection", "zeros"):
             raise InputError("exemplar_cnn: seeds can be gradient or centre, fill reflection or zeros.")
 
@@ -129,7 +132,7 @@ class ExemplarCNN:
         return warps.project(x, torch.stack(rows, 1), self.size, self.fill)
 
     def _seeds(self, x: Tensor) -> Tensor:
-        """[n, 2]: how far right and down of the canvas's middle each seed's middle lies, in patches."""
+        """[n, 2]: the offset of each seed's middle from the canvas's middle, right and down, in patches."""
         room = self.canvas - self.size
         if self.seeds == "centre" or not room:
             return torch.zeros(len(x), 2, device=x.device)
@@ -168,7 +171,7 @@ class ExemplarCNN:
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
         pairs = zip(targets.tolist(), outputs.argmax(1).tolist())
-        captions = [f"sample {true}, taken for {said}" for true, said in pairs]
+        captions = [f"sample {true}, taken for {answer}" for true, answer in pairs]
         return Panel({"input": images.denormalise(inputs["images"])}, captions)
 
 

@@ -1,7 +1,7 @@
 """Exemplar by metric learning: Kolesnikov, Zhai & Beyer 2019, https://arxiv.org/abs/1901.09005.
 
 Every image is a class of its own (Dosovitskiy et al. 2014), whose samples are several heavily distorted crops of it. A
-classifier of that many classes does not scale, so a triplet loss takes its place: the crops of one image shall be
+classifier of that many classes does not scale, so a triplet loss takes its place: the crops of one image must be
 nearer to each other than to those of any other image, by a margin.
 
 The vectors are normalised sample by sample. (The paper's released code divides by the norm over the batch.)
@@ -30,14 +30,14 @@ class ExemplarTriplet:
     """Which crops show the same image? Triplets with semi-hard negatives over all ranks.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; crops are cut from it.
+        canvas: side in px of the square crop that the reader returns; crops are cut from it.
         size: side in px of a crop, what the network sees; the paper: 224.
         views: crops per image; the paper: 8.
         min_area: smallest share of the canvas that a crop shows; the paper: 0.05.
         max_ratio: a crop's sides before resizing differ by at most this factor; the paper: 4/3.
         flip: chance of a left-right mirror; the paper: 0.5. 0 for writing and digits.
-        degrees: rotation by up to so many degrees; the paper: none. (Dosovitskiy 2014: 20.)
-        elastic: bends the picture smoothly, shifts having this standard deviation as a share of half the side; the
+        degrees: rotation by at most so many degrees; the paper: none. (Dosovitskiy 2014: 20.)
+        elastic: smooth elastic distortion; standard deviation of the shifts, as a share of half the side; the
             paper: none.
         brightness: strength of brightness jitter; the paper adds up to 32/255, here it is a factor.
         jitter: strength of contrast and saturation jitter; the paper: 0.5.
@@ -45,8 +45,8 @@ class ExemplarTriplet:
         grey: chance that an image loses its colours before it is cropped; the paper: 0.66; its code takes the
             channels' mean, here luma.
         standardise: each crop to mean 0 and deviation 1 over its three channels together; the paper's code: yes. It
-            undoes much of the jitter of brightness and contrast, so that colours alone tell a tenth of the answers;
-            off, pictures are normalised by ImageNet's mean and deviation.
+            undoes much of the jitter of brightness and contrast, so that colours alone give away a tenth of the
+            answers. If false, pictures are normalised by ImageNet's mean and deviation.
         margin: by how much a squared distance to a negative must exceed that to a positive; the paper: 0.5.
         out: width of the embedding; the paper: 1000.
     """
@@ -85,11 +85,13 @@ class ExemplarTriplet:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or self.out < 1 or self.views < 2:
-            raise InputError("exemplar_triplet: canvas and size start at 8 px, out at 1, views at 2.")
+            raise InputError(
+                "exemplar_triplet: canvas and size must be at least 8 px, out at least 1, views at least 2."
+            )
         check_views("exemplar_triplet", self, brightness=1)
         if not 0 < self.margin <= 4:
             raise InputError(
-                f"exemplar_triplet: margin is {self.margin}; it lies above 0 and at most at 4, the largest squared "
+                f"exemplar_triplet: margin is {self.margin}; it must be above 0 and at most 4, the largest squared "
                 "distance of unit vectors."
             )
 
@@ -147,7 +149,7 @@ class ExemplarTriplet:
 
 
 class TripletModel(TaskModel):
-    """Encoder and a linear embedding, which is thrown away after training."""
+    """Encoder and a linear embedding, which is discarded after training."""
 
     def __init__(self, encoder: Encoder, task: ExemplarTriplet) -> None:
         super().__init__()

@@ -1,13 +1,12 @@
 """Image position (after MP3): Zhai, Jaitly, Ramapuram, Busbridge, Likhomanenko, Cheng, Talbott, Huang, Goh & Susskind
 2022, https://arxiv.org/abs/2207.07611.
 
-A ViT gets the patches of a picture as a set, without their positions, and says of each where it was. Of most patches no
-other patch learns anything: they look at the few that are in sight and nobody looks at them, so that they cannot be
-fitted together edge by edge but must be placed by what they show.
+A ViT gets the patches of a picture as a set, without their positions, and predicts where each was. All patches attend
+to a few visible ones only, so that most cannot be fitted together edge by edge and must be placed by what they show.
 
-The patches come in random order, cut from within the picture with space between them that changes, so that neither the
-order nor a rim nor a line from patch to patch tells the place. Light and the lens, which differ from the middle of a
-photo to its edges, would: patches are standardised and lose two of their colours, as in context prediction.
+The patches come in random order, cut from within the picture with random gaps, so that neither the order nor a rim nor
+a line from patch to patch gives the place away. Light and the lens, which differ from the middle of a photo to its
+edges, would: patches are standardised and lose two of their colours, as in context prediction.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ class ImagePosition:
     """Where in the picture was each patch? One answer of cells^2 per patch; needs a ViT without positions.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; it must hold the grid, cells patch + (cells - 1) gap
-            + 2 jitter. Where the grid lies in it is drawn for each image.
+        canvas: side in px of the square crop that the reader returns; it must hold the grid, cells patch + (cells - 1)
+            gap + 2 jitter. The grid's place in it is drawn per image.
         cells: patches along a side; the paper: 14.
         patch: side of a patch in px, the same as encoder.patch; the paper: 16.
         gap: px between patches; the paper: 0.
-        jitter: each patch moves by up to so many px on each axis, at most half the gap; the paper: 0.
+        jitter: each patch moves by at most so many px on each axis, at most half the gap; the paper: 0.
         shown: share of the patches that the network gets; the paper: 1.
-        seen: share of those that the others can look at; the paper: 0.25.
+        seen: share of those to which the others can attend; the paper: 0.25.
         colour: "drop" keeps one random channel of a patch and makes the others noise; "project" removes the axis from
-            green to magenta; "keep", the paper, leaves all chromatic aberration.
+            green to magenta; "keep", as in the paper, leaves all chromatic aberration.
         standardise: each patch to channel means 0 and root mean square 1, where channels are dropped the one that is
             kept; the paper: no.
         flip: chance of a left-right mirror first; the paper: 0.5. 0 for writing and digits.
@@ -73,7 +72,8 @@ class ImagePosition:
     def __post_init__(self) -> None:
         if self.cells < 2 or self.patch < 1 or not 0 <= 2 * self.jitter <= self.gap:
             raise InputError(
-                "image_position: cells starts at 2, patch at 1, and gap at twice jitter: patches share no pixel."
+                "image_position: cells must be at least 2, patch at least 1, and gap at least twice jitter, so that "
+                "patches share no pixel."
             )
         if self.canvas < self.span:
             raise InputError(
@@ -81,7 +81,7 @@ class ImagePosition:
                 f"{self.canvas}; enlarge canvas or shrink cells, patch, gap or jitter."
             )
         if not 0 < self.seen <= 1 or not 0 < self.shown <= 1 or not 0 <= self.flip <= 1:
-            raise InputError("image_position: shown and seen are shares above 0, flip lies between 0 and 1.")
+            raise InputError("image_position: shown and seen must be shares above 0, flip must be between 0 and 1.")
         if self.colour not in ("drop", "project", "keep"):
             raise InputError(f"image_position: colour is {self.colour!r}; it can be drop, project or keep.")
 
@@ -92,7 +92,7 @@ class ImagePosition:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Patches that the network gets of an image, and how many of them can be looked at."""
+        """Patches that the network gets of an image, and how many of them are visible to the others."""
         shown = max(1, round(self.shown * self.cells**2))
         return shown, max(1, round(self.seen * shown))
 
@@ -101,7 +101,7 @@ class ImagePosition:
         return {"image": Field("image", (3, self.canvas, self.canvas))}
 
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Tensor]:
-        """n images -> "patches" [n m, 3, p, p], an image's m in random order, those in sight first; places [n m]."""
+        """n images -> "patches" [n m, 3, p, p], an image's m in random order, visible ones first; places [n m]."""
         x = images.random_flip(raw["image"], rng, self.flip)
         corners = patches.random_grids(
             len(x), self.canvas, rng, cells=self.cells, patch=self.patch, gap=self.gap, jitter=self.jitter
@@ -122,7 +122,7 @@ class ImagePosition:
     def whole(self, x: Tensor) -> Tensor:
         """Pictures [n, 3, canvas, canvas] uint8 as [n, 3, cells patch, cells patch], their patches as in training.
 
-        Without chance: no jitter; where training dropped channels, all three are seen at a third.
+        Deterministic: no jitter; where training dropped channels, all three are shown at a third of their value.
         """
         top, left = patches.even_grid(self.canvas, self.patch, self.cells, x.device)
         cells = patches.cut(x, top.expand(len(x), -1), left.expand(len(x), -1), self.patch).flatten(0, 1)
@@ -151,9 +151,9 @@ class ImagePosition:
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
         cells = images.shown_standardised(inputs["patches"])
-        true, said = (places.view(-1, self.counts[0]) for places in (targets, outputs.argmax(1)))
-        right = (true == said).sum(1).tolist()
-        columns = {"true": self._laid_out(cells, true), "answered": self._laid_out(cells, said)}
+        true, answers = (places.view(-1, self.counts[0]) for places in (targets, outputs.argmax(1)))
+        right = (true == answers).sum(1).tolist()
+        columns = {"true": self._laid_out(cells, true), "answered": self._laid_out(cells, answers)}
         return Panel(columns, [f"{count} of {self.counts[0]} in their place" for count in right])
 
 
@@ -163,11 +163,11 @@ class PositionModel(TaskModel):
     def __init__(self, encoder: Encoder, task: ImagePosition) -> None:
         super().__init__()
         if not isinstance(encoder, ViT):
-            raise InputError(
-                "image_position asks for a set of patches, which takes a ViT; set encoder.name to vit_small."
-            )
+            raise InputError("image_position shows patches as a set, which needs a ViT; set encoder.name to vit_small.")
         if encoder.positions is not None:
-            raise InputError("image_position asks where patches were; set encoder.positions to none.")
+            raise InputError(
+                "image_position predicts positions, so the encoder must not have them; set encoder.positions to none."
+            )
         if encoder.patches.kernel_size != (task.patch, task.patch):
             raise InputError(
                 f"image_position: task.patch is {task.patch} and encoder.patch {encoder.patches.kernel_size[0]}; "
@@ -186,5 +186,5 @@ class PositionModel(TaskModel):
         return logits
 
     def represent(self, raw: Raw) -> dict[str, Tensor]:
-        """All patches of the canvas, each in sight of all."""
+        """All patches of the canvas, each visible to all."""
         return self.encoder.layers(self.task.whole(raw["image"]))

@@ -1,13 +1,14 @@
 """Jigsaw: Noroozi & Favaro 2016, https://arxiv.org/abs/1603.09246.
 
-Nine tiles of an image are shown in one of N orders, and the network says in which. It sees each tile alone and brings
-them together only after the encoder (the paper's context-free network), so that no layer of the encoder can compare
-borders. The orders are an artefact: picked one by one so that each differs from all before in as many places as can be.
+Nine tiles of an image are shown in one of N orders, and the network predicts which. It sees each tile alone and joins
+their features only after the encoder (the paper's context-free network), so that no layer of the encoder can compare
+borders. The orders are an artefact, chosen one by one so that each differs from all others in as many places as
+possible.
 
-Tiles are cut at random within their cells, so that lines do not run on from tile to tile; each is standardised, since
-lighting varies over the picture; an image is shown in several orders, lest a tile be known by where it always lies.
-The lens shifts colours outwards: the paper takes the colours from some images and moves the channels of a tile against
-each other, which makes that harder to read and does not close it (`grey` 1 does).
+Tiles are cut at random within their cells, so that lines do not continue from tile to tile; each is standardised, since
+lighting varies over the picture; an image is shown in several orders, so that no tile is known by a fixed place. The
+lens shifts colours outwards: the paper greys some images and shifts the channels of a tile against each other, which
+weakens this shortcut without closing it (`grey` 1 does).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Unif
 
 
 def fit_permutations(task: Jigsaw, batches: Iterator[Raw], rng: Generator) -> dict[str, Tensor]:
-    """The orders in which tiles are shown; asks for no data."""
+    """The orders in which tiles are shown; uses no data."""
     return {"permutations": most_different(task.permutations, task.grid**2, rng)}
 
 
@@ -39,28 +40,28 @@ class Jigsaw:
     """In which of N orders are the tiles?
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; it must hold the tiles, grid tile + (grid - 1) gap +
-            2 jitter. The paper: 225, its code: 255.
+        canvas: side in px of the square crop that the reader returns; it must hold the tiles, grid tile + (grid - 1)
+            gap + 2 jitter. The paper: 225, its code: 255.
         grid: tiles on each side; the paper: 3. A 2x2 puzzle has 24 orders at most.
         tile: side of a tile in px; the paper: 64.
         gap: px between tiles; the paper: 11 on average, in cells of 75 px; its code: 21, in cells of 85 px. 0 lets
-            lines run on.
-        jitter: each tile moves by up to so many px on each axis; the paper and its code: anywhere in its cell.
-        permutations: how many orders there are; the paper: 1000, its published model: 100. Picked by the least
+            lines continue.
+        jitter: each tile moves by at most so many px on each axis; the paper and its code: anywhere in its cell.
+        permutations: how many orders there are; the paper: 1000, its published model: 100. Chosen by the least
             distance, then the paper's total.
         per_image: orders in which each image is shown in one batch; its tiles are encoded once for all of them. The
             paper shows an image in 69 orders on average, over the epochs.
-        grey: share of images that lose their colours; the paper: 0.3. Their channels do not move, or the grey would
-            show it.
-        channel_jitter: each colour channel of a tile moves by up to so many px on its own; the paper: 2.
+        grey: share of images that lose their colours; the paper: 0.3. Their channels are not shifted, since the grey
+            would show it.
+        channel_jitter: each colour channel of a tile moves by at most so many px on its own; the paper: 2.
         standardise: each tile to channel means 0 and root mean square 1 over its channels together; the paper: mean and
             deviation of each tile; its code: means only.
         embed: width of the layer on each tile's vector; the paper's fc6: 512, its published model: 1024; both with
             dropout where here is batch norm.
         hidden: width of the layer over all tiles; the paper's fc7: 4096.
         representation: "tiles" averages over tiles that cover the canvas, what the encoder was trained on; "canvas"
-            shows it the whole canvas at once.
-        permutation_set: digest of the orders, an artefact; empty to have them made before training.
+            shows the whole canvas at once.
+        permutation_set: digest of the orders, an artefact; empty to fit it before training.
     """
 
     canvas: int = 255
@@ -93,9 +94,9 @@ class Jigsaw:
         if self.grid not in (2, 3):
             raise InputError(f"jigsaw: grid is {self.grid}; it can be 2 or 3.")
         if self.tile < 4 or min(self.gap, self.jitter, self.channel_jitter) < 0:
-            raise InputError("jigsaw: tile starts at 4 px; gap, jitter and channel_jitter at 0.")
+            raise InputError("jigsaw: tile must be at least 4 px; gap, jitter and channel_jitter at least 0.")
         if min(self.per_image, self.embed, self.hidden) < 1:
-            raise InputError("jigsaw: per_image, embed and hidden start at 1.")
+            raise InputError("jigsaw: per_image, embed and hidden must be at least 1.")
         if self.span > self.canvas:
             raise InputError(
                 f"jigsaw: the tiles need {self.span} px (grid tile + (grid - 1) gap + 2 jitter), canvas has "
@@ -107,7 +108,7 @@ class Jigsaw:
                 f"{factorial(self.grid**2)} orders."
             )
         if not 0 <= self.grey <= 1:
-            raise InputError(f"jigsaw: grey is {self.grey}; it is a share between 0 and 1.")
+            raise InputError(f"jigsaw: grey is {self.grey}; it must be a share between 0 and 1.")
         if self.representation not in ("tiles", "canvas"):
             raise InputError(f"jigsaw: representation is {self.representation!r}; it can be tiles or canvas.")
 
@@ -121,16 +122,16 @@ class Jigsaw:
         return {"image": Field("image", (3, self.canvas, self.canvas))}
 
     def orders(self, device: torch.device) -> Tensor:
-        """[permutations, tiles]: which tile is shown in each place.
+        """[permutations, tiles]: which tile is shown at each place.
 
         Raises:
-            InputError: the artefact is of another puzzle.
+            InputError: the artefact is for another puzzle.
         """
         found = artefact.load(self.permutation_set, device)["permutations"]
         if found.shape != (self.permutations, self.grid**2):
             raise InputError(
-                f"jigsaw: permutation_set holds {found.shape[0]} orders of {found.shape[1]} tiles, the task asks for "
-                f"{self.permutations} of {self.grid**2}; leave permutation_set empty to have it made anew."
+                f"jigsaw: permutation_set holds {found.shape[0]} orders of {found.shape[1]} tiles, the task needs "
+                f"{self.permutations} of {self.grid**2}; leave permutation_set empty to fit it anew."
             )
         return found
 
@@ -145,7 +146,7 @@ class Jigsaw:
         return {"tiles": self.scaled(tiles), "order": first.unsqueeze(1) + orders[labels]}, labels
 
     def _cut(self, x: Tensor, rng: Generator) -> Tensor:
-        """Tiles in [0, 1] where they were found, row by row: [t n, 3, p, p]."""
+        """Tiles in [0, 1] at their places in the picture, row by row: [t n, 3, p, p]."""
         n, limit = len(x), self.canvas - self.tile
         shape = {"cells": self.grid, "patch": self.tile, "gap": self.gap, "jitter": self.jitter}
         corners = torch.stack(patches.random_grids(n, self.canvas, rng, **shape)).unsqueeze(2)
@@ -153,7 +154,7 @@ class Jigsaw:
         if self.channel_jitter:
             reach = (2, n, 3, self.grid**2)
             moved = torch.randint(2 * self.channel_jitter + 1, reach, generator=rng, device=x.device)
-            # a grey made of displaced channels would have ghosts, and tell the lens's shift that it is to hide
+            # a grey of shifted channels would have ghosts, which reveal the lens's shift
             moved = moved.sub_(self.channel_jitter).mul_(~greyed.squeeze(3))
             corners = (corners + moved).clamp_(0, limit)
         top, left = corners.expand(-1, -1, 3, -1)
@@ -166,7 +167,7 @@ class Jigsaw:
         return images.standardise(x) if self.standardise else images.normalise(x)
 
     def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Of each puzzle, all tiles but the last, and the ones that are shown next to them: [k n, t - 1, 3, p, p]."""
+        """All tiles of each puzzle but the last, and the tiles shown next to them: [k n, t - 1, 3, p, p]."""
         shown = inputs["tiles"][inputs["order"]]
         return shown[:, :-1], shown[:, 1:]
 
@@ -182,10 +183,10 @@ class Jigsaw:
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
         """The puzzle, and the tiles where the answer puts them."""
         shown = images.shown_standardised(inputs["tiles"])[inputs["order"]]
-        said = outputs.argmax(1)
-        back = self.orders(said.device)[said].argsort(1)
-        solved = shown[torch.arange(len(shown), device=said.device).unsqueeze(1), back]
-        captions = [f"order {true}, answered {answer}" for true, answer in zip(targets.tolist(), said.tolist())]
+        answers = outputs.argmax(1)
+        back = self.orders(answers.device)[answers].argsort(1)
+        solved = shown[torch.arange(len(shown), device=answers.device).unsqueeze(1), back]
+        captions = [f"order {true}, answered {answer}" for true, answer in zip(targets.tolist(), answers.tolist())]
         return Panel({"puzzle": self._pasted(shown), "as answered": self._pasted(solved)}, captions)
 
     def _pasted(self, tiles: Tensor) -> Tensor:
@@ -195,7 +196,7 @@ class Jigsaw:
 
 
 class TilesModel(TaskModel):
-    """One encoder for all tiles, each on its own; a layer on each tile's vector, one over all of them, N answers."""
+    """One encoder for all tiles, each on its own; a layer on each tile's vector, one over all of them, N outputs."""
 
     def __init__(self, encoder: Encoder, task: Jigsaw) -> None:
         super().__init__()
@@ -213,7 +214,7 @@ class TilesModel(TaskModel):
         return logits
 
     def represent(self, raw: Raw) -> dict[str, Tensor]:
-        """Without chance: tiles evenly spread, in colour, their channels unmoved."""
+        """Deterministic: tiles evenly spread, in colour, their channels unmoved."""
         x, task = raw["image"], self.task
         if task.representation == "canvas":
             return self.encoder.layers(task.scaled(images.to_float(x)))
@@ -224,11 +225,11 @@ class TilesModel(TaskModel):
 
 
 def most_different(count: int, tiles: int, rng: Generator) -> Tensor:
-    """`count` permutations of `tiles` places, int64 [count, tiles], picked greedily.
+    """`count` permutations of `tiles` places, int64 [count, tiles], chosen greedily.
 
-    The first is drawn. Each next one has the largest Hamming distance to the nearest of those before, of these the
-    largest to all of them together (the paper's criterion), of these the first in a drawn order. All candidates are
-    compared at once.
+    The first is random. Each further one has the largest Hamming distance to the nearest one before; ties go to the
+    largest total distance (the paper's criterion), then to the first in a random order. All candidates are compared at
+    once.
     """
     every = _all_permutations(tiles, rng.device)
     every = every[torch.rand(len(every), generator=rng, device=rng.device).argsort()].T.contiguous()

@@ -1,11 +1,11 @@
 """Masked autoencoder (MAE): He, Chen, Xie, Li, Dollar & Girshick 2021, https://arxiv.org/abs/2111.06377.
 
-Three of four patches are left out. The encoder, a ViT, sees the rest only, without a token for what is missing; a small
-decoder puts one learnt vector in each gap and predicts the pixels there. So few patches are seen that copying from next
-door does not do, and the encoder's work shrinks with them.
+Three of four patches are left out. The encoder, a ViT, sees only the rest, without a token for what is missing; a small
+decoder puts one learnt vector in each gap and predicts the pixels there. So few patches are left that copying from
+neighbours does not suffice, and the encoder has less to compute.
 
 The target of a patch is its pixels with mean 0 and variance 1: its brightness, most of the variance of a picture, is
-what any patch nearby tells.
+given away by any patch nearby.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class MaskedAutoencoder:
     """What is in the patches that were left out? Their pixels, by regression; needs a ViT.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; the picture is cut from it. The paper cuts from the whole
-            image, random resized crops of 0.2 to 1 of its area.
+        canvas: side in px of the square crop that the reader returns; the picture is cut from it. The paper cuts from
+            the whole image, random resized crops of 0.2 to 1 of its area.
         size: side in px of the picture, a multiple of patch; the paper: 224.
         patch: side of a patch in px, the same as encoder.patch; the paper: 16.
         masked: share of the patches that are left out; the paper: 0.75.
@@ -72,8 +72,8 @@ class MaskedAutoencoder:
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or self.patch < 1 or self.size % self.patch:
             raise InputError(
-                f"masked_autoencoder: size is {self.size} and patch {self.patch}; canvas and size start at 8 px, and "
-                "size is a multiple of patch."
+                f"masked_autoencoder: size is {self.size} and patch {self.patch}; canvas and size must be at least "
+                "8 px, and size must be a multiple of patch."
             )
         if not 0 < self.seen < (self.size // self.patch) ** 2:
             raise InputError(
@@ -83,8 +83,8 @@ class MaskedAutoencoder:
         check_views("masked_autoencoder", self)
         if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads or self.width % 4:
             raise InputError(
-                f"masked_autoencoder: width is {self.width}, heads {self.heads}; width is a multiple of heads and "
-                "of 4, depth starts at 1."
+                f"masked_autoencoder: width is {self.width}, heads {self.heads}; width must be a multiple of heads and "
+                "of 4, depth must be at least 1."
             )
 
     @property
@@ -138,19 +138,19 @@ class MaskedAutoencoder:
 
 
 class MaskedModel(TaskModel):
-    """A ViT over the patches that are seen, and a decoder that is thrown away after training."""
+    """A ViT over the patches that are seen, and a decoder that is discarded after training."""
 
     def __init__(self, encoder: Encoder, task: MaskedAutoencoder) -> None:
         super().__init__()
         if not isinstance(encoder, ViT):
-            raise InputError("masked_autoencoder leaves patches out, which takes a ViT; set encoder.name to vit_small.")
+            raise InputError("masked_autoencoder leaves patches out, which needs a ViT; set encoder.name to vit_small.")
         if encoder.patches.kernel_size != (task.patch, task.patch):
             raise InputError(
                 f"masked_autoencoder: task.patch is {task.patch} and encoder.patch {encoder.patches.kernel_size[0]}; "
                 "they must be the same."
             )
         if encoder.positions is None:
-            raise InputError("masked_autoencoder asks what is where; set encoder.positions to sincos.")
+            raise InputError("masked_autoencoder predicts patches by position; set encoder.positions to sincos.")
         self.size = task.size
         self.encoder = encoder
         self.decoder = PatchDecoder(

@@ -1,12 +1,12 @@
 """MoCo: He, Fan, Wu, Xie & Girshick 2019, https://arxiv.org/abs/1911.05722; v2: https://arxiv.org/abs/2003.04297.
 
-Two random views of each image. The encoder makes a query from the first; a slowly following copy of it makes a key from
-the second. The query must find its key among the keys of earlier batches, which wait in a queue, so that the number of
-negatives does not depend on the batch size.
+Two random views of each image. The encoder makes a query from the first; its momentum copy makes a key from the second.
+The query must find its key among the keys of earlier batches, which are in a queue, so that the number of negatives
+does not depend on the batch size.
 
-Query and key are of one batch and the negatives of others: statistics that batch norm takes over the batch would tell
-them apart. So both encoders take them over parts of the batch, and keys are shuffled into other parts. The paper does
-the same over its eight GPUs (shuffling BN); here it works on one device, too, and no pictures travel.
+Query and key are of one batch and the negatives of others, so batch norm's statistics over the batch would distinguish
+them. So both encoders take statistics over parts of the batch, and keys are shuffled into other parts. The paper does
+the same over its eight GPUs (shuffling BN); here it also works on one device, and no pictures are sent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ssl_core.errors import InputError
 from ssl_core.nn.contrast import info_nce_and_top1, normalise
 from ssl_core.nn.encoders import Encoder
 from ssl_core.nn.heads import ProjectionHead
-from ssl_core.nn.momentum import Queue, follow, slow_copy
+from ssl_core.nn.momentum import Queue, momentum_copy, momentum_update
 from ssl_core.nn.split_norm import split_batch_norm
 from ssl_core.ops import images
 from ssl_core.ops.views import Augmentation, check_views, random_views
@@ -35,7 +35,7 @@ class MoCo:
     """Which key did the other view of this image make? Contrastive, with negatives from a queue. Defaults are v2's.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; views are cut from it.
+        canvas: side in px of the square crop that the reader returns; views are cut from it.
         size: side in px of a view, what the network sees; the paper: 224.
         min_area: smallest share of the canvas that a view shows; the paper: 0.2.
         max_ratio: a view's sides before resizing differ by at most this factor; the paper: 4/3.
@@ -46,19 +46,19 @@ class MoCo:
         grey: chance that a view loses its colours; the paper: 0.2.
         blur: chance of a Gaussian blur, sigma 0.1 to 2 px; v2: 0.5, v1: 0. The kernel is a tenth of the side
             long as in SimCLR.
-        degrees: rotation by up to so many degrees; the paper: none.
-        shear: shear by up to so many degrees; the paper: none.
+        degrees: rotation by at most so many degrees; the paper: none.
+        shear: shear by at most so many degrees; the paper: none.
         translate: shift by up to this share of the side, black filled in; the paper: none.
         zoom: scale by up to this factor, up or down; the paper: none, which is 1.
-        elastic: bends the picture smoothly, shifts having this standard deviation as a share of half the side; the
+        elastic: smooth elastic distortion; standard deviation of the shifts, as a share of half the side; the
             paper: none.
         queue: keys of earlier batches that are the negatives, over all workers; the paper: 65536.
         momentum: share of its own weights that the key encoder keeps at each step; the paper: 0.999. Runs of a few
             hundred steps need less.
         temperature: divides the cosine similarities; v2: 0.2, v1: 0.07.
-        splits: equal parts of a worker's batch over which batch norm takes its statistics, those of the keys shuffled;
-            the paper: one for each of its 8 GPUs. 1 takes the whole batch and lets its statistics give the answer
-            away. Without effect on encoders without batch norm.
+        splits: equal parts of a worker's batch over which batch norm takes its statistics, with keys shuffled; the
+            paper: one per GPU, of 8. With 1 the statistics of the whole batch give the answer away. No effect on
+            encoders without batch norm.
         hidden: width of the projection head's hidden layers; v2: 2048.
         out: width of the projection; the paper: 128.
         layers: linear layers in the projection head; v2: 2, v1: 1.
@@ -91,7 +91,9 @@ class MoCo:
     matching: ClassVar[Matching] = Matching("views", queued=True)
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
         Shortcut(
-            "batch_statistics", "Batch norm sees parts of a batch, and a key other ones than its query.", {"splits": 1}
+            "batch_statistics",
+            "Batch norm sees parts of a batch, and a key's part differs from its query's.",
+            {"splits": 1},
         ),
         Shortcut(
             "colour_histogram",
@@ -108,7 +110,9 @@ class MoCo:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or min(self.queue, self.splits, self.hidden, self.out, self.layers) < 1:
-            raise InputError("moco: canvas and size start at 8 px; queue, splits, hidden, out and layers at 1.")
+            raise InputError(
+                "moco: canvas and size must be at least 8 px; queue, splits, hidden, out and layers at least 1."
+            )
         check_views("moco", self, momentum=1)
         if self.temperature <= 0:
             raise InputError(f"moco: temperature is {self.temperature}; it must be above 0.")
@@ -170,14 +174,14 @@ class KeyedQueries(NamedTuple):
 
 
 class QueueModel(TaskModel):
-    """Encoder and head, their slow copy, and the queue; after training the encoder is kept."""
+    """Encoder and head, their momentum copy, and the queue; after training the encoder is kept."""
 
     def __init__(self, encoder: Encoder, task: MoCo) -> None:
         super().__init__()
         self.task = task
         self.encoder = split_batch_norm(encoder, task.splits)
         self.head = ProjectionHead(encoder.dim, task.hidden, task.out, layers=task.layers, norm=False)
-        self.slow = slow_copy(nn.Sequential(self.encoder, self.head))
+        self.slow = momentum_copy(nn.Sequential(self.encoder, self.head))
         self.queue = Queue(task.queue, task.out)
 
     def forward(self, views: Tensor, groups: Tensor) -> KeyedQueries:
@@ -192,7 +196,7 @@ class QueueModel(TaskModel):
         return KeyedQueries(query, key, self.queue.keys)
 
     def after_step(self) -> None:
-        follow(self.slow, nn.Sequential(self.encoder, self.head), self.task.momentum)
+        momentum_update(self.slow, nn.Sequential(self.encoder, self.head), self.task.momentum)
         self.queue.enqueue()
 
     def represent(self, raw: Raw) -> dict[str, Tensor]:

@@ -1,12 +1,12 @@
 """Online bags of visual words (OBoW): Gidaris, Bursuc, Puy, Komodakis, Cord & Perez 2020, https://arxiv.org/abs/2012.11552.
 
-BoWNet in one run, without an artefact: the teacher is a slow copy of the student, and the words are places of its maps
-that it saw of late. The student sees small crops and patches and says how strongly each word occurs in the whole image,
-so that it has to know what goes with what it sees. Its head is made from the words of the moment.
+BoWNet in one run, without an artefact: the teacher is a momentum copy of the student, and the words are recent places
+of its maps. The student sees small crops and patches and predicts how strongly each word occurs in the whole image, so
+that it must know what goes with what it sees. Its head is generated from the current words.
 
-The words are those of two layers, a question each. A place takes part in all words, the nearer the more; an image's
-share of a word is that of the place where it is strongest, so that large plain regions do not fill the bag. The map's
-border is left out, since places there see padding. Ranks exchange their words: all ask the same question.
+Two layers have words, with a prediction for each. A place is assigned to all words, more to nearer ones; an image's
+share of a word is that of its strongest place, so that large plain regions do not fill the bag. The map's border is
+left out, since places there see padding. Ranks exchange their words, so that all have the same.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from torch.nn import functional as F
 
 from ssl_core.errors import InputError
 from ssl_core.nn.encoders import Encoder
-from ssl_core.nn.momentum import follow, rising_momentum, slow_copy
-from ssl_core.nn.visual_words import Bags, LateWords, WordsToWeights, beside_originals, inner, match_bags
+from ssl_core.nn.momentum import momentum_copy, momentum_update, rising_momentum
+from ssl_core.nn.visual_words import Bags, RecentWords, WordsToWeights, beside_originals, match_bags, without_border
 from ssl_core.ops import images, patches
 from ssl_core.ops.views import Augmentation, check_views, random_views
 from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shortcut, Uniform
 
 Answers: TypeAlias = tuple[tuple[Bags, ...], ...]
-"""Of the crops and, where there are some, of the patches: for each layer, Bags of [n, pictures of an image, words]."""
+"""For the crops and, if there are any, the patches: for each layer, Bags of [n, pictures of an image, words]."""
 
 CELLS = 3
-"""Patches are drawn from a grid of so many a side."""
+"""Cells along a side of the grid from which patches are drawn."""
 
 
 @dataclass(frozen=True)
 class OnlineBagOfWords:
-    """Which visual words does the whole image hold, seen from a small part of it? The words change as it learns.
+    """Which visual words does the whole image contain, seen from a small part of it? The words change as it learns.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; crops and patches are cut from it.
+        canvas: side in px of the square crop that the reader returns; crops and patches are cut from it.
         size: side in px of what the teacher sees, the whole canvas; the paper: 224, the middle 224 of 256.
         crops: crops of each image; the paper: 2.
         crop: side in px of a crop; the paper: 160.
@@ -50,32 +50,32 @@ class OnlineBagOfWords:
         patch: side in px of a patch; the paper: 96.
         frame: side in px of the picture from which patches are cut; the paper: 256.
         frame_area: smallest share of the canvas that this picture shows; the paper: 0.6.
-        shift: each patch is moved by up to so many px on each axis; the paper: 24.
+        shift: each patch is moved by at most so many px on each axis; the paper: 24.
         max_ratio: sides of crops and of the patches' picture differ by at most this factor; the usual 4/3.
         flip: chance of a left-right mirror, the teacher's picture included; the paper: 0.5. 0 for writing and digits.
-        jitter: strength of colour jitter of brightness, contrast and saturation, the hue's is a quarter of it; the
+        jitter: strength of colour jitter of brightness, contrast and saturation, for the hue a quarter of it; the
             paper: 0.4.
         jitter_chance: chance that a picture of the student's is jittered; the paper: 0.8.
         grey: chance that it loses its colours; the paper: 0.2.
         blur: chance that a crop is blurred, sigma 0.1 to 2 px; the paper: 0.5. The kernel is a tenth of the side
             long as in SimCLR.
-        degrees: rotation by up to so many degrees; the paper: none.
-        shear: shear by up to so many degrees; the paper: none.
+        degrees: rotation by at most so many degrees; the paper: none.
+        shear: shear by at most so many degrees; the paper: none.
         translate: shift by up to this share of the side, black filled in; the paper: none.
         zoom: scale by up to this factor, up or down; the paper: none, which is 1.
-        elastic: bends the picture smoothly, shifts having this standard deviation as a share of half the side; the
+        elastic: smooth elastic distortion; standard deviation of the shifts, as a share of half the side; the
             paper: none.
-        layer: of the teacher, whose places make words; the paper: conv5, here stage4.
-        lower: a second such layer with words of its own, or "" for none; the paper: conv4, here stage3.
-        words: how many words a layer has, from all workers; an image brings one at each step. The paper: 8192. The
-            first words are Gaussian vectors of length 1, its code's are not negative; they are gone after words / batch
+        layer: the teacher's layer whose places become words; the paper: conv5, here stage4.
+        lower: a second such layer with its own words, or "" for none; the paper: conv4, here stage3.
+        words: how many words a layer has, over all workers; each image adds one per step. The paper: 8192. The first
+            words are Gaussian vectors of length 1 (non-negative in its code); they are replaced after words / batch
             steps.
-        sharpness: how hard a place decides for its nearest word, against the running mean of the squared distance to
-            it; the paper: 15, for ResNet-18 10.
-        decay: share of itself that this mean keeps at each step; the paper: 0.99. It takes in a batch after the
-            batch's step, and begins as a plain mean; the paper's takes it in before and begins at 0.5.
-        border: outermost places of the teacher's maps that are left out; the paper: 1.
-        scale: length of the weights that the head makes of a word; the paper: 8, for ResNet-18 5.
+        sharpness: how strongly a place prefers its nearest word, relative to the running mean of the squared distance
+            to it; the paper: 15, for ResNet-18 10.
+        decay: share of itself that this mean keeps at each step; the paper: 0.99. A batch is added after
+            its step, and the mean starts as a plain one; in the paper it is added before, and the mean starts at 0.5.
+        border: rim of the teacher's maps that is left out, in places; the paper: 1.
+        scale: length of the weights that the head generates from a word; the paper: 8, for ResNet-18 5.
         momentum: share of its own weights that the teacher keeps at the first step; the paper: 0.99.
         horizon: steps in which this rises to 1 by half a cosine; 0 keeps it. The paper: all steps of the run, about a
             million. A task does not know how long its run is: set it to train.steps or somewhat more.
@@ -132,15 +132,21 @@ class OnlineBagOfWords:
         self._check_sizes()
         if self.words < 2 or self.border < 0 or self.horizon < 0 or min(self.sharpness, self.scale) <= 0:
             raise InputError(
-                "online_bag_of_words: words start at 2, border and horizon at 0; sharpness and scale are above 0."
+                "online_bag_of_words: words must be at least 2, border and horizon at least 0; "
+                "sharpness and scale must be above 0."
             )
         if not self.layer or self.layer == self.lower:
-            raise InputError("online_bag_of_words: layer names one of the encoder's, and lower another one or none.")
+            raise InputError(
+                "online_bag_of_words: layer must name a layer of the encoder, and lower another one or none."
+            )
         check_views("online_bag_of_words", self, decay=1, momentum=1)
 
     def _check_sizes(self) -> None:
         if min(self.canvas, self.size, self.crop, self.patch) < 8 or self.crops < 1 or self.shift < 0:
-            raise InputError("online_bag_of_words: canvas, size, crop and patch start at 8 px, crops at 1, shift at 0.")
+            raise InputError(
+                "online_bag_of_words: canvas, size, crop and patch must be at least 8 px, crops at least 1, "
+                "shift at least 0."
+            )
         if not 0 <= self.patches <= CELLS**2:
             raise InputError(f"online_bag_of_words: patches is {self.patches}; the grid has 0 to {CELLS**2}.")
         if self.patch + self.shift > self.frame:
@@ -150,8 +156,8 @@ class OnlineBagOfWords:
             )
         if not 0 < self.min_area <= self.max_area <= 1 or not 0 < self.frame_area <= 1:
             raise InputError(
-                "online_bag_of_words: min_area, max_area and frame_area are shares, above 0 and at most 1; min_area is "
-                "at most max_area."
+                "online_bag_of_words: min_area, max_area and frame_area are shares and must be above 0 and at most 1; "
+                "min_area must be at most max_area."
             )
 
     @property
@@ -160,7 +166,7 @@ class OnlineBagOfWords:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Of the teacher, whose places make words, the shallow one first."""
+        """The teacher's layers whose places become words, the shallow one first."""
         return (self.lower, self.layer) if self.lower else (self.layer,)
 
     def plain(self, x: Tensor) -> Tensor:
@@ -171,7 +177,7 @@ class OnlineBagOfWords:
         """n images -> "views" [crops n, 3, crop, crop] and "patches" [patches n, 3, patch, patch], the first of every
         image before the second and so on; "originals" [n, 3, size, size].
 
-        "pick" [n, layers] in [0, 1) chooses the places that become words. The bags are made in forward.
+        "pick" [n, layers] in [0, 1) chooses the places that become words. Forward makes the bags.
         """
         x = raw["image"]
         of_crops = Augmentation.of(self, self._jitter, self.max_area, self.blur)
@@ -207,11 +213,11 @@ class OnlineBagOfWords:
         return OnlineBagModel(encoder(Field("image", (3, self.size, self.size))), self)
 
     def loss(self, outputs: Answers, targets: None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Crops and patches weigh alike, however many there are; so do the layers. Metrics are means over both."""
+        """Crops and patches weigh the same, however many there are; so do layers. Metrics are means over both."""
         parts = [[match_bags(bags) for bags in layers] for layers in outputs]
         loss = torch.stack([torch.stack([each for each, _ in layers]).mean(0) for layers in parts]).sum(0)
-        metrics = [found for layers in parts for _, found in layers]
-        return loss, {name: torch.stack([found[name] for found in metrics]).mean(0) for name in metrics[0]}
+        metrics = [each for layers in parts for _, each in layers]
+        return loss, {name: torch.stack([each[name] for each in metrics]).mean(0) for name in metrics[0]}
 
     def chance(self, batch: int) -> dict[str, float]:
         return {"r2": 0.0}
@@ -221,19 +227,19 @@ class OnlineBagOfWords:
         columns = {name: inputs[name][:n] for name in ("views", "patches", "originals") if name in inputs}
         logits, bags = outputs[0][-1]
         captions = [
-            f"strongest word {true}, answered {said}"
-            for true, said in zip(bags[:, 0].argmax(1).tolist(), logits[:, 0].argmax(1).tolist())
+            f"strongest word {true}, answered {answer}"
+            for true, answer in zip(bags[:, 0].argmax(1).tolist(), logits[:, 0].argmax(1).tolist())
         ]
         return Panel({name.removesuffix("s"): images.denormalise(x) for name, x in columns.items()}, captions)
 
 
 class LayerWords(nn.Module):
-    """The words of one of the teacher's layers, and the head that is made from them."""
+    """The words of one of the teacher's layers, and the head that is generated from them."""
 
     def __init__(self, dim: int, out: int, task: OnlineBagOfWords) -> None:
-        """dim: of the layer. out: of what the student says of a picture."""
+        """dim: width of the layer. out: width of the student's vectors."""
         super().__init__()
-        self.late = LateWords(task.words, dim, task.sharpness, task.decay)
+        self.late = RecentWords(task.words, dim, task.sharpness, task.decay)
         self.head = WordsToWeights(dim, out, task.scale)
 
     def forward(self, maps: Tensor, pick: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,7 +248,7 @@ class LayerWords(nn.Module):
 
 
 class OnlineBagModel(TaskModel):
-    """The student, the teacher that follows it, and the words of each layer."""
+    """The student, the teacher (its momentum copy), and the words of each layer."""
 
     steps: Tensor
 
@@ -256,7 +262,7 @@ class OnlineBagModel(TaskModel):
             )
         self.task = task
         self.encoder = encoder
-        self.slow = slow_copy(encoder)
+        self.slow = momentum_copy(encoder)
         self.words = nn.ModuleList(LayerWords(encoder.dims[name], encoder.dim, task) for name in task.layers)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
@@ -264,17 +270,19 @@ class OnlineBagModel(TaskModel):
         """Takes what `OnlineBagOfWords.make_batch` returns."""
         with torch.no_grad():
             stages = self.slow.stages(originals)
-            maps = [inner(stages[name], self.task.border) for name in self.task.layers]
-        asked = [words(*each) for words, *each in zip(self.words, maps, pick.unbind(1))]
+            maps = [without_border(stages[name], self.task.border) for name in self.task.layers]
+        heads = [words(*each) for words, *each in zip(self.words, maps, pick.unbind(1))]
         shown = [self.encoder(x) for x in ([views] if patches is None else [views, patches])]
-        return tuple(tuple(_matched(x, *layer) for layer in asked) for x in shown)
+        return tuple(tuple(_matched(x, *layer) for layer in heads) for x in shown)
 
     def after_step(self) -> None:
         self.steps += 1
         momentum, horizon = self.task.momentum, self.task.horizon
-        follow(self.slow, self.encoder, rising_momentum(momentum, self.steps, horizon) if horizon else momentum)
+        momentum_update(
+            self.slow, self.encoder, rising_momentum(momentum, self.steps, horizon) if horizon else momentum
+        )
         for module in self.words.modules():
-            if isinstance(module, LateWords):
+            if isinstance(module, RecentWords):
                 module.after_step()
 
     def represent(self, raw: Raw) -> dict[str, Tensor]:

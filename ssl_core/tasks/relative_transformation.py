@@ -1,11 +1,11 @@
 """Relative transformation (AET): Zhang, Qi, Wang & Luo 2019, https://arxiv.org/abs/1901.04596.
 
-The network sees an image and the same image transformed, and says by which transformation: it decodes the
-transformation where an autoencoder decodes the data. To answer it must know where things are in both pictures.
+The network sees an image and the same image transformed, and predicts the transformation, as an autoencoder
+predicts the data. For that it must know where things are in both pictures.
 
-The paper fills what a transformation uncovers with one colour, and the wedges of it show the answer to who has not
-looked at the picture. Here the picture around the view moves in as far as the canvas reaches, and is mirrored beyond.
-Both pictures are resampled by the same filter at a place drawn within a pixel, so that neither is the sharp one.
+The paper fills what a transformation uncovers with one colour, and these wedges give the answer away without a look at
+the picture. Here the picture around the view moves in as far as the canvas reaches, and is mirrored beyond it. Both
+pictures are resampled by the same filter at a random place within a pixel, so that neither is sharper.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class RelativeTransformation:
     """How was the second picture made from the first? The transformation's parameters, by regression.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; what lies around the view moves into it.
+        canvas: side in px of the square crop that the reader returns; the picture around the view moves into it.
         size: side in px of the middle of the canvas, what the network sees; the paper: 224, and 32 on CIFAR.
         kind: "projective" moves the four corners, after a scale and a right-angle turn; "affine" rotates, shifts,
             scales and shears. The paper tries both and finds projective better.
         corner: projective: each corner moves by up to this share of the side on each axis; the paper: 0.125.
-        turns: projective: turn by 0, 90, 180 or 270 degrees first, as the paper does; off for writing and digits.
+        turns: projective: turn by 0, 90, 180 or 270 degrees first, as the paper does; false for writing and digits.
         scale: the scale is uniform between 1 - scale and 1 + scale; the paper: 0.2, and 0.3 for affine.
-        degrees: affine: rotation by up to so many degrees; the paper: 180.
+        degrees: affine: rotation by at most so many degrees; the paper: 180.
         translate: affine: shift by up to this share of the side; the paper: 0.2.
-        shear: affine: shear by up to so many degrees; the paper: 30.
-        flip: mirror images at random first, as the paper does; off for writing and digits.
-        fill: what lies beyond the canvas: "reflection" mirrors it; "zeros" is one colour, grey, as in the paper.
-        resample_both: the first picture too is read at a place drawn within a pixel, by the same filter; the paper: no.
-        hidden: width of a hidden layer over the two vectors; 0, the paper, is one linear layer.
+        shear: affine: shear by at most so many degrees; the paper: 30.
+        flip: mirror images at random first, as the paper does; false for writing and digits.
+        fill: what is shown beyond the canvas: "reflection" mirrors it; "zeros" is one colour, grey, as in the paper.
+        resample_both: the first picture, too, is resampled at a random place within a pixel; the paper: no.
+        hidden: width of a hidden layer over the two vectors; 0, as in the paper, is one linear layer.
     """
 
     canvas: int = 256
@@ -66,7 +66,9 @@ class RelativeTransformation:
 
     paper: ClassVar[str] = "Zhang et al. 2019, arXiv:1901.04596"
     shortcuts: ClassVar[tuple[Shortcut, ...]] = (
-        Shortcut("flat_wedges", "What a transformation uncovers is picture, mirrored if need be.", {"fill": "zeros"}),
+        Shortcut(
+            "flat_wedges", "A transformation uncovers more of the picture, mirrored if need be.", {"fill": "zeros"}
+        ),
     )
     search: ClassVar[Mapping[str, Choice | LogUniform | Uniform]] = {
         "kind": Choice(("affine", "projective")),
@@ -76,18 +78,20 @@ class RelativeTransformation:
 
     def __post_init__(self) -> None:
         if not 8 <= self.size <= self.canvas or self.hidden < 0:
-            raise InputError("relative_transformation: size lies between 8 px and canvas, hidden starts at 0.")
+            raise InputError(
+                "relative_transformation: size must be between 8 px and canvas, hidden must be at least 0."
+            )
         if self.kind not in ("affine", "projective"):
             raise InputError(f"relative_transformation: kind is {self.kind!r}; it can be affine or projective.")
         if self.fill not in ("reflection", "zeros"):
             raise InputError(f"relative_transformation: fill is {self.fill!r}; it can be reflection or zeros.")
         if not 0 <= self.scale <= 0.5 or not 0 <= self.corner <= 0.2 or not 0 <= self.translate <= 1:
             raise InputError(
-                "relative_transformation: scale lies between 0 and 0.5, corner between 0 and 0.2 (a quadrilateral may "
-                "not fold over), translate between 0 and 1."
+                "relative_transformation: scale must be between 0 and 0.5, corner between 0 and 0.2 (or a "
+                "quadrilateral could fold over), translate between 0 and 1."
             )
         if not 0 <= self.degrees <= 180 or not 0 <= self.shear < 60:
-            raise InputError("relative_transformation: degrees lies between 0 and 180, shear in [0, 60).")
+            raise InputError("relative_transformation: degrees must be between 0 and 180, shear in [0, 60).")
 
     @property
     def sample(self) -> Mapping[str, Field]:
@@ -95,7 +99,7 @@ class RelativeTransformation:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the numbers that the network answers with, in order."""
+        """Names of the numbers that the network predicts, in order."""
         return AFFINE if self.kind == "affine" else PROJECTIVE
 
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], Tensor]:
@@ -112,7 +116,7 @@ class RelativeTransformation:
         return {"original": original, "transformed": transformed}, parameters
 
     def middle(self, x: Tensor) -> Tensor:
-        """Of pictures [n, 3, canvas, canvas] the middle [n, 3, size, size], its pixels as they are."""
+        """The middle [n, 3, size, size] of pictures [n, 3, canvas, canvas], not resampled."""
         edge = (self.canvas - self.size) // 2
         return x[..., edge : edge + self.size, edge : edge + self.size]
 
@@ -136,7 +140,7 @@ class RelativeTransformation:
         """Maps from the transformed view to the original [n, 3, 3]; their eight numbers, of mean 0 and deviation 1.
 
         The paper's ImageNet code subtracts (0, 0, 112, 0, 0, 112, 6.4e-5, 6.4e-5) and divides by (0.75, 0.75, 118,
-        0.75, 0.75, 118, 7.75e-4, 7.75e-4) on pictures of 224 px; in sides instead of pixels that holds at any size. Its
+        0.75, 0.75, 118, 7.75e-4, 7.75e-4) on pictures of 224 px; in sides instead of pixels they hold at any size. Its
         CIFAR code subtracts half a side alone and divides by 1, 20/32 and 0.015 x 32.
         """
         scale = images.uniform((n, 1, 1), 1 - self.scale, 1 + self.scale, rng)
@@ -152,7 +156,7 @@ class RelativeTransformation:
         return reads, (reads.flatten(1)[:, :8] - mean) / deviation
 
     def cue_pairs(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Each picture, and what was made of it."""
+        """Each picture, and its transformed version."""
         return inputs["original"], inputs["transformed"]
 
     def build(self, encoder: EncoderFactory) -> TaskModel:
@@ -166,7 +170,7 @@ class RelativeTransformation:
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
         captions = [
-            ", ".join(f"{name} {true:.1f} answered {said:.1f}" for name, true, said in zip(self.parameters, *pair))
+            ", ".join(f"{name} {true:.1f} answered {answer:.1f}" for name, true, answer in zip(self.parameters, *pair))
             for pair in zip(targets.tolist(), outputs.tolist())
         ]
         return Panel({name: images.denormalise(pictures) for name, pictures in inputs.items()}, captions)

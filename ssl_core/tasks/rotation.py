@@ -1,11 +1,11 @@
 """Rotation (RotNet): Gidaris, Singh & Komodakis 2018, https://arxiv.org/abs/1803.07728.
 
-Each image is shown turned by 0, 90, 180 and 270 degrees, all four in the same batch, and the network says which turn
-it sees. To answer it must find the objects and know how they usually stand. Turns move pixels and never interpolate,
-and happen after the square crop: both rules keep the picture's border and texture from giving the answer away.
+Each image is shown turned by 0, 90, 180 and 270 degrees, all four in the same batch, and the network predicts the turn.
+For that it must find the objects and know how they usually stand. Turns move pixels without interpolation, after the
+square crop, so that neither the picture's border nor its texture gives the answer away.
 
-Data that looks the same turned (aerial, histology, textures) cannot be learnt from: accuracy then stays at chance,
-0.25, which is the sign to pick another task. Captions, watermarks and the photographer's horizon are cues that no
+Data that looks the same when turned (aerial, histology, textures) teaches nothing: accuracy then stays at chance level,
+0.25, a sign to choose another task. Captions, watermarks and the photographer's horizon are cues that no
 switch removes.
 """
 
@@ -32,13 +32,13 @@ class Rotation:
     """Which way up is it? All four turns of every image, one label each.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts and the network sees; the paper: 224 of 256.
-        flip: mirror images at random before turning, as the paper does; off for writing and digits.
+        canvas: side in px of the square crop that the reader returns and the network sees; the paper: 224 of 256.
+        flip: mirror images at random before turning, as the paper does; false for writing and digits.
         min_area: smallest share of the canvas that is cut and enlarged at random; 1 (the paper) shows all of it.
         angles: 4 right angles; 8 adds the odd multiples of 45 degrees (the paper's ablation), whose interpolation and
             empty corners are a shortcut.
-        square: crop to a square before turning. Off imitates turning a 4:3 picture in its frame, whose black bars
-            tell 90 and 270 degrees from 0 and 180.
+        square: crop to a square before turning. If false, imitates turning a 4:3 picture in its frame, whose
+            black bars distinguish 90 and 270 degrees from 0 and 180.
     """
 
     canvas: int = 224
@@ -61,7 +61,7 @@ class Rotation:
         if self.canvas < 8:
             raise InputError(f"rotation: canvas is {self.canvas} px; give at least 8.")
         if not 0 < self.min_area <= 1:
-            raise InputError(f"rotation: min_area is {self.min_area}; it is a share, above 0 and at most 1.")
+            raise InputError(f"rotation: min_area is {self.min_area}; it is a share and must be above 0 and at most 1.")
         if self.angles not in (4, 8):
             raise InputError(f"rotation: angles is {self.angles}; it can be 4 (the paper) or 8 (its ablation).")
 
@@ -105,7 +105,7 @@ class Rotation:
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
         step = 360 // self.angles
         pairs = zip(targets.tolist(), outputs.argmax(1).tolist())
-        captions = [f"turned {step * true}, answered {step * said}" for true, said in pairs]
+        captions = [f"turned {step * true}, answered {step * answer}" for true, answer in pairs]
         return Panel({"input": images.denormalise(inputs["images"])}, captions)
 
 

@@ -1,8 +1,8 @@
 """SimCLR: Chen, Kornblith, Norouzi & Hinton 2020, https://arxiv.org/abs/2002.05709.
 
-Two random views of each image; each view must find the other among all views of the batch (NT-Xent). What the views
-do not share, the encoder learns to ignore: two crops of one picture share their colours, so without strong colour
-jitter and grey the colour histogram answers the question.
+Two random views of each image; each view must find the other among all views of the batch (NT-Xent). The
+encoder learns to ignore what the views do not share. Two crops of one picture share their colours, so without strong
+colour jitter and grey the colour histogram would solve the task.
 
 The augmentations are the paper's ImageNet recipe. For digits or other writing turn `flip`, `jitter` and `grey` off
 and the small affine warps on.
@@ -29,10 +29,10 @@ from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shor
 
 @dataclass(frozen=True)
 class SimCLR:
-    """Which two views show the same image? Contrastive, with in-batch negatives over all ranks.
+    """Which two views show the same image? Contrastive, with the other views of the batch as negatives, over all ranks.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; views are cut from it.
+        canvas: side in px of the square crop that the reader returns; views are cut from it.
         size: side in px of a view, what the network sees; the paper: 224.
         min_area: smallest share of the canvas that a view shows; the paper: 0.08.
         max_ratio: a view's sides before resizing differ by at most this factor; the paper: 4/3.
@@ -42,11 +42,11 @@ class SimCLR:
         jitter_chance: chance that a view is jittered; the paper: 0.8.
         grey: chance that a view loses its colours; the paper: 0.2.
         blur: chance of a Gaussian blur, sigma 0.1 to 2 px; the paper: 0.5, none on CIFAR.
-        degrees: rotation by up to so many degrees; the paper: none.
-        shear: shear by up to so many degrees; the paper: none.
+        degrees: rotation by at most so many degrees; the paper: none.
+        shear: shear by at most so many degrees; the paper: none.
         translate: shift by up to this share of the side, black filled in; the paper: none.
         zoom: scale by up to this factor, up or down; the paper: none, which is 1.
-        elastic: bends the picture smoothly (Simard 2003), shifts having this standard deviation as a share of half the
+        elastic: smooth elastic distortion (Simard 2003); standard deviation of the shifts, as a share of half the
             side; the paper: none. 0.1 for handwriting, whose strokes vary more than their place.
         temperature: divides the cosine similarities; the paper: 0.1, and 0.5 on CIFAR.
         hidden: width of the projection head's hidden layers; the paper: the encoder's, 2048.
@@ -90,7 +90,7 @@ class SimCLR:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or min(self.hidden, self.out, self.layers) < 1:
-            raise InputError("simclr: canvas and size start at 8 px; hidden, out and layers at 1.")
+            raise InputError("simclr: canvas and size must be at least 8 px; hidden, out and layers at least 1.")
         check_views("simclr", self, jitter=2)
         if self.temperature <= 0:
             raise InputError(f"simclr: temperature is {self.temperature}; it must be above 0.")
@@ -131,7 +131,7 @@ class SimCLR:
 
 
 class ViewModel(TaskModel):
-    """Encoder and projection head; the head is thrown away after training."""
+    """Encoder and projection head; the head is discarded after training."""
 
     def __init__(self, encoder: Encoder, task: SimCLR) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 """Bags of words, place by place: after Gidaris et al. 2020 (BoWNet), https://arxiv.org/abs/2002.12247.
 
-BoWNet's question asked of every place of the student's last map, as dense tasks need it: which visual words does the
-teacher see there? Student and teacher see the same crop, so that places correspond; the student's is recoloured and
-has a box of another image pasted in. A place takes part in several words, the nearer the more (soft assignment), since
-neighbouring words are alike; where the student's map is coarser than the teacher's, a place has a small bag of words.
+BoWNet for every place of the student's last map, for dense tasks: which visual words does the teacher see there?
+Student and teacher see the same crop, so that places correspond; the student's is recoloured and has a box of another
+image pasted in. A place is assigned to several words, more to nearer ones (soft assignment), since neighbouring words
+are alike; where the student's map is coarser than the teacher's, a place has a small bag of words.
 """
 
 from __future__ import annotations
@@ -37,31 +37,30 @@ from ssl_core.types import Choice, Field, LogUniform, Matching, Panel, Raw, Shor
 
 @dataclass(frozen=True)
 class SpatialBagOfWords:
-    """Which visual words does each place of the undisturbed image hold?
+    """Which visual words does each place of the unchanged image contain?
 
     Attributes:
-        canvas: side in px of the square that the reader cuts.
+        canvas: side in px of the square crop that the reader returns.
         size: side in px of what student and teacher see; the paper: 224.
         teacher: the saved model whose features make the words: a folder, models:/NAME/VERSION or runs:/RUN/encoder.
             Empty: this run's own network, untrained.
-        layer: of the teacher, whose features make the words; the paper: conv4 or conv5, here stage3 or stage4.
+        layer: the teacher's layer whose features make the words; the paper: conv4 or conv5, here stage3 or stage4.
         words: how many visual words there are; the paper: 2048 on CIFAR-100, 20000 on ImageNet.
-        vectors: places of the teacher's maps that k-means gets for each word; the paper: those of the whole training
-            set.
-        sharpness: how hard a place decides for its nearest word, against the mean squared distance to it; OBoW: 15.
-        min_area: smallest share of the canvas that both networks see; the paper crops for the student alone, and gives
-            no number.
+        vectors: places of the teacher's maps per word that k-means is fitted on; the paper: all of the training set.
+        sharpness: how strongly a place prefers its nearest word, relative to the mean squared distance to it; OBoW: 15.
+        min_area: smallest share of the canvas that both networks see; the paper crops for the student only and gives no
+            number.
         max_ratio: the crop's sides differ by at most this factor; the usual 4/3.
         flip: chance of a left-right mirror; the paper: 0.5. 0 for writing and digits.
-        jitter: strength of colour jitter of brightness, contrast and saturation, the hue's is a quarter of it; the
+        jitter: strength of colour jitter of brightness, contrast and saturation, for the hue a quarter of it; the
             paper jitters and gives no number, OBoW: 0.4.
         jitter_chance: chance that a view is jittered; OBoW: 0.8.
         grey: chance that a view loses its colours; the paper: yes, OBoW: 0.2.
         blur: chance of a Gaussian blur, sigma 0.1 to 2 px; the paper: none.
         cutmix: chance that a box of another image is pasted into the view, and its words into the bags; the paper mixes
             and gives no number, CutMix itself (Yun 2019): 1 on ImageNet, 0.5 on CIFAR. Whether, where and how large is
-            drawn for each image, by Yun once for a batch.
-        vocabulary: digest of teacher and words, an artefact; empty to have them made before training.
+            drawn per image; Yun draws once per batch.
+        vocabulary: digest of teacher and words, an artefact; empty to fit it before training.
     """
 
     canvas: int = 256
@@ -100,7 +99,7 @@ class SpatialBagOfWords:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or self.sharpness <= 0:
-            raise InputError("spatial_bag_of_words: canvas and size start at 8 px; sharpness is above 0.")
+            raise InputError("spatial_bag_of_words: canvas and size must be at least 8 px; sharpness must be above 0.")
         check_views("spatial_bag_of_words", self, cutmix=1)
         check_taught_words("spatial_bag_of_words", self)
 
@@ -125,7 +124,7 @@ class SpatialBagOfWords:
     def make_batch(self, raw: Raw, rng: Generator) -> tuple[dict[str, Tensor], None]:
         """n images -> "originals", "views" of the same crops [n, 3, size, size]; "own" [n, 1, size, size], 0 if pasted.
 
-        The bags are made from the originals, by the teacher, in forward.
+        The teacher makes the bags from the originals, in forward.
         """
         area, ratio = self.min_area, self.max_ratio
         x = images.random_resized_crop(raw["image"], self.size, rng, min_area=area, max_ratio=ratio, flip=self.flip)
@@ -151,12 +150,12 @@ class SpatialBagOfWords:
     def show(self, inputs: dict[str, Tensor], outputs: Bags, targets: None) -> Panel:
         views, originals = (images.denormalise(inputs[name]) for name in ("views", "originals"))
         right = (outputs.logits.argmax(-1) == outputs.bags.argmax(-1)).float().mean(1)
-        captions = [f"the first word of {share:.0%} of the places found" for share in right.tolist()]
+        captions = [f"the first word is right at {share:.0%} of the places" for share in right.tolist()]
         return Panel({"view": views, "original": originals}, captions)
 
 
 class PlaceModel(TaskModel):
-    """The student, its head on every place, and the teacher, which is no part of what is trained or saved."""
+    """The student, its head on every place, and the teacher, which is neither trained nor saved with them."""
 
     def __init__(self, encoder: Encoder, task: SpatialBagOfWords) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
 """Split-brain autoencoders: Zhang, Isola & Efros 2017, https://arxiv.org/abs/1611.09842.
 
-Two networks of half the width: one sees how light each pixel is (L of Lab) and says its colour (a and b), the other
-sees the colours and says how light. Side by side they have seen the whole picture, and neither has seen its own answer.
-So the encoder, unlike that of colorization, knows colours, and no input is left out where it is evaluated.
+Two networks of half the width: one sees the lightness of each pixel (L of Lab) and predicts its colour (a and b), the
+other sees the colours and predicts the lightness. Together they see the whole picture, and neither sees its own answer.
+So the encoder, unlike that of colorization, knows colours, and no input is left out in the evaluation.
 
-Nothing may pass between the halves, or one would copy from the other: they share no layer, and each norm counts over
-the channels of one half alone. Answers are classes, each true value one class, all of the same weight, as in the paper:
-what colorization does to make its colours vivid did not help the representation.
+Nothing may pass between the halves, or one would copy from the other: they share no layer, and each norm is over the
+channels of one half alone. Answers are classes, each true value one class, all of the same weight, as in the paper:
+colorization's measures for vivid colours did not help the representation.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ COLOURS = len(lab.BINS)
 
 @dataclass(frozen=True)
 class SplitBrain:
-    """Which colours has what is this light, and how light is what has these colours?
+    """Which colours go with this lightness, and which lightness goes with these colours?
 
     Attributes:
-        canvas: side in px of the square that the reader cuts and the networks see; the paper: 180.
+        canvas: side in px of the square crop that the reader returns and the networks see; the paper: 180.
         flip: mirror images at random, as the paper does.
-        stride: side in px of a cell, for which the networks answer; it must divide canvas. The paper: 12x12 cells.
+        stride: side in px of a cell, for which the networks predict; it must divide canvas. The paper: 12x12 cells.
         answers: "classes" (the paper's best) or "values", regression by squared error.
         l_bins: classes of lightness. Those of colour are colorization's 313.
         hidden: channels of the layers between each half's last maps and its answers.
@@ -60,13 +60,13 @@ class SplitBrain:
     def __post_init__(self) -> None:
         if self.canvas < 8 or self.stride < 1 or self.canvas % self.stride:
             raise InputError(
-                f"split_brain: stride is {self.stride} px and canvas {self.canvas} px; canvas starts at 8 and must be "
+                f"split_brain: stride is {self.stride} px and canvas {self.canvas} px; canvas must be at least 8 and "
                 "a multiple of stride."
             )
         if self.answers not in ("classes", "values"):
             raise InputError(f"split_brain: answers is {self.answers!r}; it can be classes or values.")
         if self.l_bins < 2 or self.hidden < 1:
-            raise InputError("split_brain: l_bins starts at 2, hidden at 1.")
+            raise InputError("split_brain: l_bins must be at least 2, hidden at least 1.")
 
     @property
     def sample(self) -> Mapping[str, Field]:
@@ -89,15 +89,15 @@ class SplitBrain:
             colour = lab.encode(targets[:, 1:], 1).bins[..., 0]
             each = _cross_entropy(outputs["colours"], colour) + _cross_entropy(outputs["lightness"], level)
         else:
-            said = torch.cat([outputs["lightness"], outputs["colours"]], 1)
-            each = (said - _scaled(targets.clone())).square().sum(1) / 2
+            values = torch.cat([outputs["lightness"], outputs["colours"]], 1)
+            each = (values - _scaled(targets.clone())).square().sum(1) / 2
         found = self.decoded({name: value.detach() for name, value in outputs.items()})
         parts = {"explained_colours": slice(1, 3), "explained_lightness": slice(0, 1)}
         metrics = {name: r_squared(found[:, part], targets[:, part]) for name, part in parts.items()}
         return each.mean((1, 2)), {"r2": torch.stack([*metrics.values()]).mean(0), **metrics}
 
     def decoded(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Outputs to Lab [n, 3, cells, cells]: where they are classes, to their mean."""
+        """Outputs as Lab [n, 3, cells, cells]; classes are decoded to their mean."""
         ab, lightness = outputs["colours"], outputs["lightness"]
         if self.answers == "values":
             return torch.cat([lightness.add(1), ab], 1).mul_(50)
@@ -115,8 +115,8 @@ class SplitBrain:
         grey = torch.zeros_like(found[:, 1:])
         columns = {
             "picture": lab.to_rgb(seen),
-            "colours from lightness": lab.painted(seen[:, :1], found[:, 1:]),
-            "lightness": lab.painted(seen[:, :1], grey),
+            "colours from lightness": lab.paint(seen[:, :1], found[:, 1:]),
+            "lightness": lab.paint(seen[:, :1], grey),
             "lightness from colours": lab.to_rgb(torch.cat([found[:, :1], grey], 1)),
         }
         off = (found - targets).square()
@@ -144,7 +144,7 @@ class SplitEncoder(Encoder):
 
 
 class SplitModel(TaskModel):
-    """Both halves, each with a head of its own that answers what the other half sees."""
+    """Both halves, each with its own head, which predicts what the other half sees."""
 
     def __init__(self, encoder: SplitEncoder, task: SplitBrain) -> None:
         super().__init__()
@@ -174,6 +174,6 @@ def _side_by_side(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[s
 
 
 def _scaled(x: Tensor) -> Tensor:
-    """Lab to the networks' range: L in -1 to 1 (the paper takes 50 off), a and b by the same factor. Changes x."""
+    """Lab to the networks' range: L in -1 to 1 (the paper subtracts 50), a and b by the same factor. In place."""
     x[:, :1] -= 50
     return x.div_(50)

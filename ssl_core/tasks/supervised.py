@@ -1,9 +1,9 @@
 """The supervised reference: training with labels, as He, Zhang, Ren & Sun 2015, https://arxiv.org/abs/1512.03385.
 
-No pretext task: the answers are the corpus's labels, which the pretext tasks of this folder never see. It stands in the
-same list so that the same encoder, reader, loop and probes give the number that the others are measured against. Not
-an upper bound: a representation is shaped by the labels that it was trained with, and with few of them a pretext task
-on the unlabelled rest may be better.
+No pretext task: the answers are the corpus's labels, which the pretext tasks of this folder never see. It is in the
+same list, so that the same encoder, reader, loop and probes give the reference for the others. It is no upper bound: a
+representation is shaped by its training labels, and with few of them a pretext task on the unlabelled rest may be
+better.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Unif
 
 @dataclass(frozen=True)
 class Supervised:
-    """No pretext task but the reference: which label has the image?
+    """No pretext task but the reference: which label does the image have?
 
     Attributes:
-        canvas: side in px of the square that the reader cuts; the view is cut from it.
+        canvas: side in px of the square crop that the reader returns; the view is cut from it.
         size: side in px of the view, what the network sees; the paper: 224.
-        classes: as many as the corpus has distinct labels, in which every sample needs one; the paper: 1000.
-        smoothing: share of each answer that all classes have alike; the paper: 0, a common choice: 0.1.
+        classes: number of distinct labels in the corpus, where every sample needs one; the paper: 1000.
+        smoothing: label smoothing, the share of each target spread evenly over classes; the paper: 0, a common choice:
+            0.1.
         min_area: smallest share of the canvas that the view shows; the usual 0.08.
         max_ratio: the view's sides before resizing differ by at most this factor; the usual 4/3.
         flip: chance of a left-right mirror; the paper: 0.5. 0 for writing and digits.
-        jitter: strength of colour jitter of brightness, contrast and saturation, the hue's is a quarter of it; the
-            paper changes colours otherwise, the usual recipe not at all.
+        jitter: strength of colour jitter of brightness, contrast and saturation, for the hue a quarter of it; the
+            paper changes colours in another way, the usual recipe not at all.
         jitter_chance: chance that a view is jittered.
         grey: chance that a view loses its colours; the paper: none.
-        degrees: rotation by up to so many degrees; the paper: none.
-        shear: shear by up to so many degrees; the paper: none.
+        degrees: rotation by at most so many degrees; the paper: none.
+        shear: shear by at most so many degrees; the paper: none.
         translate: shift by up to this share of the side, black filled in; the paper: none.
         zoom: scale by up to this factor, up or down; the paper: none, which is 1.
-        elastic: bends the picture smoothly, shifts having this standard deviation as a share of half the side; the
+        elastic: smooth elastic distortion; standard deviation of the shifts, as a share of half the side; the
             paper: none.
     """
 
@@ -73,9 +74,9 @@ class Supervised:
 
     def __post_init__(self) -> None:
         if min(self.canvas, self.size) < 8 or self.classes < 2:
-            raise InputError("supervised: canvas and size start at 8 px, classes at 2.")
+            raise InputError("supervised: canvas and size must be at least 8 px, classes at least 2.")
         if not 0 <= self.smoothing < 1:
-            raise InputError(f"supervised: smoothing is {self.smoothing}; it lies in [0, 1).")
+            raise InputError(f"supervised: smoothing is {self.smoothing}; it must be at least 0 and below 1.")
         check_views("supervised", self)
 
     @property
@@ -96,12 +97,12 @@ class Supervised:
         return classify(outputs, targets, self.smoothing)
 
     def chance(self, batch: int) -> dict[str, float]:
-        """With classes of one size; always answering the largest class is right more often."""
+        """For classes of equal size; otherwise always predicting the largest class reaches more."""
         return {"accuracy": 1 / self.classes}
 
     def show(self, inputs: dict[str, Tensor], outputs: Tensor, targets: Tensor) -> Panel:
         pairs = zip(targets.tolist(), outputs.argmax(1).tolist())
-        captions = [f"class {true}, taken for {said}" for true, said in pairs]
+        captions = [f"class {true}, taken for {answer}" for true, answer in pairs]
         return Panel({"input": images.denormalise(inputs["images"])}, captions)
 
 

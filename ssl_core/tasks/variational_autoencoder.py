@@ -1,11 +1,11 @@
 """Variational autoencoder: Kingma & Welling 2013, https://arxiv.org/abs/1312.6114.
 
-The encoder says for each picture a normal distribution over a few latent numbers, the decoder makes the picture from a
-draw of it. Both maximise a bound of the data's likelihood: pixels well restored, less the divergence (KL) of the
-picture's distribution from the standard normal.
+The encoder maps each picture to a normal distribution over a few latent numbers, and the decoder makes the picture from
+a sample of it. Both maximise a lower bound of the data's likelihood: the likelihood of the pixels, minus the KL
+divergence of the picture's distribution from the standard normal.
 
-Where the divergence costs more than a latent number is worth, the encoder gives that number up. If it gives up all
-(posterior collapse; `active_units` is 0) nothing is learnt; `warmup` lets the divergence count little at first.
+Where the divergence costs more than a latent number gains, the encoder stops using that number. If it uses none
+(posterior collapse; `active_units` is 0) nothing is learnt; with `warmup` the divergence weighs little at first.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from ssl_core.task import EncoderFactory, TaskModel
 from ssl_core.types import Choice, Field, LogUniform, Panel, Raw, Shortcut, Uniform
 
 ACTIVE = 0.01
-"""Variance of a latent number's mean over pictures from which on it is in use (Burda et al. 2015, arXiv:1509.00519)."""
+"""A latent number is in use if its mean varies more than this over pictures (Burda et al. 2015, arXiv:1509.00519)."""
 
 
 class Answer(NamedTuple):
-    """What the model says of n pictures."""
+    """Outputs of the model for n pictures."""
 
     pixels: Tensor
     """[n, 3, s, s]: means, or for the Bernoulli likelihood their logits."""
     mean: Tensor
-    """[n, latent], of the latent numbers."""
+    """[n, latent], means of the latent numbers."""
     log_variance: Tensor
     """[n, latent]."""
     beta: Tensor
@@ -49,13 +49,13 @@ class VariationalAutoencoder:
     """Which few numbers does the picture come from? A generative model of the pixels.
 
     Attributes:
-        canvas: side in px of the square that the reader cuts and the network sees; the paper: 28.
+        canvas: side in px of the square crop that the reader returns and the network sees; the paper: 28.
         latent: how many numbers a picture is made from; the paper: up to 200, mostly 3 to 20.
         likelihood: of a pixel: "bernoulli", the paper's for writing, or "gaussian", its other one.
-        deviation: gaussian: standard deviation of a pixel, black to white being 1; the paper lets the decoder say it,
-            and holds means in 0 to 1 by a sigmoid; here they are free.
-        beta: weight of the divergence; the paper: 1. Higher values part factors (Higgins et al. 2017), lower ones keep
-            more of the picture.
+        deviation: gaussian: standard deviation of a pixel, black to white being 1; the paper's decoder predicts it,
+            and keeps means between 0 and 1 by a sigmoid; here they are free.
+        beta: weight of the divergence; the paper: 1. Higher values separate factors (Higgins et al. 2017), lower ones
+            keep more of the picture.
         warmup: optimizer steps in which the weight of the divergence rises to beta; the paper: none, 0.
         flip: chance of a left-right mirror first; the paper: none. 0 for writing and digits.
     """
@@ -77,14 +77,16 @@ class VariationalAutoencoder:
 
     def __post_init__(self) -> None:
         if self.canvas < 8 or self.latent < 1 or self.warmup < 0:
-            raise InputError("variational_autoencoder: canvas starts at 8 px, latent at 1 and warmup at 0.")
+            raise InputError(
+                "variational_autoencoder: canvas must be at least 8 px, latent at least 1 and warmup at least 0."
+            )
         if self.likelihood not in ("bernoulli", "gaussian"):
             raise InputError(
                 f"variational_autoencoder: likelihood is {self.likelihood!r}; it can be bernoulli or gaussian."
             )
         if self.deviation <= 0 or self.beta < 0 or not 0 <= self.flip <= 1:
             raise InputError(
-                "variational_autoencoder: deviation is above 0, beta starts at 0, flip lies between 0 and 1."
+                "variational_autoencoder: deviation must be above 0, beta at least 0, and flip between 0 and 1."
             )
 
     @property
@@ -114,7 +116,7 @@ class VariationalAutoencoder:
         return loss, metrics
 
     def _restored(self, pixels: Tensor) -> Tensor:
-        """Answered pixels as pictures, without gradient."""
+        """Predicted pixels as pictures, without gradient."""
         return pixels.detach().sigmoid() if self.likelihood == "bernoulli" else pixels.detach()
 
     def chance(self, batch: int) -> dict[str, float]:
@@ -143,7 +145,7 @@ class LatentModel(TaskModel):
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def forward(self, images: Tensor, noise: Tensor) -> Answer:
-        """[n, 3, s, s] and [n, latent] -> what the model says, from one draw for each picture."""
+        """[n, 3, s, s] and [n, latent] -> the model's outputs, from one sample per picture."""
         mean, log_variance = self.latent(self.encoder(images)).float().chunk(2, 1)
         drawn = mean + (log_variance / 2).exp() * noise
         beta = self.task.beta * ((self.steps + 1) / max(1, self.task.warmup)).clamp_max(1)

@@ -1,7 +1,7 @@
-"""Computing time as a budget: what a run has used so far, and how many steps fit into so many seconds.
+"""Computing time as a budget: how much a run has used so far, and how many steps fit into a number of seconds.
 
-Computing time is that of all workers together: CPU-seconds of all their threads, or GPU-seconds where they compute on
-GPUs. So it is the same whatever else the machine is doing (CPUs), and twice the workers do not get twice as much.
+It is summed over all workers: CPU-seconds of all their threads, or GPU-seconds where they compute on
+GPUs. So on CPUs it does not depend on what else the machine does, and twice the workers do not get twice as much.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from ssl_core.errors import InputError
 from ssl_core.train.ranks import Ranks
 
 WARM = 3
-"""Steps that a trial does not count: the first ones allocate, compile and fill caches."""
+"""Steps that a trial does not measure: the first ones allocate, compile and fill caches."""
 TRIAL = (5, 40)
-"""Fewest and most steps that a trial counts."""
+"""Fewest and most steps that a trial measures."""
 SHARE = 0.1
-"""Of the budget, for the trial."""
+"""Share of the budget for the trial."""
 RESERVE = 0.03
-"""Of what is left after it, for checkpoints and for steps that take longer than those of the trial."""
+"""Share of the rest that is kept for checkpoints and for steps that take longer than those of the trial."""
 
 
 class Clock:
-    """Computing time since it was made, on top of what an earlier attempt at the run had used."""
+    """Computing time since its creation, on top of that of earlier attempts at the run."""
 
     def __init__(self, ranks: Ranks, used: float = 0.0) -> None:
         self.ranks, self.used = ranks, used
         self.began = self._now()
 
     def read(self) -> float:
-        """Seconds that all workers have used, as this one measures its own."""
+        """Seconds that all workers have used, estimated from those of this one."""
         return self.used + (self._now() - self.began) * self.ranks.world
 
     def _now(self) -> float:
@@ -44,13 +44,13 @@ class Clock:
 
 
 def steps_within(seconds: float, clock: Clock, step: Callable[[Batch], None], batches: Iterator[Batch]) -> int:
-    """How many steps fit into what is left of `seconds`; the same answer on all ranks, which all call it.
+    """How many steps fit into what is left of `seconds`; all ranks call it and get the same number.
 
     Args:
         seconds: the whole budget.
         clock: started with the run.
-        step: one step of a train_state that is thrown away afterwards.
-        batches: the run's own, without end.
+        step: one step of a train state that is thrown away afterwards.
+        batches: the run's own, endless.
 
     Raises:
         InputError: nothing is left after the trial.
@@ -65,8 +65,8 @@ def steps_within(seconds: float, clock: Clock, step: Callable[[Batch], None], ba
     steps = clock.ranks.share(steps)
     if steps < 1:
         raise InputError(
-            f"train.seconds is {seconds:g}, but a step takes {each:.2g} s and trying how many fit took all of it; "
-            "give more seconds, or make train.batch_size smaller."
+            f"train.seconds is {seconds:g}, but a step takes {each:.2g} s, so measuring how many fit used all of it; "
+            "raise train.seconds or lower train.batch_size."
         )
     return int(steps)
 

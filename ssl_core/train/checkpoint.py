@@ -4,7 +4,7 @@
     <folder>/{model.safetensors, config.json, COMPLETE, and the task's artefacts: <digest>.safetensors}
 
 A model's config.json names the task with its fields and the encoder's spec, from which `saved_model` rebuilds both.
-Nothing here is pickled, and nothing here knows which tasks there are: training one does not depend on the others.
+Nothing here is pickled, and nothing here imports the tasks: training one does not depend on the others.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ META = "state.json"
 _NAME, _NAMES = re.compile(r"checkpoint_(\d{8,})"), "checkpoint_*"
 
 FORMAT = 1
-"""Of a saved model's config.json."""
+"""Version of a saved model's config.json."""
 
 
 def name_of(step: int) -> str:
@@ -53,15 +53,15 @@ def step_of(name: str) -> int | None:
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes a checkpoint so that `folder` is absent, the old one, or whole; replaces what stood there."""
+    """Writes a checkpoint atomically; replaces an old one."""
     write_folder(folder, {TENSORS: tensors}, {META: meta})
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the meta of a complete checkpoint.
+    """The tensors (on the CPU) and the JSON of a complete checkpoint.
 
     Raises:
-        DamagedError: a file is missing or differs from what COMPLETE says.
+        DamagedError: a file is missing or differs from its entry in COMPLETE.
     """
     verify(folder)
     return read_tensors(folder / TENSORS), read_json(folder / META)
@@ -74,7 +74,7 @@ def complete(parent: Path) -> list[Path]:
 
 
 def load_newest(parent: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Loads the newest checkpoint that is whole to the last byte, falling back to the ones before it."""
+    """Loads the newest checkpoint whose files all match their digests, falling back to older ones."""
     for path in complete(parent):
         try:
             return load(path)
@@ -86,7 +86,7 @@ def load_newest(parent: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
 def prune(parent: Path, keep: int) -> None:
     """Deletes all but the newest `keep` complete checkpoints, and what killed writers left behind.
 
-    Only for the one process that writes checkpoints there.
+    Only the process that writes checkpoints there may call it.
     """
     sweep(parent, _NAMES, older_than=0)
     sweep(parent)
@@ -107,10 +107,10 @@ def save_model(
 ) -> None:
     """Writes the model and the task's artefacts atomically.
 
-    weights: the TaskModel's state dict, averaged or not; `notes` go into its JSON.
+    weights: the TaskModel's state dict, averaged or not. notes: further JSON for its config.
 
     Raises:
-        MissingArtefactError: one of the task's artefacts is nowhere to be found.
+        MissingArtefactError: one of the task's artefacts is in no folder.
     """
     config = {
         "format": FORMAT,
@@ -124,14 +124,14 @@ def save_model(
 
 
 def task_name(task: PretextTask) -> str:
-    """The task's key in TASKS, which is also the name of its module; its class name where it is none of ours."""
+    """The task's key in TASKS, which is also the name of its module; the class name of a task from elsewhere."""
     package, _, module = type(task).__module__.rpartition(".")
     return module if package == "ssl_core.tasks" else type(task).__name__
 
 
 def _fields(task: PretextTask) -> dict[str, Any]:
     if not is_dataclass(task):
-        raise TypeError(f"{type(task).__name__} is no dataclass, so it cannot be saved with its model.")
+        raise TypeError(f"{type(task).__name__} is no dataclass, so it cannot be saved with its model; make it one.")
     return asdict(task)
 
 

@@ -1,4 +1,4 @@
-"""When a run is not worth continuing: numbers that are no numbers, and a representation that says nothing."""
+"""Signs that a run is not worth continuing: NaN or infinite numbers, and a collapsed representation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 class CollapseCheck:
-    """Counts checks in a row whose representation is below the thresholds of `Runtime`."""
+    """Counts the checks in a row in which the representation is below a threshold of `Runtime`."""
 
     def __init__(self, runtime: Runtime, failures: int = 0) -> None:
         self.runtime = runtime
         self.failures = failures
 
     def check(self, model: TaskModel, raw: Raw) -> dict[str, float]:
-        """Spread and effective rank of the encoder's last layer on this batch, in eval mode; counts a failure."""
+        """Spread and effective rank of the encoder's last layer on this batch, in eval mode; counts failures."""
         training = [module for module in model.modules() if module.training]
         model.eval()
         with torch.no_grad():

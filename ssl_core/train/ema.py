@@ -1,4 +1,4 @@
-"""Running average of a model's weights (Polyak & Juditsky 1992), which is smoother than the last step's."""
+"""EMA of a model's weights (Polyak & Juditsky 1992), smoother than those of the last step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """EMA of all floating tensors of a state dict; counters are copied.
+    """EMA of all floating-point tensors of a state dict; counters are copied.
 
     The decay of step t is min(decay, (1 + t) / (10 + t)), so that the random initial weights are forgotten soon.
     """
@@ -29,6 +29,6 @@ class EMA:
             self.tensors[name].copy_(current[name])
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over a saved average, keeping memory formats."""
+        """Loads a saved average, keeping memory formats."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])

@@ -1,7 +1,7 @@
 """The training loop, without Ray: one process, torchrun, a test or a notebook can run it.
 
     reader -> batch -> make_batch -> model -> loss per example -> mean -> optimizer     (train_state.py)
-    every log_every steps a Point, every check_every a look for collapse, every checkpoint_every a checkpoint
+    every log_every steps a Point, every check_every a collapse check, every checkpoint_every a checkpoint
 
 `components.training.pretrain` hosts it in Ray Train.
 """
@@ -28,7 +28,7 @@ from ssl_core.train.run import Run
 from ssl_core.train.train_state import TrainState
 
 PROBE_SAMPLES = 256
-"""Samples that a look for collapse takes from the batch at hand."""
+"""Samples of the current batch that a collapse check uses."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Point:
     Attributes:
         step: optimizer steps done.
         time_ms: Unix time in milliseconds.
-        metrics: name -> mean since the point before (loss, the task's metrics, grad_norm), or value at this step.
+        metrics: name -> mean since the last point (loss, the task's metrics, grad_norm), or value at this step.
         steps: optimizer steps of the whole run.
     """
 
@@ -53,10 +53,10 @@ class Outcome:
     """How a training ended.
 
     Attributes:
-        status: FINISHED, KILLED (stopped on request; the same call goes on), or FAILED (going on makes no sense).
+        status: FINISHED, KILLED (stopped on request; the same call resumes it), or FAILED (resuming makes no sense).
         step: optimizer steps done.
         steps: optimizer steps of the whole run.
-        reason: one sentence where it did not finish, else empty.
+        reason: one sentence if it did not finish, else empty.
     """
 
     status: Literal["FINISHED", "KILLED", "FAILED"]
@@ -66,18 +66,18 @@ class Outcome:
 
 
 class Store(Protocol):
-    """Where checkpoints live. `Folder` is the local one; a remote one is in components."""
+    """Where checkpoints are stored. `Folder` is local; components has a remote one."""
 
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint; rank 0 only."""
         ...
 
     def keep(self, step: int, state: Checkpoint) -> None:
-        """Stores a checkpoint; all ranks call it, rank 0's state counts."""
+        """Stores a checkpoint; all ranks call it, rank 0's state is stored."""
         ...
 
     def publish(self, write: Callable[[Path], None]) -> None:
-        """Puts the finished model, which `write` writes as a folder, in its place; rank 0 only."""
+        """Stores the finished model, which `write` writes to a folder; rank 0 only."""
         ...
 
 
@@ -113,15 +113,15 @@ def pretrain(
 
     Args:
         run: what to learn and how.
-        shards: the corpus.
+        shards: the corpus version's.
         digest: the corpus version's digest; order and resume depend on it.
-        store: checkpoints and the finished model.
-        ranks: this process among those that train together, and where it computes; see `Ranks.join`.
-        on_point: receives the curves' points, on rank 0. After a resume, points since the checkpoint come again, equal.
-        stop: asked after every step on every rank; a reason instead of "" writes a checkpoint and ends as KILLED.
+        store: of checkpoints and the finished model.
+        ranks: this process among those that train together, and its device; see `Ranks.join`.
+        on_point: gets the curves' points, on rank 0. After a resume, those since the checkpoint come again, unchanged.
+        stop: called after every step on every rank; a reason instead of "" writes a checkpoint and ends as KILLED.
 
     Raises:
-        InputError: run, corpus and ranks do not fit together; the message says how to mend it.
+        InputError: run, corpus and ranks do not match; the message says how to mend it.
     """
     if ranks.device.type == "cpu":
         keep_freed_memory()
@@ -133,11 +133,11 @@ def pretrain(
     train_state.wrap()
     with _reader(run, shards, digest, train_state) as reader:
         steps = steps or run.train.epochs * reader.steps_per_epoch
-        return _Training(train_state, reader, steps, collapse_check, store, clock, on_point, stop).go()
+        return _Training(train_state, reader, steps, collapse_check, store, clock, on_point, stop).run_steps()
 
 
 def _steps(run: Run, shards: Shards, digest: str, ranks: Ranks, state: Checkpoint | None, clock: Clock) -> int | None:
-    """Of the whole run; None where its epochs decide. A budget's are in the checkpoint, or found out anew."""
+    """Steps of the whole run; None if epochs decide. For a time budget: from the checkpoint, or measured now."""
     if run.train.seconds is None:
         return run.train.steps
     if state is not None:
@@ -145,12 +145,12 @@ def _steps(run: Run, shards: Shards, digest: str, ranks: Ranks, state: Checkpoin
     train_state = TrainState(run, ranks)
     train_state.wrap()
     with _reader(run, shards, digest, train_state) as reader:
-        # a learning rate of 0 does the same work, and the weights cannot go astray in it
+        # a learning rate of 0 does the same work, and the weights cannot diverge
         return steps_within(run.train.seconds, clock, lambda batch: train_state.step(batch, 0.0), iter(reader))
 
 
 class _Training:
-    """The cadence around the steps: points, checks, checkpoints, the end."""
+    """Runs the steps, with the points, collapse checks and checkpoints between them."""
 
     def __init__(
         self,
@@ -171,17 +171,17 @@ class _Training:
         self.checked: dict[str, float] = {}
         self.clock = (time.perf_counter(), train_state.step_count)
 
-    def go(self) -> Outcome:
+    def run_steps(self) -> Outcome:
         """Steps until the end, a stop or a failure."""
         batches = iter(self.reader)
         if self.run.train.seconds is not None and self.train_state.step_count == 0:
-            self._save()  # the number of steps that was found: another trial could find another one
+            self._save()  # stores the number of steps: another trial could measure another one
         while self.train_state.step_count < self.steps:
             batch = next(batches)
             self.train_state.step(batch, self.lr(self.train_state.step_count))
-            trouble = self._after_step(batch)
-            if trouble:
-                return self._outcome("FAILED", trouble)
+            failure = self._after_step(batch)
+            if failure:
+                return self._outcome("FAILED", failure)
             if self.ranks.any(bool(reason := self.stop())) and self.train_state.step_count < self.steps:
                 return self._stopped(reason)
         if self.ranks.rank == 0:
@@ -191,11 +191,11 @@ class _Training:
     def _stopped(self, reason: str) -> Outcome:
         if not self._save():
             return self._outcome("FAILED", self._nan_sentence("weights"))
-        reasons = [said for said in self.ranks.gather(reason) if said]
+        reasons = [each for each in self.ranks.gather(reason) if each]
         return self._outcome("KILLED", reasons[0])
 
     def _after_step(self, batch: Batch) -> str:
-        """Points, checks and checkpoints that are due; a sentence if the run must not go on."""
+        """Points, checks and checkpoints that are due; returns a sentence if the run must stop."""
         step, last = self.train_state.step_count, self.train_state.step_count == self.steps
         runtime = self.run.runtime
         if runtime.check_every and step % runtime.check_every == 0 and self._collapsed(batch):
@@ -207,7 +207,7 @@ class _Training:
         return ""
 
     def _log(self) -> bool:
-        """Sends a point; false where a mean is NaN or infinite."""
+        """Sends a point; False if a mean is NaN or infinite."""
         train_state, now = self.train_state, time.perf_counter()
         means = train_state.meter.read(self.ranks)
         seconds, steps = now - self.clock[0], train_state.step_count - self.clock[1]
@@ -228,7 +228,7 @@ class _Training:
         return all(math.isfinite(value) for value in means.values())
 
     def _collapsed(self, batch: Batch) -> bool:
-        """Rank 0 looks, all agree."""
+        """Rank 0 checks; all ranks get its verdict."""
         if self.ranks.rank == 0:
             raw = {name: value[:PROBE_SAMPLES] for name, value in batch.raw.items()}
             with self.train_state.autocast():
@@ -236,7 +236,7 @@ class _Training:
         return self.ranks.any(self.collapse_check.collapsed)
 
     def _save(self) -> bool:
-        """Writes a checkpoint, unless a weight is NaN or infinite on some rank."""
+        """Writes a checkpoint and returns True, unless a weight is NaN or infinite on some rank."""
         train_state = self.train_state
         if self.ranks.any(not all_finite(train_state.model.state_dict().values())):
             return False
@@ -257,28 +257,28 @@ class _Training:
     def _nan_sentence(self, what: str) -> str:
         return (
             f"The {what} became NaN or infinite before step {self.train_state.step_count}; lower optim.lr, set "
-            "optim.clip, lengthen the warm-up or use train.precision fp32. The last checkpoint is from before that."
+            "optim.clip, lengthen the warm-up or use train.precision fp32. The last checkpoint is from before."
         )
 
     def _collapse_sentence(self) -> str:
         runtime = self.run.runtime
         return (
             f"The representation has collapsed at step {self.train_state.step_count}: {runtime.collapse_checks} checks "
-            f"in a row found its spread below {runtime.collapse_std:g} or its effective rank below "
-            f"{runtime.collapse_rank:g}. Change the task's settings or the learning rate; runtime.check_every 0 trains "
-            "on regardless."
+            f"in a row measured a spread below {runtime.collapse_std:g} or its effective rank below "
+            f"{runtime.collapse_rank:g}. Change the task's settings or the learning rate; runtime.check_every 0 turns "
+            "the checks off."
         )
 
 
 def _resume(train_state: TrainState, state: Checkpoint | None, digest: str) -> int:
-    """Restores the train_state; returns the failed checks so far."""
+    """Restores the train state; returns the failed collapse checks in a row so far."""
     if state is None:
         return 0
     meta: dict[str, Any] = state[1]
     if meta["corpus"] != digest:
         raise InputError(
             f"The checkpoint was trained on another corpus version (digest {meta['corpus'][:12]}, now {digest[:12]}); "
-            "give this run another name or delete the checkpoints."
+            "give this run another name, or delete the checkpoints."
         )
     train_state.restore(state)
     return int(meta["failed_checks"])

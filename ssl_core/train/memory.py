@@ -1,7 +1,7 @@
-"""Memory: what a training step frees stays with the process, for the next step; and the most that was used.
+"""Memory: keeps what a training step frees in the process, for the next step; and the peak.
 
-By default glibc maps every large block anew and hands it back when it is freed: a ResNet-18 step of 64 images on a CPU
-then takes 70,000 page faults, a tenth of its time. GPUs have torch's own caching allocator.
+By default glibc maps every large block anew and returns it to the kernel when it is freed: on a CPU a
+ResNet-18 step of 64 images then takes 70,000 page faults, a tenth of its time. GPUs have torch's own caching allocator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """For the rest of this process; does nothing where the C library has no such switch."""
+    """Keeps freed memory for the rest of this process; does nothing where the C library has no such switch."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -28,7 +28,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has used so far, of the GPU's memory where it computes on one."""
+    """Most bytes that this process has used so far: of GPU memory if it computes on one, else of main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -11,7 +11,7 @@ from ssl_core.train.ranks import Ranks
 
 
 class Meter:
-    """Sums since the last `read`; a checkpoint carries them, so that a resumed run draws the same curve."""
+    """Sums since the last `read`; a checkpoint stores them, so that a resumed run gets the same curve."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -19,14 +19,14 @@ class Meter:
 
     @torch.no_grad()
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Takes in values of any shape, one or more per example."""
+        """Adds values of any shape, one or more per example."""
         for name, value in values.items():
             total = value.detach().double().sum()
             self.sums[name] = self.sums[name] + total if name in self.sums else total
             self.counts[name] = self.counts.get(name, 0) + value.numel()
 
     def read(self, ranks: Ranks) -> dict[str, float]:
-        """Means over all ranks, and starts anew; the only place that waits for the device. All ranks call it."""
+        """Means over all ranks; resets the sums. Only here the device is waited for. All ranks call it."""
         totals = ranks.sum(self.packed())
         self.sums, self.counts, names = {}, {}, list(self.sums)
         return {name: (totals[0, i] / totals[1, i]).item() for i, name in enumerate(names)}
@@ -39,6 +39,6 @@ class Meter:
         return torch.stack([torch.stack(list(self.sums.values())).cpu(), counts])
 
     def unpack(self, names: list[str], totals: Tensor, device: torch.device) -> None:
-        """Takes over the sums of a checkpoint."""
+        """Restores the sums of a checkpoint."""
         self.sums = {name: totals[0, i].to(device) for i, name in enumerate(names)}
         self.counts = {name: int(totals[1, i]) for i, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate's course.
+"""Optimizers and the learning-rate schedule.
 
 LARS: You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888. Linear scaling and warm-up: Goyal et al. 2017,
 https://arxiv.org/abs/1706.02677. Cosine: Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983.
@@ -41,7 +41,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step from the gradients at hand."""
+        """One step from the current gradients."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
@@ -67,7 +67,7 @@ class LARS(Optimizer):
 
 
 def _trust_ratios(weights: list[Tensor], grads: list[Any], decay: float, trust: float) -> list[Tensor]:
-    """Local learning rate per layer, eq. 6; 1 where a norm is zero and the ratio says nothing."""
+    """Local learning rate per layer, eq. 6; 1 where a norm is zero and the ratio means nothing."""
     weight_norms = torch._foreach_norm(weights)
     grad_norms = torch._foreach_norm(grads)
     return [
@@ -79,13 +79,13 @@ def _trust_ratios(weights: list[Tensor], grads: list[Any], decay: float, trust: 
 class OnePassSGD(SGD):
     """PyTorch's SGD for CPUs, in one pass over memory.
 
-    The fused kernel copies all that is not contiguous, which for the weights of a channels_last network takes three
-    times as long as the step itself. So it gets them as views that are contiguous.
+    The fused kernel copies tensors that are not contiguous. For the weights of a channels_last network this takes three
+    times as long as the step itself, so the kernel gets contiguous views of them.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step from the gradients at hand."""
+        """One step from the current gradients."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             sgd(
@@ -105,12 +105,12 @@ class OnePassSGD(SGD):
 
 
 def _in_order(tensor: Tensor) -> Tensor:
-    """A view whose order of axes is the order in memory."""
+    """A view whose axes are in the order of memory."""
     return tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 and tensor.stride(1) == 1 else tensor
 
 
 def make_optimizer(optim: Optim, model: nn.Module) -> Optimizer:
-    """The optimizer over the model's trainable parameters, fused where the device has it; lr is set per step."""
+    """The optimizer over the model's trainable parameters, fused where the device supports it; lr is set per step."""
     groups = parameter_groups(model, optim.weight_decay)
     if optim.name == "adamw":
         return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
@@ -122,7 +122,7 @@ def make_optimizer(optim: Optim, model: nn.Module) -> Optimizer:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels, which decay (and adapt under LARS); biases, norms and scalars, which do neither."""
+    """Matrices and kernels, which decay (and adapt under LARS), and biases, norms and scalars, which do neither."""
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     matrices = [weight for weight in trainable if weight.ndim > 1]
     others = [weight for weight in trainable if weight.ndim <= 1]
@@ -134,7 +134,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def lr_schedule(optim: Optim, train: Train, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Step (from 0) -> learning rate of that step: linear warm-up, then the cosine or a constant.
+    """Step (from 0) -> learning rate of that step: linear warm-up, then cosine or constant.
 
     Raises:
         InputError: the warm-up is as long as the run.
@@ -143,7 +143,7 @@ def lr_schedule(optim: Optim, train: Train, steps: int, steps_per_epoch: int) ->
     warmup = optim.warmup_steps or round(optim.warmup_epochs * steps_per_epoch)
     if warmup and warmup >= steps:
         raise InputError(
-            f"The warm-up takes {warmup} steps and the whole run {steps}; shorten optim.warmup_steps or "
+            f"The warm-up takes {warmup} steps and the whole run {steps}; lower optim.warmup_steps or "
             "optim.warmup_epochs, or train longer."
         )
 
@@ -159,6 +159,6 @@ def lr_schedule(optim: Optim, train: Train, steps: int, steps_per_epoch: int) ->
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """The learning rate of every group for the next step."""
+    """Sets the learning rate of every group for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -1,6 +1,6 @@
-"""What the ranks of a run say to each other besides gradients: verdicts, sums, and the state to start from.
+"""What the ranks of a run exchange besides gradients: flags, sums, and the state to start from.
 
-All of it goes over CPU tensors (gloo), so that agreeing never waits for a GPU's queue.
+All of it goes over CPU tensors (gloo), so that it never waits for a GPU's queue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Ranks:
         rank: this process, from 0.
         world: number of processes.
         device: where this rank computes.
-        group: gloo group for talk; None with world 1.
+        group: gloo group for these exchanges; None with world 1.
     """
 
     rank: int
@@ -34,7 +34,7 @@ class Ranks:
 
     @classmethod
     def join(cls, rank: int, world: int, device: str | torch.device = "cpu") -> Ranks:
-        """Opens the talking group; all ranks call it.
+        """Opens the gloo group; all ranks call it.
 
         Raises:
             RuntimeError: more than one rank without an initialised torch.distributed.
@@ -43,17 +43,17 @@ class Ranks:
         if world == 1:
             return cls(rank, world, place)
         if not dist.is_initialized():
-            raise RuntimeError(f"{world} ranks need torch.distributed; call init_process_group before that.")
+            raise RuntimeError(f"{world} ranks need torch.distributed; call init_process_group first.")
         group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         return cls(rank, world, place, group)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on some rank; the same answer on all."""
+        """Whether the flag is true on some rank; the same answer on all."""
         if self.world == 1:
             return flag
-        verdict = torch.tensor([int(flag)])
-        dist.all_reduce(verdict, op=dist.ReduceOp.MAX, group=self.group)
-        return bool(verdict.item())
+        raised = torch.tensor([int(flag)])
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.group)
+        return bool(raised.item())
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum of a CPU tensor over ranks."""
@@ -76,7 +76,7 @@ class Ranks:
         return box[0]
 
     def share_state(self, state: Checkpoint | None) -> Checkpoint | None:
-        """Rank 0's checkpoint on all ranks: one copy read from storage, never two different ones."""
+        """Rank 0's checkpoint on all ranks: it is read from storage once, so that ranks cannot differ."""
         if self.world == 1:
             return state
         layout = {name: (tensor.shape, tensor.dtype) for name, tensor in state[0].items()} if state else {}

@@ -1,6 +1,6 @@
-"""The typed run: what decides the weights, what only looks after them, and the one place where all of it meets.
+"""The typed settings of a run: those that decide the weights, and those of its runtime.
 
-The recipe's schema is derived from these fields; the `Attributes` texts are what a user reads there.
+The recipe's schema is made from these fields; users read the `Attributes` texts there.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def _require(ok: bool, sentence: str) -> None:
 
 @dataclass(frozen=True)
 class Optim:
-    """How the weights move.
+    """The optimizer and the learning rate.
 
     Attributes:
         name: sgd (with momentum), adamw, or lars (for batches of 1024 and more).
         lr: peak learning rate; see scale_lr.
-        scale_lr: lr is meant for 256 samples: the peak is lr * batch_size / 256 (Goyal 2017). False takes lr as it is.
-        weight_decay: pulls weights to zero; never applied to biases, norms and other one-dimensional parameters.
-        momentum: of sgd and lars.
-        nesterov: look-ahead momentum; sgd only.
+        scale_lr: lr is for 256 samples: the peak is lr * batch_size / 256 (Goyal 2017). False takes lr as it is.
+        weight_decay: pulls weights towards zero; never applied to biases, norms and other one-dimensional parameters.
+        momentum: for sgd and lars.
+        nesterov: Nesterov momentum; sgd only.
         betas: decay of adamw's running mean and running square.
         eps: added to adamw's denominator.
         trust: lars' trust coefficient (eta in You 2017).
@@ -37,7 +37,7 @@ class Optim:
         warmup_epochs: epochs over which the learning rate rises linearly to its peak; may be a fraction.
         warmup_steps: the same in optimizer steps; give one of the two.
         final_lr: learning rate at the end of the cosine, as a fraction of the peak.
-        clip: largest L2 norm of the whole gradient; 0 does not clip.
+        clip: the gradient is scaled down to this L2 norm where it is larger; 0 does not clip.
     """
 
     name: Literal["sgd", "adamw", "lars"] = "sgd"
@@ -73,7 +73,7 @@ class Optim:
         ):
             value = getattr(self, name)
             _require(low <= value <= high and math.isfinite(value), _outside("optim", name, value, low, high))
-        _require(self.lr > 0, "optim.lr is 0, so nothing would be learnt; give a positive learning rate.")
+        _require(self.lr > 0, "optim.lr is 0, so nothing would be learnt; set it above 0.")
         _require(
             not (self.warmup_epochs and self.warmup_steps),
             "optim.warmup_epochs and optim.warmup_steps are both given; keep one of them.",
@@ -90,20 +90,20 @@ class Optim:
 
 @dataclass(frozen=True)
 class Train:
-    """How long and in which pieces; all of it decides the weights.
+    """How long to train and on which batches; all of it decides the weights.
 
     Attributes:
         epochs: passes over the corpus; ignored where steps is given.
         steps: optimizer steps instead of epochs.
         seconds: computing time instead of epochs or steps: as many steps as fit into so many CPU-seconds of all
-            workers together (GPU-seconds on GPUs), which a short trial at the start finds out.
+            workers together (GPU-seconds on GPUs), measured by a short trial at the start.
         batch_size: samples per optimizer step over all workers and micro-batches.
-        accumulate: micro-batches per optimizer step; saves memory, and a contrastive task sees only its micro-batch.
-        seed: of initial weights, order, crops, augmentations and dropout.
+        accumulate: micro-batches per optimizer step; saves memory, but a contrastive task sees one micro-batch only.
+        seed: seed of initial weights, order, crops, augmentations and dropout.
         precision: bf16 computes under autocast with float32 weights; fp32 does not.
         channels_last: memory order of images and convolutions; faster on most hardware.
         compile: torch.compile of the model; off, because it is slower on CPUs and for short runs.
-        ema: decay per step of the running average of the weights that is evaluated and saved; 0 keeps none.
+        ema: decay per step of the EMA of the weights, which is evaluated and saved; 0 keeps none.
         sync_bn: batch norm statistics over all workers; GPUs only.
     """
 
@@ -146,18 +146,18 @@ class Train:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a training is watched, kept and fed; none of it changes a bit of the weights.
+    """Checkpoints, logging, checks and reading; none of it changes a bit of the weights.
 
     Attributes:
         checkpoint_every: steps between checkpoints; one more is written at the end and on SIGTERM.
-        keep: newest checkpoints that are kept.
+        keep: how many of the newest checkpoints are kept.
         log_every: steps between points of the curves.
-        check_every: steps between looks for a collapsed representation; 0 does not look.
+        check_every: steps between checks for a collapsed representation; 0 does not check.
         collapse_std: a check fails where the normalised representation's spread (1 is uniform on the sphere, 0 is
             one point) is below this.
         collapse_rank: a check fails where the centred representation's effective rank is below this.
         collapse_checks: failed checks in a row that stop the run.
-        reader_threads: threads per worker that read and crop ahead of the training.
+        reader_threads: threads per worker that read and crop in advance.
     """
 
     checkpoint_every: int = 500
@@ -186,14 +186,14 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what is learnt, by which network, how.
+    """All settings of one training.
 
     Attributes:
         task: the pretext task.
-        encoder: the network under it.
-        optim: how the weights move.
-        train: how long and in which pieces.
-        runtime: how the training is watched, kept and fed.
+        encoder: the network that learns it.
+        optim: the optimizer and the learning rate.
+        train: how long and on which batches.
+        runtime: checkpoints, logging, checks and reading.
     """
 
     task: PretextTask

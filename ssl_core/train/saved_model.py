@@ -1,6 +1,6 @@
-"""A saved model read back: `load_model` rebuilds the task and its network and fills in the weights.
+"""Loads a saved model: `load_model` rebuilds the task and its network and fills in the weights.
 
-The evaluation, the registry and the user's own code read it; `ssl_core.train.checkpoint.save_model` writes it.
+The evaluation, the registry and users' own code load models; `ssl_core.train.checkpoint.save_model` writes them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def load_model(
     """The task and its model in eval mode, as they were saved.
 
     Raises:
-        DamagedError: files are missing or changed, or this version of pretext has no such format, task or tensors.
+        DamagedError: files are missing or changed, or this version of pretext has another format, task or tensors.
         MissingArtefactError: it was saved without one of its artefacts.
     """
     verify(folder)
@@ -50,7 +50,7 @@ def read_config(folder: Path, tasks: Mapping[str, type] = TASKS) -> tuple[Pretex
         )
     if config.get("task") not in tasks:
         known = ", ".join(sorted(tasks))
-        raise DamagedError(f"{folder} was trained on the task {config.get('task')!r}; this version knows {known}.")
+        raise DamagedError(f"{folder} was trained on the task {config.get('task')!r}; this version has only {known}.")
     try:
         task = from_fields(tasks[config["task"]], config["task_fields"])
         return task, from_fields(EncoderSpec, config["encoder"])
@@ -59,7 +59,7 @@ def read_config(folder: Path, tasks: Mapping[str, type] = TASKS) -> tuple[Pretex
 
 
 def from_fields(kind: type, values: Mapping[str, Any]) -> Any:
-    """A frozen dataclass from JSON values: lists become tuples again, objects the dataclasses of their fields."""
+    """A frozen dataclass from JSON values: lists become tuples, and objects the dataclasses of their fields."""
     hints = typing.get_type_hints(kind)
     unknown = set(values) - {entry.name for entry in fields(kind)}
     if unknown:
@@ -81,8 +81,8 @@ def _fill(model: TaskModel, weights: Mapping[str, Tensor], folder: Path) -> None
     shapes = [name for name in own if name in weights and own[name].shape != weights[name].shape]
     for problem, names in (
         ("lacks", sorted(own.keys() - weights.keys())),
-        ("holds, unknown to this version,", sorted(weights.keys() - own.keys())),
-        ("has in another shape", shapes),
+        ("has, unknown to this version,", sorted(weights.keys() - own.keys())),
+        ("has with another shape", shapes),
     ):
         if names:
             raise DamagedError(f"{folder / WEIGHTS} {problem} {', '.join(names[:3])} ({len(names)} tensors).")

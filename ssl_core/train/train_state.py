@@ -1,4 +1,4 @@
-"""One optimizer step, and everything that it changes: the state that a checkpoint holds.
+"""The train state: all that an optimizer step changes and a checkpoint stores; and the step itself.
 
 Randomness is a pure function of (seed, step, micro-batch, rank), so that no generator's state needs saving and a
 resumed run repeats the uninterrupted one bit for bit at the same world size.
@@ -27,11 +27,11 @@ from ssl_core.types import Raw
 
 _NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if _NEW else "broadcast_buffers"
-"""DDP's name for sending rank 0's buffers around before every forward pass, which batch norm does not need."""
+"""DDP's option that copies rank 0's buffers to all ranks before every forward pass; batch norm does not need it."""
 
 
 class TrainState:
-    """A run's model, optimizer, weight average and place in the data, on one rank."""
+    """A run's model, optimizer, EMA and place in the data, on one rank."""
 
     def __init__(self, run: Run, ranks: Ranks) -> None:
         _check_fit(run, ranks)
@@ -94,19 +94,19 @@ class TrainState:
             self.ema.update(self.model, self.step_count)
 
     def _clip(self) -> Tensor:
-        """The whole gradient's norm before clipping; where nothing clips, no gradient is written again."""
+        """The norm of the whole gradient before clipping; without clipping no gradient is written."""
         if self.run.optim.clip:
             return nn.utils.clip_grad_norm_(self.model.parameters(), self.run.optim.clip)
         return nn.utils.get_total_norm([weight.grad for weight in self.model.parameters() if weight.grad is not None])
 
     def _randomness(self, micro: int) -> torch.Generator:
-        """Seeds dropout and friends, and the generator of make_batch, each with its own stream."""
+        """Seeds dropout and the like, and returns the generator for make_batch; each has a stream of its own."""
         place = (self.run.train.seed, self.step_count, micro, self.ranks.rank)
         torch.manual_seed(_seed("model", *place))
         return torch.Generator(self.ranks.device).manual_seed(_seed("batch", *place))
 
     def _synced_only_if(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Ranks exchange gradients once per optimizer step, with the last micro-batch."""
+        """Ranks exchange gradients once per optimizer step, at the last micro-batch."""
         if last or not isinstance(self.forward, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.forward.no_sync()
@@ -120,15 +120,15 @@ class TrainState:
         }
 
     def autocast(self) -> torch.autocast:
-        """The precision of the run, for a forward pass."""
+        """Autocast to the run's precision, for a forward pass."""
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16")
 
     def weights(self) -> dict[str, Tensor]:
-        """What is evaluated and saved: the averaged weights if the run keeps them, else the weights."""
+        """What is evaluated and saved: the EMA of the weights if the run keeps one, else the weights."""
         return self.ema.tensors if self.ema else self.model.state_dict()
 
     def capture(self) -> Checkpoint:
-        """The tensors and JSON from which `restore` goes on; all ranks call it, rank 0 stores the result."""
+        """The checkpoint from which `restore` continues; all ranks call it, rank 0 stores the result."""
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.ema:
             tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.tensors.items()}
@@ -147,7 +147,7 @@ class TrainState:
         return tensors, meta
 
     def restore(self, state: Checkpoint) -> None:
-        """Goes on from a checkpoint of the same run.
+        """Continues from a checkpoint of the same run.
 
         Raises:
             InputError: the checkpoint's tensors are not this run's.
@@ -182,12 +182,12 @@ def _check_fit(run: Run, ranks: Ranks) -> None:
     parts = ranks.world * run.train.accumulate
     if run.train.batch_size % parts:
         raise InputError(
-            f"train.batch_size {run.train.batch_size} cannot be shared equally by {ranks.world} workers with "
+            f"train.batch_size {run.train.batch_size} cannot be divided equally among {ranks.world} workers with "
             f"train.accumulate {run.train.accumulate}; make it a multiple of {parts}."
         )
     if run.train.sync_bn and ranks.device.type != "cuda":
         raise InputError(
-            "train.sync_bn works on GPUs only and this run computes on the "
+            "train.sync_bn works on GPUs only, and this run computes on the "
             f"{ranks.device.type.upper()}; set train.sync_bn to false, or encoder.norm to group."
         )
 
@@ -198,7 +198,7 @@ def _seed(stream: str, *place: int) -> int:
 
 
 def _float32(outputs: Any) -> Any:
-    """Losses are computed in float32 also where the model computed in bfloat16."""
+    """bfloat16 outputs as float32: losses are always computed in float32."""
     if isinstance(outputs, Tensor):
         return outputs.float() if outputs.dtype is torch.bfloat16 else outputs
     if isinstance(outputs, dict):
@@ -225,7 +225,7 @@ def _copy(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str)
     if strange:
         raise InputError(
             f"The checkpoint is of another run: {', '.join(strange[:3])} ({len(strange)} tensors) differ from this "
-            "run's; give this run another name or delete the checkpoints."
+            "run's; give this run another name, or delete the checkpoints."
         )
     with torch.no_grad():
         for name, tensor in own.items():

@@ -106,11 +106,11 @@ CASES: Mapping[str, Case] = {
 def fitted(task: Any, spec: EncoderSpec, folder: Path) -> PretextTask:
     """The task with artefacts fitted to noise; where it reads a saved model, that of an untrained network."""
     (folder / CONFIG).write_text(json.dumps({"encoder": asdict(spec)}))
-    artefact.look_in(folder)
+    artefact.search_in(folder)
     read = replace(task, **dict.fromkeys(artefact.saved_models(task), str(folder)))
     batches = (random_batch(task, 32).raw for _ in itertools.count())
     rng = torch.Generator().manual_seed(0)
-    made = {name: artefact.keep(folder, fit(read, batches, rng)) for name, fit in artefact.fits(task).items()}
+    made = {name: artefact.store(folder, fit(read, batches, rng)) for name, fit in artefact.fit_functions(task).items()}
     ready: PretextTask = replace(task, **made)
     return ready
 

@@ -125,7 +125,7 @@ def test_a_value_error_of_torch_is_reported_as_a_bug_with_its_trace_in_a_file(
     done = pretext("tasks")
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
     assert re.match(r"error: unexpected ValueError in pipelines/cli.py:\d+: dropout probability", done.stderr)
-    assert "this is a fault in pretext, not in your input" in done.stderr
+    assert "this is a bug in pretext, not in your input" in done.stderr
     trace = Path(done.stderr.rpartition("its trace is in ")[2].strip())
     assert trace.parent == tmp_path
     kept = trace.read_text()

@@ -150,7 +150,7 @@ def test_what_a_task_needs_first_is_made_recorded_and_registered_with_the_model(
     assert artefacts_alone(recipe) == (made, context), "trained already"
 
     monkeypatch.setattr("ssl_core.artefact._FOLDERS", [])
-    monkeypatch.setattr("ssl_core.artefact._HELD", {})
+    monkeypatch.setattr("ssl_core.artefact._LOADED", {})
     for folder in (context.folder.uri, tmp_path / "home" / "artefacts"):
         shutil.rmtree(folder)
     report = embed("models:/tiny@champion", str(tmp_path / "test"), tmp_path / "out.parquet")

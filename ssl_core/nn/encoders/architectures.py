@@ -14,4 +14,4 @@ ARCHITECTURES: Mapping[str, type[ResNet] | type[ViT]] = {
     "vit_small": ViT,
     "vit_base": ViT,
 }
-"""`EncoderSpec.name` -> encoder class, which says in `options` what else of a spec it reads."""
+"""`EncoderSpec.name` -> encoder class; its `options` names the other fields of a spec that it reads."""

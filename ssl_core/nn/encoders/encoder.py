@@ -1,4 +1,4 @@
-"""What every encoder promises: feature maps from shallow to deep, and one pooled vector per sample."""
+"""The interface of all encoders: feature maps from shallow to deep, and one pooled vector per sample."""
 
 from __future__ import annotations
 

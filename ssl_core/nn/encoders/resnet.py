@@ -1,9 +1,9 @@
 """Residual networks: He et al. 2015, https://arxiv.org/abs/1512.03385.
 
-Twists: the stride sits in the 3x3 convolution (v1.5, as in torchvision); the last norm of each residual branch may
+Twists: the stride is in the 3x3 convolution (v1.5, as in torchvision); the last norm of each residual branch may
 start at zero, so that every block begins as the identity (Goyal et al. 2017, https://arxiv.org/abs/1706.02677). A
 network without norm multiplies each branch by a learned scalar that starts at zero instead (SkipInit, De & Smith
-2020, https://arxiv.org/abs/2002.10444); without one, its activations would double in variance at every block.
+2020, https://arxiv.org/abs/2002.10444); without it, its activations would double in variance at every block.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ BRANCHES = {"resnet18": (basic, 1), "resnet50": (bottleneck, 4)}
 
 
 class ResNet(Encoder):
-    """Stem and four stages; `stage1` has `base` channels (times 4 for bottlenecks), each next one twice as many.
+    """Stem and four stages; `stage1` has `base` channels (times 4 for bottlenecks), each further stage twice as many.
 
-    Strides of the four stages against the input: 4, 8, 16, 32 with the ImageNet stem; 1, 2, 4, 8 with CIFAR's.
+    Strides of the four stages relative to the input: 4, 8, 16, 32 with the ImageNet stem; 1, 2, 4, 8 with CIFAR's.
     """
 
     options: ClassVar[tuple[str, ...]] = ("stem", "norm", "zero_init")
@@ -113,7 +113,7 @@ class ResNet(Encoder):
 def _stem(channels: int, base: int, stem: str, norm: Norm) -> nn.Sequential:
     if stem == "cifar":
         return nn.Sequential(*conv(channels, base, 3, 1, norm), nn.ReLU(inplace=True))
-    # Pooled before the ReLU: the same values, and the ReLU has a quarter of the pixels to pass.
+    # Pooled before the ReLU: the values are the same, and the ReLU has a quarter of the pixels.
     return nn.Sequential(*conv(channels, base, 7, 2, norm), nn.MaxPool2d(3, 2, 1), nn.ReLU(inplace=True))
 
 

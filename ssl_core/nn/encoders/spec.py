@@ -1,6 +1,6 @@
 """The frozen description of an encoder.
 
-A spec names neither channels nor image size: those come from the field, so that a task can build the same spec for
+A spec has neither channels nor image size: those come from the field, so that a task can build the same spec for
 grey, colour and stacked inputs.
 """
 
@@ -27,7 +27,7 @@ class EncoderSpec:
         norm: ResNets only. "batch", "group" (no leak between the samples of a batch) or "none" (CPC).
         zero_init: ResNets only. Every residual block starts as the identity.
         patch: ViTs only. Side of a patch in pixels; must divide the input's sides.
-        positions: ViTs only. "learned", "sincos" (fixed) or "none" (for tasks that ask where a patch was).
+        positions: ViTs only. "learned", "sincos" (fixed) or "none" (for tasks that predict where a patch was).
         pool: ViTs only. "cls" for a class token, "mean" for the mean over patches.
         drop_path: ViTs only. Chance of skipping the last block's branches while training; earlier blocks less.
     """
@@ -68,7 +68,7 @@ class EncoderSpec:
         """A freshly initialised encoder for images of that shape (channels, height, width), `width` times as wide.
 
         Raises:
-            ValueError: the field is no image, or a ViT's patch does not divide its sides.
+            InputError: the field is no image, or a ViT's patch does not divide its sides.
         """
         if field.modality != "image" or len(field.shape) != 3:
             raise InputError(f"{self.name} takes images (channels, height, width); this field is {field}.")

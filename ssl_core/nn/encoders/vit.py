@@ -31,7 +31,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, seen: int | None = None) -> Tensor:
-        """All rows of x [n, t, d] look at the first `seen` of them, or at all."""
+        """All rows of x [n, t, d] attend to the first `seen` of them, or to all."""
         query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key[:, :, :seen], value[:, :, :seen])
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 def sincos_positions(dim: int, rows: int, columns: int) -> Tensor:
-    """[rows * columns, dim]: sines and cosines of the row in one half of the channels, of the column in the other."""
+    """[rows * columns, dim]: sines and cosines of the row in half of the channels, of the column in the other half."""
     omega = 10_000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = torch.stack([axis.reshape(-1, 1) * omega for axis in (y, x)], 1)
@@ -78,7 +78,7 @@ def sincos_positions(dim: int, rows: int, columns: int) -> Tensor:
 
 
 class ViT(Encoder):
-    """`blocks` over patches; `positions` is [1, t, d], preceded by a row for the class token where there is one."""
+    """`blocks` over patches; `positions` is [1, t, d], preceded by a row for the class token if there is one."""
 
     options: ClassVar[tuple[str, ...]] = ("patch", "positions", "pool", "drop_path")
     positions: Tensor | None
@@ -200,7 +200,7 @@ def _initialise(model: ViT) -> None:
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
-    # As the linear layer that it is (MAE); PyTorch's default for convolutions is narrower.
+    # Initialised as a linear layer, as in MAE; PyTorch's default for convolutions is narrower.
     nn.init.xavier_uniform_(model.patches.weight.flatten(1))
     if model.patches.bias is not None:
         nn.init.zeros_(model.patches.bias)

@@ -132,7 +132,7 @@ def test_storage_that_refuses_is_named(s3_environment: str, s3: str, tmp_path: P
     [
         (FileNotFoundError(2, "No such file"), "x: there is no such file or folder (No such file)"),
         (PermissionError(13, "denied"), "x: permission denied; check its mode or the credentials"),
-        (OSError(5, "Input/output error"), "x: the device fails to read or write; see the system's log"),
+        (OSError(5, "Input/output error"), "x: the device cannot be read or written; see the system log"),
         (StorageError("y: said already"), "y: said already"),
     ],
 )

@@ -50,7 +50,7 @@ ENCODER = EncoderSpec("resnet18", width=0.125, stem="cifar")
 def _forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process knows of no artefact yet, as on another machine."""
     monkeypatch.setattr(artefact, "_FOLDERS", [])
-    monkeypatch.setattr(artefact, "_HELD", {})
+    monkeypatch.setattr(artefact, "_LOADED", {})
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_a_digest_in_the_recipe_is_taken_from_the_home_and_a_wrong_one_is_one_se
         prepared(puzzle_run(wrong), corpus, str(tmp_path / "three"))
     assert str(caught.value) == (
         f"The task names the artefact 0123456789abcdef, which is not in {pretext_home() / 'artefacts'}; leave the "
-        "field empty to have it made anew."
+        "field empty to fit it anew."
     )
     assert not recorded(RunFolder(str(tmp_path / "three"), "run"))
     with pytest.raises(ArtefactError, match="holds the artefacts of another task"):
@@ -150,7 +150,7 @@ def test_a_task_without_artefacts_starts_nothing(corpus: Corpus, tmp_path: Path)
 
 def test_training_without_them_fails_in_one_sentence(corpus: Corpus, tmp_path: Path) -> None:
     outcome = pretrain(puzzle_run(), corpus.pinned(), RunFolder(str(tmp_path), "run"))
-    assert outcome.status == "FAILED" and "was not made yet" in outcome.reason
+    assert outcome.status == "FAILED" and "is not fitted yet" in outcome.reason
 
 
 def test_gpus_that_are_not_there_are_refused_at_once(corpus: Corpus, tmp_path: Path) -> None:

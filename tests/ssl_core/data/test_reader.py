@@ -143,7 +143,9 @@ def test_a_resumed_or_divided_reader_gives_the_same_numbers(shards: Shards) -> N
 
 def test_only_training_is_bound_to_as_many_samples_as_the_task_tells_apart(shards: Shards) -> None:
     few = {**SMALL, "number": Field("index", (), limit=100)}
-    with pytest.raises(ValueError, match="tells 100 samples apart and the corpus has 101; raise the task's classes"):
+    with pytest.raises(
+        ValueError, match="has 100 classes, one per sample, and the corpus has 101 samples; raise the task's classes"
+    ):
         reader(shards, sample=few)
     numbers = torch.cat([batch.raw["number"] for batch in take(26, shards, sample=few, train=False)])
     assert numbers.tolist() == list(range(N))
@@ -200,7 +202,7 @@ def test_divided_and_central_reading_give_the_same_labels(classes: Shards) -> No
 def test_training_is_bound_to_the_corpus_s_classes_and_to_samples_with_a_label(shards: Shards, classes: Shards) -> None:
     for limit in (2, 4):
         other = {**SMALL, "label": Field("label", (), limit=limit)}
-        with pytest.raises(ValueError, match=rf"tells {limit} classes apart and the corpus has 3 \('9' to 'cat'\); "):
+        with pytest.raises(ValueError, match=rf"has {limit} classes and the corpus has 3 \('9' to 'cat'\); "):
             reader(classes, sample=other)
         assert len(take(26, classes, sample=other, train=False)) == 26
     assert shards.classes.numbers[:4].tolist() == [-1, 0, 1, -1]
@@ -360,7 +362,7 @@ def test_iterating_again_starts_again(shards: Shards) -> None:
         ({"threads": 0}, "threads must be at least 1"),
         ({"rank": 2, "world": 2}, "rank must be between 0 and 1"),
         ({"start": Cursor(2, 25)}, "step 25: an epoch has 25 steps"),
-        ({"sample": {}}, "names no field"),
+        ({"sample": {}}, "has no fields"),
         ({"sample": {"image": Field("image", (3, 13, 8))}}, "crops of 13x8 pixels, but row 0 of shard .* is 12x16"),
         ({"sample": {"image": Field("image", (1, 8, 8))}}, "RGB"),
         ({"sample": {"number": Field("index", (2,))}}, "one number, so a field of shape .2,."),

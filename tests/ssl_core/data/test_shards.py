@@ -156,7 +156,7 @@ def test_a_hole_in_the_middle_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_missing_shard_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"gone\.parquet is not there"):
+    with pytest.raises(ShardError, match=r"gone\.parquet is missing"):
         Shards.open([tmp_path / "gone.parquet"])
     shards = corpus(tmp_path, [rows([(4, 4)])])
     shards.paths[0].unlink()

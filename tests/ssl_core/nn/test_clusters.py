@@ -62,5 +62,5 @@ def test_the_seed_makes_the_centres():
 
 
 def test_too_few_vectors_are_refused():
-    with pytest.raises(ValueError, match="7 centres were asked for and there are 6"):
+    with pytest.raises(ValueError, match="7 centres were requested and there are 6"):
         clusters.k_means(torch.zeros(6, 2), 7, generator())

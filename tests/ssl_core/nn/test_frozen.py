@@ -5,7 +5,7 @@ import torch
 
 from ssl_core.folder import DamagedError
 from ssl_core.nn.encoders import EncoderSpec
-from ssl_core.nn.frozen import Frozen, packed, saved_encoder, unpacked
+from ssl_core.nn.frozen import Frozen, pack, saved_encoder, unpack
 from ssl_core.tasks.rotation import Rotation
 from ssl_core.tasks.simclr import SimCLR
 from ssl_core.train.checkpoint import save_model
@@ -49,7 +49,7 @@ def test_what_converts_batch_norms_leaves_it_alone():
 def test_an_encoder_survives_packing_and_the_model_that_it_was_saved_in(tmp_path):
     folder, trained = saved(tmp_path / "model")
     spec, encoder = saved_encoder(folder, FIELD, seed=0)
-    again = unpacked(packed(spec, encoder), FIELD)
+    again = unpack(pack(spec, encoder), FIELD)
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         assert spec == SPEC and torch.allclose(again.network(x), trained.eval()(x), atol=1e-5)
@@ -59,7 +59,7 @@ def test_a_config_alone_is_an_untrained_encoder_of_the_seed(tmp_path):
     folder, _ = saved(tmp_path / "model")
     (folder / "model.safetensors").unlink()
     torch.manual_seed(5)
-    weights = [packed(*saved_encoder(folder, FIELD, seed))["encoder.stem.0.weight"] for seed in (1, 1, 2)]
+    weights = [pack(*saved_encoder(folder, FIELD, seed))["encoder.stem.0.weight"] for seed in (1, 1, 2)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     torch.manual_seed(5)
     before = torch.rand(1)

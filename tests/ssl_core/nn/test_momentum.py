@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.nn.momentum import Queue, follow, rising_momentum, slow_copy
+from ssl_core.nn.momentum import Queue, momentum_copy, momentum_update, rising_momentum
 
 
 def test_a_copy_follows_its_network_and_is_not_trained():
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    copy = slow_copy(network)
+    copy = momentum_copy(network)
     expected = {name: weight.detach().clone() for name, weight in network.named_parameters()}
     for _ in range(3):
         with torch.no_grad():
             for weight in network.parameters():
                 weight.normal_()
-        follow(copy, network, 0.9)
+        momentum_update(copy, network, 0.9)
         now = dict(network.named_parameters())
         expected = {name: 0.9 * old + 0.1 * now[name].detach() for name, old in expected.items()}
     for name, weight in copy.named_parameters():
@@ -28,8 +28,8 @@ def test_a_copy_follows_its_network_and_is_not_trained():
 def test_a_momentum_on_the_device_moves_as_a_number_does():
     network, (one, other) = nn.Linear(3, 4), [nn.Linear(3, 4), nn.Linear(3, 4)]
     other.load_state_dict(one.state_dict())
-    follow(one, network, 0.75)
-    follow(other, network, torch.tensor(0.75))
+    momentum_update(one, network, 0.75)
+    momentum_update(other, network, torch.tensor(0.75))
     assert torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
 
 
@@ -41,9 +41,9 @@ def test_momentum_rises_to_one_by_half_a_cosine_and_stays():
 
 def test_running_statistics_are_the_copys_own():
     network = nn.BatchNorm1d(4)
-    copy = slow_copy(network)
+    copy = momentum_copy(network)
     network(torch.randn(8, 4) + 5)
-    follow(copy, network, 0.5)
+    momentum_update(copy, network, 0.5)
     assert copy.running_mean.abs().max() == 0
 
 

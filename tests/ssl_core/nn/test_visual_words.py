@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from ssl_core.nn import visual_words
-from ssl_core.nn.visual_words import Bags, LateWords, WordHead, WordsToWeights, match_bags, surroundings
+from ssl_core.nn.visual_words import Bags, RecentWords, WordHead, WordsToWeights, match_bags, surroundings
 
 
 def bags(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_weights_are_made_from_the_direction_of_each_word_and_have_one_length():
 @pytest.mark.parametrize("scores", [2**22, 1])
 def test_a_late_bag_is_each_word_at_its_strongest_place(scores, monkeypatch):
     monkeypatch.setattr(visual_words, "SCORES", scores)  # all images at once, or one by one
-    late, maps = LateWords(6, 4, sharpness=3.0, decay=0.9), torch.randn(5, 3, 2, 4)
+    late, maps = RecentWords(6, 4, sharpness=3.0, decay=0.9), torch.randn(5, 3, 2, 4)
     late.spread.fill_(2.0)
     bags = late.bags(maps, torch.rand(5))
     for bag, places in zip(bags, maps.flatten(1, 2)):
@@ -68,7 +68,7 @@ def test_a_late_bag_is_each_word_at_its_strongest_place(scores, monkeypatch):
 
 
 def test_late_words_are_places_that_were_seen_and_their_spread_a_mean_that_forgets():
-    late, seen, expected = LateWords(7, 4, sharpness=3.0, decay=0.75), [], 0.0
+    late, seen, expected = RecentWords(7, 4, sharpness=3.0, decay=0.75), [], 0.0
     naive = list(late.queue.keys.clone())
     for step in range(8):
         maps, pick = torch.randn(3, 5, 4, 4), torch.rand(3)
@@ -122,6 +122,9 @@ def test_metrics_tell_a_right_answer_and_a_collapsed_vocabulary():
 
 def test_the_border_is_cut_and_a_small_map_keeps_its_middle():
     maps = torch.arange(49.0).view(1, 1, 7, 7)
-    assert visual_words.inner(maps, 1).shape == (1, 5, 5, 1) and visual_words.inner(maps, 1)[0, 0, 0] == 8
-    assert visual_words.inner(maps, 9).flatten().tolist() == [24]
-    assert visual_words.inner(maps[..., :2, :2], 1).shape == (1, 2, 2, 1)
+    assert (
+        visual_words.without_border(maps, 1).shape == (1, 5, 5, 1)
+        and visual_words.without_border(maps, 1)[0, 0, 0] == 8
+    )
+    assert visual_words.without_border(maps, 9).flatten().tolist() == [24]
+    assert visual_words.without_border(maps[..., :2, :2], 1).shape == (1, 2, 2, 1)

@@ -93,5 +93,5 @@ def test_a_task_of_several_pictures_that_does_not_say_which_is_told_to():
 
     task = Undecided(canvas=16)
     pixels = raw(task, grey_texture, 2, 0)
-    with pytest.raises(TypeError, match=r"Undecided.make_batch gives 2 kinds of pictures; add the method `cue_pairs`"):
+    with pytest.raises(TypeError, match=r"Undecided.make_batch returns 2 kinds of pictures; add a method `cue_pairs`"):
         audit.cue_probe(task, "black_bars", pixels, pixels)

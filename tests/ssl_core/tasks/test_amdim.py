@@ -172,11 +172,11 @@ def test_its_representation_is_of_the_whole_image():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"coarse": 0}, "coarse, fine and out at 1"),
-        ({"max_ratio": 0.5}, "max_ratio is 0.5; it is a factor and starts at 1"),
-        ({"grey": -0.1}, "grey is -0.1; it lies between 0 and 1"),
-        ({"hue": 0.6}, "hue is 0.6; it lies between 0 and 0.5"),
-        ({"clip": 0.0}, "clip lies above 0, penalty starts at 0"),
+        ({"coarse": 0}, "coarse, fine and out at least 1"),
+        ({"max_ratio": 0.5}, "max_ratio is 0.5; it is a factor and must be at least 1"),
+        ({"grey": -0.1}, "grey is -0.1; it must be between 0 and 1"),
+        ({"hue": 0.6}, "hue is 0.6; it must be between 0 and 0.5"),
+        ({"clip": 0.0}, "clip must be above 0, penalty must be at least 0"),
     ],
 )
 def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):

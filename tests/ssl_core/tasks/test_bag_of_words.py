@@ -21,9 +21,9 @@ SPEC = EncoderSpec("resnet18", width=0.125, stem="cifar")
 
 def features(task, pictures: torch.Tensor) -> torch.Tensor:
     """What the teacher says of each place, straight from its artefact: [n, h, w, d]."""
-    from ssl_core.nn.frozen import unpacked
+    from ssl_core.nn.frozen import unpack
 
-    teacher = unpacked(artefact.load(task.vocabulary), task.field).network
+    teacher = unpack(artefact.load(task.vocabulary), task.field).network
     with torch.no_grad():
         return teacher.stages(pictures)[task.layer].permute(0, 2, 3, 1)
 
@@ -63,7 +63,7 @@ def test_k_means_gets_as_many_places_for_each_word_as_the_task_says(name):
     for vectors in (8, 100):
         task = type(small(name))(**{**vars(small(name)), "vectors": vectors, "teacher": str(untrained())})
         batches = ((read.append(vectors), scenes(task, 2, seed))[1] for seed in itertools.count())
-        artefact.fits(task)["vocabulary"](task, batches, generator())
+        artefact.fit_functions(task)["vocabulary"](task, batches, generator())
     places = 2 * features(small(name), small(name).plain(scenes(task, 1)["image"]))[0, ..., 0].numel()
     assert read.count(8) == math.ceil(8 * 12 / places) and read.count(100) == math.ceil(100 * 12 / places)
 
@@ -169,17 +169,17 @@ def untrained() -> Path:
 @pytest.mark.parametrize(
     ("kind", "fields", "sentence"),
     [
-        (BagOfWords, {"words": 1}, "bag_of_words: words start at 2"),
-        (BagOfWords, {"vectors": 0}, "vectors at 1"),
-        (SpatialBagOfWords, {"vectors": 0}, "vectors at 1"),
+        (BagOfWords, {"words": 1}, "bag_of_words: words must be at least 2"),
+        (BagOfWords, {"vectors": 0}, "vectors at least 1"),
+        (SpatialBagOfWords, {"vectors": 0}, "vectors at least 1"),
         (BagOfWords, {"min_area": 0}, "min_area is 0"),
         (BagOfWords, {"cutmix": 2}, "cutmix is 2"),
-        (BagOfWords, {"shear": 90}, "shear is 90; it lies in"),
-        (BagOfWords, {"teacher": "models:/encoder@champion"}, "may be another model tomorrow"),
-        (SpatialBagOfWords, {"sharpness": 0}, "sharpness is above 0"),
-        (SpatialBagOfWords, {"max_ratio": 0.5}, "max_ratio is 0.5; it is a factor and starts at 1"),
+        (BagOfWords, {"shear": 90}, "shear is 90; it must be at least 0"),
+        (BagOfWords, {"teacher": "models:/encoder@champion"}, "may become another model under the same run key"),
+        (SpatialBagOfWords, {"sharpness": 0}, "sharpness must be above 0"),
+        (SpatialBagOfWords, {"max_ratio": 0.5}, "max_ratio is 0.5; it is a factor and must be at least 1"),
         (SpatialBagOfWords, {"blur": -1}, "blur is -1"),
-        (SpatialBagOfWords, {"teacher": "models:/encoder@champion"}, "may be another model tomorrow"),
+        (SpatialBagOfWords, {"teacher": "models:/encoder@champion"}, "may become another model under the same run key"),
     ],
 )
 def test_bad_values_are_refused_in_a_sentence(kind, fields, sentence):

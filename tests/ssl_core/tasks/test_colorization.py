@@ -181,11 +181,11 @@ def test_its_encoder_never_sees_colours():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"canvas": 18}, "stride is 8 px and canvas 18 px; canvas starts at 8 and must be a multiple"),
-        ({"neighbours": 400}, "neighbours lies between 1 and 313"),
+        ({"canvas": 18}, "stride is 8 px and canvas 18 px; canvas must be at least 8 and a multiple"),
+        ({"neighbours": 400}, "neighbours must be between 1 and 313"),
         ({"temperature": 0.0}, "sigma and temperature must be above 0"),
         ({"uniform": 0.0}, "uniform is 0.0; it is a share"),
-        ({"grey": -1.0}, "grey is -1.0; it starts at 0"),
+        ({"grey": -1.0}, "grey is -1.0; it must be at least 0"),
     ],
 )
 def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):

@@ -103,10 +103,10 @@ def test_without_an_adversary_there_is_none():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"canvas": 4}, "canvas starts at 8 px"),
+        ({"canvas": 4}, "canvas must be at least 8 px"),
         ({"region": "ring"}, "region is 'ring'; it can be random, blocks or central"),
-        ({"share": 0.0}, "share is 0.0; it lies between"),
-        ({"adversarial": 1.0}, r"adversarial lies in \[0, 1\)"),
+        ({"share": 0.0}, "share is 0.0; it must be between"),
+        ({"adversarial": 1.0}, r"adversarial must be at least 0 and below 1"),
     ],
 )
 def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):

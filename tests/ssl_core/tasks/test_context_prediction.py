@@ -110,7 +110,7 @@ def test_both_representations_are_of_the_canvas():
     ("fields", "sentence"),
     [
         ({"canvas": 256}, "needs 398 px .* canvas has 256; enlarge canvas or shrink"),
-        ({"jitter": -1}, "gap and jitter at 0"),
+        ({"jitter": -1}, "gap and jitter at least 0"),
         ({"pixelate": 1.5}, "shares between 0 and 1"),
         ({"colour": "grey"}, "colour is 'grey'; it can be drop, project or keep"),
         ({"representation": "best"}, "representation is 'best'; it can be patches or canvas"),

@@ -160,11 +160,11 @@ def test_its_representation_is_the_mean_over_an_even_grid():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"cells": 0}, "cells, patch, stride, subcrop and width start at 1"),
-        ({"subcrop": 9}, "subcrop is 9; it is at most patch, 12, and less by an even number"),
+        ({"cells": 0}, "cells, patch, stride, subcrop and width must be at least 1"),
+        ({"subcrop": 9}, "subcrop is 9; it must be patch, 12, or less by an even number"),
         ({"canvas": 29}, "needs 30 px .* canvas has 29; enlarge canvas or shrink"),
         ({"steps": 4}, "steps below cells, 4"),
-        ({"skip": 3}, "skip is 3 and steps is 3; skip is below steps"),
+        ({"skip": 3}, "skip is 3 and steps is 3; skip must be below steps"),
         ({"scale": 0.0}, "scale above 0"),
     ],
 )

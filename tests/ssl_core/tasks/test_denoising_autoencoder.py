@@ -117,12 +117,12 @@ def test_there_is_no_way_around_the_encoder():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"canvas": 4}, "canvas starts at 8 px"),
-        ({"block": 300}, "block lies between 1 px and canvas"),
+        ({"canvas": 4}, "canvas must be at least 8 px"),
+        ({"block": 300}, "block must be between 1 px and canvas"),
         ({"noise": "fog"}, "noise is 'fog'; it can be masking, salt_pepper or gaussian"),
         ({"error": "absolute"}, "error is 'absolute'; it can be squared"),
-        ({"level": 1.0}, "level is 1.0; it is above 0, and below 1"),
-        ({"untouched": 2.0}, "untouched and flip lie between 0 and 1"),
+        ({"level": 1.0}, "level is 1.0; it must be above 0, and below 1"),
+        ({"untouched": 2.0}, "untouched and flip must be between 0 and 1"),
     ],
 )
 def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):

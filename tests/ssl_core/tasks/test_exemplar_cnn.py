@@ -112,11 +112,11 @@ def test_its_representation_is_of_the_whole_image_and_needs_no_number():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"size": 41}, "size is 41 px and canvas 40; size starts at 8 and fits the canvas"),
+        ({"size": 41}, "size is 41 px and canvas 40; size must be at least 8 and at most the canvas"),
         ({"classes": 1}, "classes is 1; a choice needs at least 2"),
-        ({"zoom": 0.7}, "zoom is 0.7; a factor starts at 1"),
-        ({"translate": 1.0}, "translate is 1.0; it lies in .0, 1."),
-        ({"hue": 0.6}, "hue lies between 0 and 0.5"),
+        ({"zoom": 0.7}, "zoom is 0.7; a factor must be at least 1"),
+        ({"translate": 1.0}, "translate is 1.0; it must be at least 0 and below 1"),
+        ({"hue": 0.6}, "hue must be between 0 and 0.5"),
         ({"seeds": "edge"}, "seeds can be gradient or centre"),
     ],
 )

@@ -99,11 +99,11 @@ def test_its_representation_is_of_the_whole_image(standardise):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"views": 1}, "out at 1, views at 2"),
-        ({"min_area": 0.0}, "min_area is 0.0; it is a share, above 0"),
-        ({"grey": 1.2}, "grey is 1.2; it lies between 0 and 1"),
-        ({"hue": 0.6}, "hue is 0.6; it lies between 0 and 0.5"),
-        ({"margin": 5.0}, "margin is 5.0; it lies above 0 and at most at 4"),
+        ({"views": 1}, "out at least 1, views at least 2"),
+        ({"min_area": 0.0}, "min_area is 0.0; it is a share and must be above 0"),
+        ({"grey": 1.2}, "grey is 1.2; it must be between 0 and 1"),
+        ({"hue": 0.6}, "hue is 0.6; it must be between 0 and 0.5"),
+        ({"margin": 5.0}, "margin is 5.0; it must be above 0 and at most 4"),
     ],
 )
 def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):

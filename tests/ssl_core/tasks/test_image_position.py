@@ -122,9 +122,9 @@ def test_an_encoder_that_does_not_fit_is_refused_with_the_key_to_change(build, s
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"jitter": 2}, "gap at twice jitter"),
+        ({"jitter": 2}, "gap at least twice jitter"),
         ({"canvas": 224}, "needs 252 px .* canvas has 224; enlarge canvas or shrink"),
-        ({"seen": 0.0}, "shown and seen are shares above 0"),
+        ({"seen": 0.0}, "shown and seen must be shares above 0"),
         ({"colour": "grey"}, "colour is 'grey'; it can be drop, project or keep"),
     ],
 )

@@ -155,9 +155,9 @@ def test_two_by_two_puzzles_and_the_whole_canvas_can_be_represented():
         ({"canvas": 200}, "need 254 px"),
         ({"grid": 4}, "can be 2 or 3"),
         ({"grid": 2, "permutations": 25}, "4 tiles have 2 to 24 orders"),
-        ({"tile": 3}, "tile starts at 4"),
+        ({"tile": 3}, "tile must be at least 4"),
         ({"grey": 1.5}, "between 0 and 1"),
-        ({"per_image": 0}, "start at 1"),
+        ({"per_image": 0}, "must be at least 1"),
         ({"representation": "puzzle"}, "can be tiles or canvas"),
     ],
 )
@@ -168,7 +168,7 @@ def test_bad_values_are_refused_in_a_sentence(fields, sentence):
 
 def test_orders_of_another_puzzle_are_refused():
     task = puzzle()
-    with pytest.raises(ValueError, match="holds 20 orders of 9 tiles, the task asks for 21 of 9"):
+    with pytest.raises(ValueError, match="holds 20 orders of 9 tiles, the task needs 21 of 9"):
         Jigsaw(**{**PLAIN, "permutations": 21}, permutation_set=task.permutation_set).make_batch(
             noise(task, 2), generator()
         )

@@ -100,10 +100,10 @@ def test_an_encoder_that_does_not_fit_is_refused_with_the_key_to_change(build, s
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"size": 200}, "size is a multiple of patch"),
+        ({"size": 200}, "size must be a multiple of patch"),
         ({"masked": 1.0}, "leaves 0 of 196 patches"),
         ({"masked": 0.0}, "leaves 196 of 196 patches"),
-        ({"flip": 2.0}, "flip is 2.0; it lies between 0 and 1"),
+        ({"flip": 2.0}, "flip is 2.0; it must be between 0 and 1"),
         ({"heads": 3}, "width is 512, heads 3"),
     ],
 )

@@ -187,12 +187,12 @@ def test_its_representation_is_of_the_whole_image():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"size": 2}, "canvas and size start at 8 px"),
-        ({"queue": 0}, "queue, splits, hidden, out and layers at 1"),
+        ({"size": 2}, "canvas and size must be at least 8 px"),
+        ({"queue": 0}, "queue, splits, hidden, out and layers at least 1"),
         ({"min_area": 1.5}, "min_area is 1.5; it is a share"),
-        ({"momentum": 1.1}, "momentum is 1.1; it lies between 0 and 1"),
-        ({"hue": 0.7}, "hue is 0.7; it lies between 0 and 0.5"),
-        ({"zoom": 0.5}, "zoom is 0.5; it is a factor and starts at 1"),
+        ({"momentum": 1.1}, "momentum is 1.1; it must be between 0 and 1"),
+        ({"hue": 0.7}, "hue is 0.7; it must be between 0 and 0.5"),
+        ({"zoom": 0.5}, "zoom is 0.5; it is a factor and must be at least 1"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
     ],
 )

@@ -246,15 +246,15 @@ def test_the_plain_form_has_crops_only_and_words_of_one_layer():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"crop": 4}, "start at 8 px"),
+        ({"crop": 4}, "must be at least 8 px"),
         ({"patches": 10}, "patches is 10; the grid has 0 to 9"),
         ({"frame": 8}, "do not fit the frame of 8; raise frame"),
-        ({"min_area": 0.95}, "min_area is at most max_area"),
-        ({"words": 1}, "words start at 2"),
-        ({"sharpness": 0.0}, "sharpness and scale are above 0"),
+        ({"min_area": 0.95}, "min_area must be at most max_area"),
+        ({"words": 1}, "words must be at least 2"),
+        ({"sharpness": 0.0}, "sharpness and scale must be above 0"),
         ({"lower": "stage3"}, "lower another one or none"),
-        ({"momentum": 1.1}, "momentum is 1.1; it lies between 0 and 1"),
-        ({"shear": 90}, "shear is 90; it lies in"),
+        ({"momentum": 1.1}, "momentum is 1.1; it must be between 0 and 1"),
+        ({"shear": 90}, "shear is 90; it must be at least 0"),
     ],
 )
 def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):

@@ -132,11 +132,11 @@ def test_its_representation_is_of_the_middle_of_the_canvas():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"canvas": 64}, "size lies between 8 px and canvas"),
+        ({"canvas": 64}, "size must be between 8 px and canvas"),
         ({"kind": "rigid"}, "kind is 'rigid'; it can be affine or projective"),
         ({"fill": "grey"}, "fill is 'grey'; it can be reflection or zeros"),
         ({"corner": 0.3}, "corner between 0 and 0.2"),
-        ({"degrees": 270.0}, "degrees lies between 0 and 180"),
+        ({"degrees": 270.0}, "degrees must be between 0 and 180"),
     ],
 )
 def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):

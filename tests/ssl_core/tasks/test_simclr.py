@@ -85,11 +85,11 @@ def test_its_representation_is_of_the_whole_image():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"size": 2}, "canvas and size start at 8 px"),
+        ({"size": 2}, "canvas and size must be at least 8 px"),
         ({"min_area": 1.5}, "min_area is 1.5; it is a share"),
-        ({"grey": -0.1}, "grey is -0.1; it lies between 0 and 1"),
-        ({"jitter": 3.0}, "jitter is 3.0; it lies between 0 and 2"),
-        ({"zoom": 0.5}, "zoom is 0.5; it is a factor and starts at 1"),
+        ({"grey": -0.1}, "grey is -0.1; it must be between 0 and 1"),
+        ({"jitter": 3.0}, "jitter is 3.0; it must be between 0 and 2"),
+        ({"zoom": 0.5}, "zoom is 0.5; it is a factor and must be at least 1"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
     ],
 )

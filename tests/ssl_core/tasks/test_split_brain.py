@@ -150,9 +150,9 @@ def test_regression_fits_a_batch():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"canvas": 184}, "stride is 15 px and canvas 184 px; canvas starts at 8 and must be a multiple"),
+        ({"canvas": 184}, "stride is 15 px and canvas 184 px; canvas must be at least 8 and a multiple"),
         ({"answers": "both"}, "answers is 'both'; it can be classes or values"),
-        ({"l_bins": 1}, "l_bins starts at 2"),
+        ({"l_bins": 1}, "l_bins must be at least 2"),
     ],
 )
 def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):

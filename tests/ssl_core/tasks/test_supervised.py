@@ -52,12 +52,12 @@ def test_the_head_is_linear_on_the_pooled_last_stage():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"classes": 1}, "classes at 2"),
-        ({"size": 4}, "start at 8 px"),
-        ({"smoothing": 1.0}, "smoothing is 1.0; it lies in"),
+        ({"classes": 1}, "classes at least 2"),
+        ({"size": 4}, "must be at least 8 px"),
+        ({"smoothing": 1.0}, "smoothing is 1.0; it must be at least 0"),
         ({"min_area": 0}, "min_area is 0"),
         ({"grey": 2}, "grey is 2"),
-        ({"shear": 90}, "shear is 90; it lies in"),
+        ({"shear": 90}, "shear is 90; it must be at least 0"),
     ],
 )
 def test_bad_values_are_refused_in_a_sentence(fields, sentence):

@@ -103,10 +103,10 @@ def test_its_last_layer_is_the_mean_of_the_latent():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"latent": 0}, "latent at 1"),
+        ({"latent": 0}, "latent at least 1"),
         ({"likelihood": "laplace"}, "likelihood is 'laplace'; it can be bernoulli or gaussian"),
-        ({"deviation": 0.0}, "deviation is above 0"),
-        ({"beta": -1.0}, "beta starts at 0"),
+        ({"deviation": 0.0}, "deviation must be above 0"),
+        ({"beta": -1.0}, "beta at least 0"),
     ],
 )
 def test_a_bad_field_is_answered_in_a_sentence(fields, sentence):

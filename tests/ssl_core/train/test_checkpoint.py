@@ -134,12 +134,12 @@ class Tinted(Upside):
 
 def test_a_model_brings_its_artefacts_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artefact, "_FOLDERS", [])
-    artefact.look_in(tmp_path / "store")
-    task = Tinted(tint=artefact.keep(tmp_path / "store", {"rgb": torch.ones(3)}))
+    artefact.search_in(tmp_path / "store")
+    task = Tinted(tint=artefact.store(tmp_path / "store", {"rgb": torch.ones(3)}))
     checkpoint.save_model(tmp_path / "model", task, ENCODER, task.build(ENCODER.build).state_dict())
     (tmp_path / "model").rename(tmp_path / "elsewhere")
     monkeypatch.setattr(artefact, "_FOLDERS", [])
-    monkeypatch.setattr(artefact, "_HELD", {})
+    monkeypatch.setattr(artefact, "_LOADED", {})
     with pytest.raises(artefact.MissingArtefactError):
         artefact.load(task.tint)
     loaded, _ = load_model(tmp_path / "elsewhere", tasks={"Tinted": Tinted})
@@ -149,8 +149,8 @@ def test_a_model_brings_its_artefacts_along(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_model_without_one_of_its_artefacts_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artefact, "_FOLDERS", [])
-    artefact.look_in(tmp_path / "store")
-    task = Tinted(tint=artefact.keep(tmp_path / "store", {"rgb": torch.zeros(3)}))
+    artefact.search_in(tmp_path / "store")
+    task = Tinted(tint=artefact.store(tmp_path / "store", {"rgb": torch.zeros(3)}))
     weights = task.build(ENCODER.build).state_dict()
     checkpoint.save_model(tmp_path / "model", task, ENCODER, weights)
     (tmp_path / "model" / artefact.file_name(task.tint)).unlink()
@@ -171,10 +171,10 @@ def _edit(folder: Path, **changes: object) -> None:
     ("changes", "sentence"),
     [
         ({"format": 9}, "has format 9 and this version of pretext reads 1"),
-        ({"task": "jigsaw"}, "trained on the task 'jigsaw'; this version knows Upside"),
+        ({"task": "jigsaw"}, "trained on the task 'jigsaw'; this version has only Upside"),
         ({"task_fields": {"canvas": 8, "colour": 1}}, "Upside has no field colour"),
         ({"head.weight": None}, "lacks head.weight"),
-        ({"encoder": {"name": "resnet18", "width": 0.25, "stem": "cifar"}}, "has in another shape encoder"),
+        ({"encoder": {"name": "resnet18", "width": 0.25, "stem": "cifar"}}, "has with another shape encoder"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_in_a_sentence(
