@@ -1,7 +1,7 @@
 """`pretext`: the commands. Results go to stdout, progress and errors to stderr.
 
 Exit status: 0 done; 1 failed; 2 wrong use or recipe; 3 nothing to do; 4 the version did not become champion;
-129, 130, 143 stopped by a signal.
+129, 129, 130, 143 stopped by a signal.
 Imports that take seconds (torch, Ray, MLflow) are inside the commands that need them.
 """
 

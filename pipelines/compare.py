@@ -161,7 +161,7 @@ def _train_and_evaluate(context: RunContext, parent: Tracker) -> Contender:
         with at_work(context, parent.run_id) as (tracker, lease):
             artefacts(context, lease)
             pretrain(context, tracker, lease)
-            evaluation = evaluate(context, tracker, anew=False)
+            evaluation = evaluate(context, tracker, lease, anew=False)
             curve = [(point.step, point.metrics) for point in tracker.points()]
             return replace(who, evaluation=evaluation, **training_cost(curve, spec.run.train.batch_size))
     except PretextError as error:

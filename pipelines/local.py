@@ -70,7 +70,7 @@ def run_pipeline(recipe: Recipe) -> Summary:
         with at_work(context) as (tracker, lease):
             artefacts(context, lease)
             pretrain(context, tracker, lease)
-            evaluation = evaluate(context, tracker)
+            evaluation = evaluate(context, tracker, lease)
             registered = register(context, tracker, evaluation) if spec.registration else None
         return Summary(context, ingested, evaluation, registered, time.monotonic() - began)
 
@@ -99,8 +99,8 @@ def evaluate_alone(recipe: Recipe) -> tuple[Evaluation, RunContext]:
         context = resolve(recipe.spec(), progress)
         context.require_model()
         evaluated_with(context)  # what is missing is reported before the run's record is opened
-        with at_work(context) as (tracker, _):
-            return evaluate(context, tracker), context
+        with at_work(context) as (tracker, lease):
+            return evaluate(context, tracker, lease), context
 
 
 def register_alone(recipe: Recipe) -> Registered:

@@ -84,8 +84,13 @@ def _start(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     cpus = max(2, len(os.sched_getaffinity(0)))  # with a single CPU a pipeline of two stages would starve
     local: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    before = signal.getsignal(signal.SIGTERM)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
+        if (
+            in_main
+        ):  # Ray's processes inherit it: a terminal that closes must not take the workers before they checkpoint
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if address:
             _check_listening(address)
         ray.init(**({"address": address} if address else local), **quiet)
@@ -96,8 +101,9 @@ def _start(address: str | None) -> None:
             raise ClusterError(f"the Ray cluster at {address} does not answer; check its address: {reason}") from error
         raise ClusterError(f"Ray did not start on this machine (is it very busy? try again): {reason}") from error
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray installs one that exits without unwinding the stack
+        if in_main:
+            for number, handler in before.items():  # Ray's own for SIGTERM exits without unwinding the stack
+                signal.signal(number, handler)
 
 
 def _check_listening(address: str) -> None:

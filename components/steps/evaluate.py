@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from components.evaluation.result import Evaluation
 from components.steps.context import RunContext
 from components.steps.evaluation_data import evaluated_with
+from components.storage.lease import ExclusiveLease, require
 from components.training.run_folder import EVALUATION, MODEL, REPORT
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from components.tracking.tracker import Tracker
 
 
-def evaluate(context: RunContext, tracker: Tracker, anew: bool = True) -> Evaluation:
+def evaluate(context: RunContext, tracker: Tracker, lease: ExclusiveLease, anew: bool = True) -> Evaluation:
     """The evaluation of the run's encoder; it, its figures and the report are put into the run's folder and MLflow.
 
     anew: False reuses the run's last evaluation if the same probes were run on the same samples.
@@ -24,7 +25,8 @@ def evaluate(context: RunContext, tracker: Tracker, anew: bool = True) -> Evalua
     Raises:
         StepError: the run has no model.
         CorpusError, StorageError, FactorsError: the evaluation data cannot be read.
-        ValueError: the labelled corpora cannot be used.
+        InputError: the labelled corpora cannot be used.
+        TakenOver: another process has taken the run over; nothing was written since then.
     """
     from components.evaluation.evaluate import evaluate as run_probes
     from components.evaluation.evaluate import evaluation_set, untrained
@@ -42,6 +44,7 @@ def evaluate(context: RunContext, tracker: Tracker, anew: bool = True) -> Evalua
     context.progress.say(f"evaluate {context.name}")
     run = context.spec.run
     evaluation, evidence = run_probes(task, trained, untrained(task, run.encoder, run.train.seed), **data)
+    require(lease.record)
     _record(context, tracker, evaluation, evidence)
     return evaluation
 

@@ -1,7 +1,7 @@
 """What surrounds the steps of a run: only one process writes at a time, and the MLflow run is always closed.
 
 with at_work(context) as (tracker, lease):
-    pretrain(context, tracker, lease); evaluate(context, tracker); ...
+    pretrain(context, tracker, lease); evaluate(context, tracker, lease); ...
 """
 
 from __future__ import annotations
