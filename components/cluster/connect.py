@@ -87,9 +87,7 @@ def _start(address: str | None) -> None:
     in_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        if (
-            in_main
-        ):  # Ray's processes inherit it: a terminal that closes must not take the workers before they checkpoint
+        if in_main:  # Ray's processes inherit it: a closed terminal must not end workers before they checkpoint
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if address:
             _check_listening(address)
