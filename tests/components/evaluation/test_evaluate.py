@@ -304,7 +304,7 @@ def test_a_broken_encoder_does_not_pass_the_gate(parts):
         for weight in model.parameters():
             weight.zero_()
     evaluation, _ = evaluate(TASK, model, untrained(TASK, ENCODER_SPEC, 0), *parts, settings=QUICK, device="cpu")
-    assert "nearly the same features" in evaluation.collapse
+    assert "nearly the same" in evaluation.collapse
     assert evaluation.metrics()["evaluation/collapsed"] == 1
 
 

@@ -187,7 +187,7 @@ def test_errors_of_the_user_come_as_one_sentence(tmp_path: Path):
 def test_a_storage_that_fails_stops_the_ingest_with_its_name_and_keeps_what_was_committed(tmp_path: Path):
     source = pictures(tmp_path / "source", range(130))
     (source / "zz.png").symlink_to("/proc/self/mem")  # a regular file that answers EIO
-    refused = r"^.*/source/zz\.png: the device fails to read or write; see the system's log$"
+    refused = r"^.*/source/zz\.png: the device cannot be read or written; see the system log$"
     with pytest.raises(StorageError, match=refused):
         take(source, rows_per_shard=64, commit_seconds=0)
     (source / "zz.png").unlink()
