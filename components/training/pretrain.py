@@ -34,8 +34,13 @@ from components.storage.home import pretext_home
 from components.storage.lease import ExclusiveLease, require
 from components.training.run_folder import RunFolder
 from components.training.snapshot import repair
+<<<<<<< HEAD
 from components.training.worker import Training, place, work
 from ssl_core.errors import user_message
+=======
+from components.training.worker import Training, pyarrow_location, work
+from ssl_core.errors import told
+>>>>>>> prose2
 from ssl_core.train.loop import Outcome, Point
 from ssl_core.train.run import Run
 from ssl_core.types import CorpusVersion
@@ -108,7 +113,7 @@ def pretrain(
 
 
 def _trainer(training: Training, cluster: Cluster) -> TorchTrainer:
-    path, filesystem = place(training.folder.storage)
+    path, filesystem = pyarrow_location(training.folder.storage)
     return TorchTrainer(
         work,
         train_loop_config={"training": training},

@@ -153,7 +153,7 @@ class ReportingStore:
             require(self.lease)
             name = checkpoint.name_of(step)
             self.folder.put(name, lambda path: checkpoint.save(path, *state))
-            reported = ray.train.Checkpoint(*place(join(self.folder.uri, name)))
+            reported = ray.train.Checkpoint(*pyarrow_location(join(self.folder.uri, name)))
         ray.train.report({"step": step}, reported, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
     def publish(self, write: Callable[[Path], None]) -> None:
@@ -161,7 +161,7 @@ class ReportingStore:
         self.folder.put(MODEL, write)
 
 
-def place(uri: str) -> tuple[str, pyarrow.fs.FileSystem]:
+def pyarrow_location(uri: str) -> tuple[str, pyarrow.fs.FileSystem]:
     """Path and pyarrow file system of a URI, through fsspec, so that all parts of a run use the same client."""
     if "://" not in uri:
         return uri, pyarrow.fs.LocalFileSystem()

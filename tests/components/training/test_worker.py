@@ -20,7 +20,7 @@ from components.storage.lease import ExclusiveLease, TakenOver
 from components.training import worker
 from components.training.pretrain import sentence
 from components.training.run_folder import RunFolder
-from components.training.worker import FINAL, TRACE, ReportingStore, Training, _fault, place, work
+from components.training.worker import FINAL, TRACE, ReportingStore, Training, _fault, pyarrow_location, work
 from ssl_core.data.layout import ShardError
 from ssl_core.errors import InputError, PretextError
 from ssl_core.nn.encoders import EncoderSpec
@@ -128,7 +128,7 @@ def test_a_place_is_a_path_and_the_file_system_that_reads_it(tmp_path: Path, s3:
         (str(tmp_path / "file"), pyarrow.fs.LocalFileSystem, b"here"),
         ("s3://worker-place/file", pyarrow.fs.PyFileSystem, b"there"),
     ):
-        path, files = place(uri)
+        path, files = pyarrow_location(uri)
         assert isinstance(files, kind)
         with files.open_input_stream(path) as stream:
             assert stream.read() == content
