@@ -34,13 +34,8 @@ from components.storage.home import pretext_home
 from components.storage.lease import ExclusiveLease, require
 from components.training.run_folder import RunFolder
 from components.training.snapshot import repair
-<<<<<<< HEAD
-from components.training.worker import Training, place, work
-from ssl_core.errors import user_message
-=======
 from components.training.worker import Training, pyarrow_location, work
-from ssl_core.errors import told
->>>>>>> prose2
+from ssl_core.errors import user_message
 from ssl_core.train.loop import Outcome, Point
 from ssl_core.train.run import Run
 from ssl_core.types import CorpusVersion
