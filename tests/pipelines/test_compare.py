@@ -176,6 +176,7 @@ def test_the_supervised_reference_is_recorded_where_the_others_are(tmp_path: Pat
         _reference([poor])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_comparison_evaluates_all_but_what_fails_and_trains_nothing_that_is_trained(tmp_path: Path) -> None:
     bad = variant(tmp_path, "bad", **{"lr: 0.05": "lr: 1.0e+30"})
