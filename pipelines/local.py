@@ -19,13 +19,13 @@ from components.corpus.corpus import Corpus, CorpusError
 from components.evaluation.result import Evaluation
 from components.ingest.ingest import IngestReport
 from components.steps.artefacts import artefacts
-from components.steps.context import CorpusSpec, RunContext, StepError, resolve
+from components.steps.context import CorpusSpec, RunContext, resolve
 from components.steps.evaluate import evaluate
-from components.steps.evaluation_data import evaluated_with, factors_of
+from components.steps.evaluation_data import evaluated_with, factors_of, last_evaluation
 from components.steps.ingest import ingest_corpora, ingest_corpus
 from components.steps.pretrain import pretrain
 from components.steps.progress import Advance
-from components.steps.register import register, require_evaluation
+from components.steps.register import register
 from components.steps.session import at_work, exclusively
 from pipelines.config import CorpusSection, Recipe
 from pipelines.console import Terminal
@@ -106,11 +106,11 @@ def evaluate_alone(recipe: Recipe) -> tuple[Evaluation, RunContext]:
 def register_alone(recipe: Recipe) -> Registered:
     """Register the encoder that the recipe has trained and evaluated. Raises what `run_pipeline` raises."""
     spec = recipe.spec()
-    if spec.registration is None:
-        raise StepError("the recipe has no section `register`; add `register: {model: NAME}`")
+    spec.require_registration()
     with stoppable(), Terminal() as progress:
         context = resolve(spec, progress)
-        evaluation = require_evaluation(context)
+        context.require_model()
+        evaluation = last_evaluation(context)
         with at_work(context) as (tracker, _):
             return register(context, tracker, evaluation)
 

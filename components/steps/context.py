@@ -6,8 +6,10 @@ RunSpec (what a recipe requests) -> resolve -> RunContext (what exactly is done,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from components.cluster.connect import Cluster
@@ -106,6 +108,16 @@ class RunSpec:
         """All corpora of the recipe, the unlabelled one first."""
         return tuple(corpus for corpus in (self.corpus, self.probe_train, self.probe_test) if corpus is not None)
 
+    def require_registration(self) -> Registration:
+        """The registration that was requested.
+
+        Raises:
+            StepError: the recipe registers nothing.
+        """
+        if self.registration is None:
+            raise StepError("the recipe has no section `register`; add `register: {model: NAME}`")
+        return self.registration
+
     @property
     def learning(self) -> dict[str, Any]:
         """The part of the recipe that decides the weights."""
@@ -165,6 +177,18 @@ class RunContext:
             raise StepError(
                 f"run {self.name} has no trained model; `pretext pretrain` comes first{f' ({other})' if other else ''}"
             )
+
+    @contextmanager
+    def model(self) -> Iterator[Path]:
+        """A folder of this machine with the run's model, for the block.
+
+        Raises:
+            StepError: the run has no model yet.
+        """
+        self.require_model()
+        with self.folder.local_copy(MODEL) as folder:
+            assert folder is not None, "it is there"
+            yield folder
 
     def trained_otherwise(self) -> str:
         """A sentence on a run of the same recipe that has a model and another key; empty if there is none."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from components.evaluation.result import Evaluation
-from components.steps.context import RunContext
-from components.steps.evaluation_data import evaluated_with
+from components.steps.context import RunContext, StepError
+from components.steps.evaluation_data import evaluated_with, last_evaluation
 from components.storage.lease import ExclusiveLease, require
 from components.training.run_folder import EVALUATION, MODEL, REPORT
 
@@ -33,13 +34,13 @@ def evaluate(context: RunContext, tracker: Tracker, lease: ExclusiveLease, anew:
     from ssl_core.train.saved_model import load_model
 
     data = evaluated_with(context)
-    known = None if anew else _last(context)
-    if known and known.evaluation_set == evaluation_set(**data):
-        context.progress.say(f"evaluate {context.name}: evaluated already")
-        return known
-    context.require_model()
-    with context.folder.local_copy(MODEL) as folder:
-        assert folder is not None, "it is there"
+    if not anew:
+        with suppress(StepError):  # a missing or damaged evaluation is made anew
+            known = last_evaluation(context)
+            if known.evaluation_set == evaluation_set(**data):
+                context.progress.say(f"evaluate {context.name}: evaluated already")
+                return known
+    with context.model() as folder:
         task, trained = load_model(folder)
     context.progress.say(f"evaluate {context.name}")
     run = context.spec.run
@@ -47,15 +48,6 @@ def evaluate(context: RunContext, tracker: Tracker, lease: ExclusiveLease, anew:
     require(lease.record)
     _record(context, tracker, evaluation, evidence)
     return evaluation
-
-
-def _last(context: RunContext) -> Evaluation | None:
-    """The run's last evaluation; None if there is none that can be read."""
-    written = context.folder.read(EVALUATION)
-    try:
-        return Evaluation.from_json(written.decode()) if written else None
-    except ValueError:
-        return None
 
 
 def _record(context: RunContext, tracker: Tracker, evaluation: Evaluation, evidence: Evidence) -> None:

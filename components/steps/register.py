@@ -8,28 +8,10 @@ from typing import TYPE_CHECKING
 from components.evaluation.result import Evaluation
 from components.steps.context import RunContext, StepError
 from components.steps.evaluation_data import evaluated_with
-from components.training.run_folder import EVALUATION, MODEL
 
 if TYPE_CHECKING:
     from components.registry.register import Registered
     from components.tracking.tracker import Tracker
-
-
-def require_evaluation(context: RunContext) -> Evaluation:
-    """The run's last evaluation.
-
-    Raises:
-        StepError: the run has no model, has not been evaluated, or its evaluation cannot be read.
-    """
-    context.require_model()
-    written = context.folder.read(EVALUATION)
-    if written is None:
-        raise StepError(f"run {context.name} has not been evaluated; `pretext evaluate` comes first")
-    try:
-        return Evaluation.from_json(written.decode())
-    except ValueError as error:  # undecodable bytes as well
-        where = context.folder.uri_of(EVALUATION)
-        raise StepError(f"{where} is damaged ({error}); `pretext evaluate` writes it anew") from None
 
 
 def register(context: RunContext, tracker: Tracker, evaluation: Evaluation) -> Registered:
@@ -45,9 +27,7 @@ def register(context: RunContext, tracker: Tracker, evaluation: Evaluation) -> R
     from ssl_core.train.saved_model import load_model, read_config
 
     spec = context.spec
-    registration = spec.registration
-    if registration is None:
-        raise StepError("the recipe has no section `register`; add `register: {model: NAME}`")
+    registration = spec.require_registration()
     context.require_model()
 
     def reevaluate(champion: Path) -> Evaluation:
@@ -61,8 +41,7 @@ def register(context: RunContext, tracker: Tracker, evaluation: Evaluation) -> R
         raise StepError(f"nothing can be registered: {tracker.trouble}; `pretext register` tries again")
     tags = {"corpus": spec.corpus.name, "corpus_version": context.corpus.version}
     tags |= {"corpus_digest": context.corpus.digest, "task": spec.task_name, "code": context.code}
-    with context.folder.local_copy(MODEL) as folder:
-        assert folder is not None, "it is there"
+    with context.model() as folder:
         size = spec.sample_format.size
         candidate = Candidate(folder, evaluation, context.key, tracker.run_id, size, tags)
         return register_model(

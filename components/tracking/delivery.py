@@ -203,10 +203,9 @@ class MlflowRun:
         self._call(client.set_terminated, run_id, entry.record["status"], entry.record["time_ms"])
 
     def _refuse(self, record: Record, error: Exception) -> None:
-        log.warning(
-            "The tracker refused a record (%s); it is kept in %s", explain(error, self.uri), self.journal.folder
-        )
-        self.journal.refuse(record, explain(error, self.uri))
+        sentence = explain(error, self.uri)
+        log.warning("The tracker refused a record (%s); it is kept in %s", sentence, self.journal.folder)
+        self.journal.refuse(record, sentence)
 
     def _call(self, do: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Calls MLflow. Raises MlflowException if it refuses for good, Unavailable for anything that may pass."""
